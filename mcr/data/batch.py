@@ -1,0 +1,64 @@
+"""Batch: the one contract between data and objectives.
+
+The loader fills it, the pretrainer moves it to the device, the objectives read it. Dimensions come
+from the dataset, never from constants.
+
+    B clips   F = 5 frames   H W pixels   S state dim   A action dim   L window steps
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+START, EARLY, MIDDLE, LATE, END = range(5)  # the five frames of a clip, in time order
+NUM_FRAMES = 5
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Sizes that the dataset dictates to the objectives: S, A and L above."""
+
+    state: int
+    action: int
+    window: int
+
+
+@dataclass
+class Batch:
+    """B clips as they travel from the loader to the losses.
+
+    frames:          uint8   [B, F, 3, H, W]   as stored; cropped and normalised on the device
+    crops:           float32 [B, F, 4]         top, left, height, width in pixels of `frames`
+    actions:         float32 [B, F, A]         the action at each of the five frames
+    window_states:   float32 [B, 2, L, S]      states around EARLY (0) and LATE (1)
+    window_actions:  float32 [B, 2, L - 1, A]  actions between those states
+    samples:         int64   [B]               sample numbers, so that a bad batch can be named
+    """
+
+    frames: Tensor
+    crops: Tensor
+    actions: Tensor
+    window_states: Tensor
+    window_actions: Tensor
+    samples: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on `device`; asynchronous from pinned memory."""
+        return Batch(
+            **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
+        )
+
+    def pin_memory(self) -> Batch:
+        """Called by `DataLoader(pin_memory=True)`."""
+        return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+
+    @property
+    def dimensions(self) -> Dimensions:
+        return Dimensions(
+            state=self.window_states.shape[-1],
+            action=self.actions.shape[-1],
+            window=self.window_states.shape[-2],
+        )

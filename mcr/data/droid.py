@@ -1,0 +1,236 @@
+"""DROID's RLDS schema: record -> Episode, and what its fields really mean.
+
+A data set is a folder `<dir>/{dataset_info.json, features.json, <name>-train.tfrecord-*}`; a record
+is one episode. Nothing here depends on the shards' base name or on the prefix of `file_path`.
+Sizes come from `features.json`, so that a robot with other dimensions or cameras, recorded in the
+same schema, is read without a code change.
+
+What the fields mean (checked on all 32,212 steps of droid_100):
+- `action` is the absolute commanded pose (xyz + Euler angles, base frame) followed by the commanded
+  gripper position: `action_dict/cartesian_position` + `action_dict/gripper_position`, although the
+  documentation says joint velocities. Velocities are in `action_dict`.
+- float64 fields are stored as float32, bools as int64; instructions are repeated in every step.
+- Nothing is normalised; Euler angles wrap at +-pi.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mcr.data.episode import FLAGS, LANGUAGES, OBSERVATIONS, Episode, Ranges
+from mcr.data.tfrecord import BadRecord, Feature, Record, parse_example, read_records
+from mcr.errors import UserError
+
+EXTERIOR_VIEWS = ("exterior_image_1_left", "exterior_image_2_left")
+_SHARD = re.compile(r"\.tfrecord-(\d{5,})-of-(\d{5,})$")
+
+
+@dataclass(frozen=True)
+class RldsDataset:
+    """The shards of one split and the sizes of their fields.
+
+    shards:   complete, in order
+    sizes:    "action" -> 7, "action_dict/joint_velocity" -> 7, "discount" -> 0 (a scalar), ...
+    views:    names of the camera fields
+    episodes: how many records each shard should hold, if `dataset_info.json` says so
+    """
+
+    root: Path
+    shards: tuple[Path, ...]
+    sizes: dict[str, int]
+    views: tuple[str, ...]
+    episodes: tuple[int, ...] | None
+
+    @classmethod
+    def open(cls, root: str | Path) -> RldsDataset:
+        """Find the shards below `root`. Raises UserError when it is no RLDS data set, or not whole.
+
+        `root` is the version folder; a folder with a single version inside is accepted too.
+        """
+        root = Path(root)
+        if not root.is_dir():
+            raise UserError(f"{root}: no such folder; give the data set's version folder")
+        if not (root / "features.json").is_file():
+            versions = sorted(path.parent for path in root.glob("*/features.json"))
+            if len(versions) != 1:
+                found = f"; choose one of {[str(v) for v in versions]}" if versions else ""
+                raise UserError(
+                    f"{root}: no features.json; give the RLDS version folder (droid/1.0.1){found}"
+                )
+            root = versions[0]
+        shards = _find_shards(root)
+        sizes, views = _read_schema(root / "features.json")
+        return cls(root, shards, sizes, views, _shard_lengths(root, shards))
+
+    def records(self, shard: Path) -> Iterator[Record]:
+        """Every episode that a shard should hold, in order, the damaged and the lost included.
+
+        A shard that ends early (see `read_records`) yields one damaged record per lost episode,
+        as far as `dataset_info.json` tells how many there were, so that counts add up.
+        """
+        count = 0
+        for count, record in enumerate(read_records(shard), start=1):  # noqa: B007
+            yield record
+        expected = self.episodes[self.shards.index(shard)] if self.episodes else count
+        for number in range(count, expected):
+            problem = f"episode {number + 1} of {expected} is lost: the shard ends before it"
+            yield Record(shard, shard.stat().st_size, None, problem)
+
+    def parse(self, record: Record) -> Episode:
+        """Decode a record. Raises BadRecord naming shard, offset, field and sizes."""
+        example = record.example()
+        try:
+            return self._parse(example, record)
+        except BadRecord:
+            raise
+        except (ValueError, IndexError) as error:
+            raise BadRecord(record.path, record.offset, str(error)) from error
+
+    def _parse(self, example: dict[str, Feature], record: Record) -> Episode:
+        def feature(key: str) -> Feature:
+            if key not in example:
+                raise ValueError(f"the field {key} is missing")
+            return example[key]
+
+        length = len(feature("steps/is_first").ints())
+        if length == 0:
+            raise ValueError("the episode has no steps")
+        signals = {}
+        for name, size in self.sizes.items():
+            key = f"steps/observation/{name}" if name in OBSERVATIONS else f"steps/{name}"
+            values = feature(key).ints() if name in FLAGS else feature(key).floats()
+            if len(values) != length * max(size, 1):
+                raise ValueError(
+                    f"the field {key} has {len(values)} numbers; {length} steps of {size} expected"
+                )
+            signals[name] = values.reshape(length, size) if size else values
+            if name in FLAGS:
+                signals[name] = signals[name].astype(bool)
+        frame_ranges = {}
+        for view in self.views:
+            frame_ranges[view] = _frame_ranges(feature(f"steps/observation/{view}"), view, length)
+        episode = Episode(
+            payload=record.payload or b"",
+            frame_ranges=frame_ranges,
+            signals=signals,
+            languages={key: _first_text(example.get(f"steps/{key}")) for key in LANGUAGES},
+            file_path=_first_text(feature("episode_metadata/file_path")),
+            recording_folderpath=_first_text(example.get("episode_metadata/recording_folderpath")),
+        )
+        _ = episode.origin  # an unsafe file_path is a defect of the record: report it here
+        return episode
+
+
+def scan_file_paths(shard: Path) -> list[str]:
+    """`file_path` of every record, in order, "" where there is none; reads a few pages of each.
+
+    No checksum is computed: names must be known before the work is split, the reader that follows
+    checks every byte.
+    """
+    if shard.stat().st_size == 0:
+        return []
+    paths = []
+    with shard.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
+        buffer.madvise(mmap.MADV_RANDOM)
+        position = 0
+        while position + 12 <= len(buffer):
+            (length,) = struct.unpack_from("<Q", buffer, position)
+            start = position + 12
+            if start + length > len(buffer):
+                break
+            paths.append(_file_path_within(buffer, start, start + length))
+            position = start + length + 4
+    return paths
+
+
+def _file_path_within(buffer: Any, start: int, end: int) -> str:
+    try:
+        feature = parse_example(buffer, start, end).get("episode_metadata/file_path")
+        return _first_text(feature)
+    except (ValueError, IndexError):
+        return ""
+
+
+def _frame_ranges(feature: Feature, view: str, length: int) -> Ranges:
+    starts, lengths = feature.byte_ranges()
+    if len(starts) != length:
+        raise ValueError(f"the view {view} has {len(starts)} frames; {length} steps expected")
+    return starts, lengths
+
+
+def _first_text(feature: Feature | None) -> str:
+    texts = feature.byte_strings() if feature else []
+    return bytes(texts[0]).decode("utf-8") if texts else ""
+
+
+def _find_shards(root: Path) -> tuple[Path, ...]:
+    found = {}
+    for path in root.iterdir():
+        match = _SHARD.search(path.name)
+        if match and not path.name.startswith("."):
+            found[path.name] = (int(match[1]), int(match[2]), path)
+    if not found:
+        raise UserError(f"{root}: no shards (*.tfrecord-00000-of-00031); is the download complete?")
+    totals = {total for _, total, _ in found.values()}
+    present = {number for number, _, _ in found.values()}
+    if len(totals) > 1 or len(present) < len(found):
+        raise UserError(f"{root}: shards of several data sets lie in one folder; keep one")
+    return tuple(path for _, _, path in sorted(found.values()))
+
+
+def missing_shards(shards: tuple[Path, ...]) -> list[int]:
+    """Numbers of the shards that a complete data set would have and this folder has not."""
+    numbers, total = _shard_numbers(shards)
+    return sorted(set(range(total)) - set(numbers))
+
+
+def _shard_numbers(shards: tuple[Path, ...]) -> tuple[list[int], int]:
+    """The shards' numbers, and how many there are in a complete data set."""
+    matches = [match for path in shards if (match := _SHARD.search(path.name))]
+    return [int(match[1]) for match in matches], int(matches[0][2])
+
+
+def _read_schema(path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Sizes of the numeric fields and names of the views, from `features.json`."""
+    try:
+        features = json.loads(path.read_text())["featuresDict"]["features"]
+        steps = features["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+        observation = steps["observation"]["featuresDict"]["features"]
+        action_dict = steps["action_dict"]["featuresDict"]["features"]
+        sizes = {name: _size(observation[name]) for name in OBSERVATIONS}
+        sizes["action"] = _size(steps["action"])
+        sizes |= {f"action_dict/{name}": _size(f) for name, f in sorted(action_dict.items())}
+        sizes |= {name: 0 for name in ("discount", "reward", *FLAGS) if name in steps}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: not DROID's schema ({type(error).__name__}: {error}); "
+            "compare with resources/sample_droid/1.0.0/features.json"
+        ) from error
+    views = tuple(sorted(name for name, feature in observation.items() if "image" in feature))
+    return sizes, views
+
+
+def _size(feature: dict[str, Any]) -> int:
+    (size,) = feature["tensor"]["shape"]["dimensions"]
+    return int(size)
+
+
+def _shard_lengths(root: Path, shards: tuple[Path, ...]) -> tuple[int, ...] | None:
+    """Records per shard by `dataset_info.json`; None if absent or of other shards."""
+    path = root / "dataset_info.json"
+    if not path.is_file():
+        return None
+    try:
+        splits = json.loads(path.read_text())["splits"]
+        lengths = tuple(int(n) for split in splits for n in split["shardLengths"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a TFDS dataset_info.json ({error})") from error
+    numbers, total = _shard_numbers(shards)
+    return tuple(lengths[number] for number in numbers) if len(lengths) == total else None

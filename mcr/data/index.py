@@ -1,0 +1,566 @@
+"""Index: what training needs to know of a data set, found once, kept beside it.
+
+Built in one pass over RLDS shards or over a PNG/pickle tree, checksums included; opened in
+milliseconds afterwards, also by every loader worker, because everything large is memory-mapped.
+With it, training reads frames straight from the shards by byte range: no extraction needed.
+
+    <dataset>.index/
+      index.json          source, fingerprint, columns of the signals, statistics, problems
+      episodes.csv        one row per usable episode, sorted by name: for people and for filters
+      names.npy  starts.npy  lengths.npy  shards.npy      the same rows, for the sampler   [N]
+      signals.f32         all low-dimensional signals of all steps       float32 [total_steps, D]
+      frame_offsets.i64   where a frame's bytes begin in its shard       int64   [total_steps, V]
+      frame_lengths.i32   how many they are (both: shards only)          int32   [total_steps, V]
+
+Whether an episode is fit for training is a filter of the recipe (`selection.py`), not a property of
+the index; what cannot be read at all is left out and listed under "problems".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from mcr.data import pictures
+from mcr.data.droid import RldsDataset
+from mcr.data.episode import (
+    FLAGS,
+    LANGUAGES,
+    OTHER_DATA,
+    Origin,
+    read_other_data,
+    unique_names,
+)
+from mcr.data.tfrecord import BadRecord
+from mcr.errors import UserError
+
+FORMAT = "mcr-index-1"
+_EPISODES_PER_TREE_PART = 64
+_MAX_ROWS_FOR_QUANTILES = 1_000_000
+
+
+# --------------------------------------------------------------------------- reading
+
+
+class Index:
+    """An opened index. Cheap to open and to pickle: arrays are mapped, not read.
+
+    Rows are episodes, sorted by name; a step of row r is at `starts[r] + step` in the step arrays.
+    """
+
+    def __init__(self, path: str | Path):
+        """Open an index folder. Raises UserError if it is none or of another version."""
+        self.path = Path(path)
+        try:
+            self.info: dict[str, Any] = json.loads((self.path / "index.json").read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path}: no readable index ({error})") from error
+        if self.info.get("format") != FORMAT:
+            raise UserError(
+                f"{self.path}: index format {self.info.get('format')!r}, not {FORMAT!r}; "
+                "delete the folder and run again to rebuild it"
+            )
+
+    def __reduce__(self):
+        return Index, (self.path,)
+
+    @property
+    def source(self) -> Path:
+        """Folder of the data set: the tree's root, or the shards' folder."""
+        return Path(self.info["source"])
+
+    @property
+    def kind(self) -> str:
+        """ "rlds" or "tree"."""
+        return self.info["kind"]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of names, lengths and signals: the same for shards and the tree made of them."""
+        return self.info["fingerprint"]
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return tuple(self.info["views"])
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """(height, width) of every frame."""
+        height, width = self.info["frame_size"]
+        return height, width
+
+    @property
+    def suffix(self) -> str:
+        """ ".png" or ".jpg" for a tree, "" for shards."""
+        return self.info["suffix"]
+
+    def __len__(self) -> int:
+        """Number of usable episodes."""
+        return len(self.lengths)
+
+    @cached_property
+    def names(self) -> np.ndarray:
+        return np.load(self.path / "names.npy", mmap_mode="r")
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        return np.load(self.path / "starts.npy", mmap_mode="r")
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        return np.load(self.path / "lengths.npy", mmap_mode="r")
+
+    @cached_property
+    def shards(self) -> np.ndarray:
+        """Row -> position in `info["shards"]`."""
+        return np.load(self.path / "shards.npy", mmap_mode="r")
+
+    @cached_property
+    def signals(self) -> np.ndarray:
+        return self._map("signals.f32", np.float32, self.info["num_signals"])
+
+    @cached_property
+    def frame_offsets(self) -> np.ndarray:
+        return self._map("frame_offsets.i64", np.int64, len(self.views))
+
+    @cached_property
+    def frame_lengths(self) -> np.ndarray:
+        return self._map("frame_lengths.i32", np.int32, len(self.views))
+
+    def _map(self, name: str, dtype: type, width: int) -> np.ndarray:
+        shape = (self.info["total_steps"], width)
+        return np.memmap(self.path / name, dtype, mode="r", shape=shape)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per episode: name, length, session, lab, outcome, the three instructions, ..."""
+        text = {key: str for key in ("name", "session", "lab", "outcome", "date", *LANGUAGES)}
+        return pd.read_csv(self.path / "episodes.csv", dtype=text, keep_default_na=False)
+
+    def columns(self, keys: tuple[str, ...]) -> np.ndarray:
+        """Positions in `signals` of the named signals, concatenated in the given order, int64 [D].
+
+        Raises UserError naming the nearest known signal.
+        """
+        known = self.info["columns"]
+        for key in keys:
+            if key not in known:
+                raise UserError(f"{self.path}: no signal {key!r}; it has {', '.join(known)}")
+        return np.concatenate([np.arange(*known[key]) for key in keys])
+
+    def statistics(self, keys: tuple[str, ...]) -> dict[str, list[float]]:
+        """ "mean", "std", "q01", "q99" of the named signals over all steps, each of length D."""
+        columns = self.columns(keys)
+        return {
+            name: np.asarray(values)[columns].tolist()
+            for name, values in self.info["statistics"].items()
+        }
+
+    def check_source(self) -> None:
+        """Raise UserError if the data set is gone or no longer what was indexed."""
+        if not self.source.is_dir():
+            raise UserError(
+                f"{self.source}: the indexed data set is gone; was it moved or renamed?"
+            )
+        now = _stamp(self.kind, self.source)
+        then = self.info["stamp"]
+        if now != then:
+            changed = sorted(k for k in {*now, *then} if now.get(k) != then.get(k))
+            raise UserError(
+                f"{self.source}: {len(changed)} entries changed since {self.path} was built "
+                f"(first: {changed[0]}); delete that folder and run again to index the data anew"
+            )
+
+
+def default_index_path(source: str | Path) -> Path:
+    """`<dataset>.index` beside the data set: upstream's tools would stumble over it inside."""
+    source = Path(source).resolve()
+    return source.with_name(f"{source.name}.index")
+
+
+def open_index(source: str | Path, path: str | Path | None = None, workers: int = 0) -> Index:
+    """Open the index of a data set, building it first if there is none.
+
+    source:  an RLDS version folder or the root of a tree
+    path:    where the index lies; default `default_index_path`
+    workers: processes for building; 0 = one per core
+    Raises UserError if the data set is missing, empty, or changed since it was indexed.
+    """
+    _, source = _recognise(Path(source))
+    path = Path(path) if path else default_index_path(source)
+    if not path.exists():
+        build_index(source, path, workers)
+    index = Index(path)
+    if index.source != source.resolve():
+        raise UserError(
+            f"{path}: indexes {index.source}, not {source}; delete it, or choose another data.index"
+        )
+    index.check_source()
+    return index
+
+
+def _recognise(source: Path) -> tuple[str, Path]:
+    if not source.is_dir():
+        raise UserError(f"{source}: no such folder; data.root is a tree or an RLDS version folder")
+    if (source / "features.json").is_file() or list(source.glob("*/features.json")):
+        return "rlds", RldsDataset.open(source).root
+    if not _episode_folders(source):
+        raise UserError(
+            f"{source}: holds neither shards (features.json) nor episodes (*/{OTHER_DATA})"
+        )
+    return "tree", source
+
+
+def _stamp(kind: str, source: Path) -> dict[str, int]:
+    """A quick picture of the data set: sizes of shards, or names of episode folders."""
+    if kind == "rlds":
+        return {path.name: path.stat().st_size for path in RldsDataset.open(source).shards}
+    names = "\n".join(folder.name for folder in _episode_folders(source))
+    return {"episode folders": google_crc32c.value(names.encode())}
+
+
+def _episode_folders(root: Path) -> list[Path]:
+    with os.scandir(root) as entries:
+        folders = [e.path for e in entries if e.is_dir() and not e.name.startswith(".")]
+    return [Path(folder) for folder in sorted(folders)]
+
+
+# --------------------------------------------------------------------------- building
+
+
+@dataclass
+class _Part:
+    """What one shard, or one handful of folders, contributes; crosses a process border."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    signals: list[np.ndarray] = field(default_factory=list)
+    frame_offsets: list[np.ndarray] = field(default_factory=list)
+    frame_lengths: list[np.ndarray] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    columns: dict[str, tuple[int, int]] = field(default_factory=dict)
+    num_bytes: int = 0
+
+
+def build_index(source: Path, path: Path, workers: int = 0) -> Index:
+    """Index a data set in one parallel pass and print what was found.
+
+    Appears whole or not at all. Memory is bounded by the workers, not by the data set.
+    """
+    kind, source = _recognise(source)
+    partial = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{partial}: {error.strerror}; choose a place with data.index=") from error
+    try:
+        info = _write_index(kind, source, partial, workers or os.cpu_count() or 1)
+        (partial / "index.json").write_text(json.dumps(info, indent=1))
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    problems = info["problems"]
+    print(f"indexed {info['episodes']} episodes, {info['total_steps']} steps, in {path}")
+    for problem in problems[:10]:
+        print(f"  left out: {problem}")
+    if len(problems) > 10:
+        print(f"  ... and {len(problems) - 10} more: see {path / 'index.json'}")
+    return Index(path)
+
+
+def _write_index(kind: str, source: Path, folder: Path, workers: int) -> dict[str, Any]:
+    views, parts = _shard_parts(source, workers) if kind == "rlds" else _tree_parts(source, workers)
+    rows: list[dict[str, Any]] = []
+    problems: list[str] = []
+    columns: dict[str, tuple[int, int]] = {}
+    pictures_seen: Counter[tuple[int, int, str]] = Counter()
+    total_steps = 0
+    with (
+        (folder / "signals.f32").open("wb") as signals,
+        (folder / "frame_offsets.i64").open("wb") as offsets,
+        (folder / "frame_lengths.i32").open("wb") as lengths,
+    ):
+        for part in parts:
+            problems += part.problems
+            columns = columns or part.columns
+            if part.rows and part.columns != columns:
+                where = part.rows[0]["name"] or part.rows[0]["file_path"]
+                raise UserError(
+                    f"{source}: {where} has signals {part.columns}, earlier ones {columns}; "
+                    "one data set must have one set of signals"
+                )
+            for row, array in zip(part.rows, part.signals, strict=True):
+                row["start"] = total_steps
+                row["crc"] = google_crc32c.value(array.tobytes())
+                pictures_seen[row["picture"]] += 1
+                total_steps += row["length"]
+                signals.write(array.tobytes())
+            for file, arrays in ((offsets, part.frame_offsets), (lengths, part.frame_lengths)):
+                for array in arrays:
+                    file.write(array.tobytes())
+            rows += part.rows
+    usual = pictures_seen.most_common(1)[0][0] if pictures_seen else (0, 0, "")
+    problems += [
+        f"{row['name'] or row['file_path']}: frames are {row['picture']}, in other episodes {usual}"
+        for row in rows
+        if row["picture"] != usual
+    ]
+    table = _table(kind, [row for row in rows if row["picture"] == usual])
+    if table.empty:
+        shown = "".join(f"\n  {problem}" for problem in problems[:5])
+        raise UserError(f"{source}: no usable episode{shown}")
+    _write_rows(folder, table)
+    num_signals = max(end for _, end in columns.values())
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "source": str(source.resolve()),
+        "fingerprint": _fingerprint(table),
+        "episodes": len(table),
+        "total_steps": total_steps,
+        "views": views,
+        "frame_size": usual[:2],
+        "suffix": usual[2],
+        "columns": columns,
+        "num_signals": num_signals,
+        "statistics": _statistics(folder / "signals.f32", num_signals),
+        "shards": [path.name for path in RldsDataset.open(source).shards] if kind == "rlds" else [],
+        "stamp": _stamp(kind, source),
+        "problems": problems,
+    }
+
+
+def _table(kind: str, rows: list[dict[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows)
+    if table.empty:
+        return table
+    if kind == "rlds":
+        table["name"] = unique_names(table["file_path"].tolist())
+    return table.sort_values("name", ignore_index=True)
+
+
+def _write_rows(folder: Path, table: pd.DataFrame) -> None:
+    table.drop(columns=["crc", "picture"]).to_csv(folder / "episodes.csv", index=False)
+    np.save(folder / "names.npy", np.array([name.encode() for name in table["name"]]))
+    np.save(folder / "starts.npy", table["start"].to_numpy(np.int64))
+    np.save(folder / "lengths.npy", table["length"].to_numpy(np.int64))
+    np.save(folder / "shards.npy", table["shard"].to_numpy(np.int32))
+
+
+def _fingerprint(table: pd.DataFrame) -> str:
+    digest = hashlib.sha256()
+    for name, length, crc in zip(table["name"], table["length"], table["crc"], strict=True):
+        digest.update(f"{name} {length} {crc}\n".encode())
+    return digest.hexdigest()
+
+
+def _statistics(path: Path, num_signals: int) -> dict[str, list[float]]:
+    """Mean and standard deviation over all steps; quantiles over an even subsample of them."""
+    signals = np.memmap(path, np.float32, mode="r").reshape(-1, num_signals)
+    mean = np.zeros(num_signals)
+    square = np.zeros(num_signals)
+    for chunk in np.array_split(signals, max(1, len(signals) // 100_000)):
+        mean += chunk.sum(0, dtype=np.float64)
+    mean /= len(signals)
+    for chunk in np.array_split(signals, max(1, len(signals) // 100_000)):
+        square += ((chunk - mean) ** 2).sum(0)
+    stride = max(1, len(signals) // _MAX_ROWS_FOR_QUANTILES)
+    low, high = np.quantile(signals[::stride], [0.01, 0.99], axis=0)
+    return {
+        "mean": mean.tolist(),
+        "std": np.sqrt(square / len(signals)).tolist(),
+        "q01": low.tolist(),
+        "q99": high.tolist(),
+    }
+
+
+def _in_order(function: Any, tasks: list[Any], workers: int, unit: str, total: int) -> Iterator:
+    """Results in order; processes only where there is more than one worker."""
+    with tqdm(total=total, unit=unit, unit_scale=True, desc="index", disable=None) as bar:
+        if workers == 1 or len(tasks) == 1:
+            results: Any = map(function, tasks)
+            pool = None
+        else:
+            pool = ProcessPoolExecutor(min(workers, len(tasks)), get_context("spawn"))
+            results = pool.map(function, tasks)
+        try:
+            for part in results:
+                bar.update(part.num_bytes)
+                yield part
+        finally:
+            if pool:
+                pool.shutdown(cancel_futures=True)
+
+
+# --- from shards
+
+
+def _shard_parts(source: Path, workers: int) -> tuple[list[str], Iterator[_Part]]:
+    dataset = RldsDataset.open(source)
+    tasks = [(dataset, number) for number in range(len(dataset.shards))]
+    total = sum(path.stat().st_size for path in dataset.shards)
+    return list(dataset.views), _in_order(_index_shard, tasks, workers, "B", total)
+
+
+def _index_shard(task: tuple[RldsDataset, int]) -> _Part:
+    dataset, number = task
+    shard = dataset.shards[number]
+    part = _Part(num_bytes=shard.stat().st_size)
+    for record in dataset.records(shard):
+        try:
+            episode = dataset.parse(record)
+            size = pictures.size_of(episode.encoded_frame(dataset.views[0], 0))
+        except BadRecord as error:
+            part.problems.append(str(error))
+            continue
+        except ValueError as error:
+            part.problems.append(f"{shard} at byte {record.offset}: {error}")
+            continue
+        part.columns, signals = _stack(episode.signals)
+        part.signals.append(signals)
+        ranges = [episode.frame_ranges[view] for view in dataset.views]
+        part.frame_offsets.append(np.stack([begin for begin, _ in ranges], 1) + record.offset)
+        part.frame_lengths.append(np.stack([n for _, n in ranges], 1).astype(np.int32))
+        part.rows.append(
+            _row(episode.origin, "", episode.length, episode.languages, number)
+            | {
+                "record_offset": record.offset,
+                "file_path": episode.file_path,
+                "picture": (*size, ""),
+            }
+        )
+    return part
+
+
+def _row(
+    origin: Origin, name: str, length: int, languages: dict[str, str], shard: int
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "length": length,
+        "session": origin.session,
+        "lab": origin.lab,
+        "outcome": origin.outcome,
+        "date": origin.date,
+        **{key: " ".join(languages.get(key, "").split()) for key in LANGUAGES},
+        "shard": shard,
+    }
+
+
+def _stack(signals: dict[str, np.ndarray]) -> tuple[dict[str, tuple[int, int]], np.ndarray]:
+    """Columns by name, and all signals side by side: float32 [T, D]. Flags are left out."""
+    columns, arrays, position = {}, [], 0
+    for key in sorted(key for key in signals if key not in FLAGS):
+        array = np.asarray(signals[key], np.float32)
+        array = array.reshape(len(array), -1)
+        columns[key] = (position, position + array.shape[1])
+        position += array.shape[1]
+        arrays.append(array)
+    return columns, np.concatenate(arrays, axis=1)
+
+
+# --- from a tree
+
+
+def _tree_parts(source: Path, workers: int) -> tuple[list[str], Iterator[_Part]]:
+    folders = _episode_folders(source)
+    views = _tree_views(folders)
+    tasks = [
+        (folders[i : i + _EPISODES_PER_TREE_PART], views)
+        for i in range(0, len(folders), _EPISODES_PER_TREE_PART)
+    ]
+    return views, _in_order(_index_folders, tasks, workers, "episodes", len(folders))
+
+
+def _tree_views(folders: list[Path]) -> list[str]:
+    """The views that the first episode with any pictures has; others must have them too."""
+    for folder in folders:
+        views = sorted(p.name for p in folder.iterdir() if p.is_dir() and "image" in p.name)
+        if views:
+            return views
+    raise UserError(f"{folders[0].parent}: no episode has a folder of pictures (*image*)")
+
+
+def _index_folders(task: tuple[list[Path], list[str]]) -> _Part:
+    folders, views = task
+    part = _Part(num_bytes=len(folders))
+    for folder in folders:
+        try:
+            row, columns, signals = _index_folder(folder, views)
+        except (UserError, OSError, ValueError) as error:
+            part.problems.append(f"{folder.name}: {error}")
+            continue
+        part.columns = part.columns or columns
+        if columns != part.columns:
+            part.problems.append(f"{folder.name}: signals {columns}, others {part.columns}")
+            continue
+        part.signals.append(signals)
+        part.rows.append(row)
+    return part
+
+
+def _index_folder(
+    folder: Path, views: list[str]
+) -> tuple[dict[str, Any], dict[str, tuple[int, int]], np.ndarray]:
+    data = read_other_data(folder / OTHER_DATA)
+    columns, signals = _stack(_tree_signals(data))
+    suffix = ""
+    for view in views:
+        names = {path.name for path in (folder / view).iterdir()}
+        suffix = ".png" if "0.png" in names else ".jpg"
+        if names != {f"{step}{suffix}" for step in range(len(signals))}:
+            raise ValueError(
+                f"{view} holds {len(names)} files, not frames 0..{len(signals) - 1} as "
+                f"{OTHER_DATA} says; scripts/delete_short_videos.py reports such episodes"
+            )
+    origin = _tree_origin(folder.name, data)
+    languages = {
+        key: (folder / key / "0.txt").read_text(encoding="utf-8")
+        for key in LANGUAGES
+        if (folder / key / "0.txt").is_file()
+    }
+    first = (folder / views[0] / f"0{suffix}").read_bytes()
+    row = _row(origin, folder.name, len(signals), languages, 0)
+    return row | {"picture": (*pictures.size_of(first), suffix)}, columns, signals
+
+
+def _tree_signals(data: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Signals of an episode from the lists in `other_data.pkl`. Raises ValueError if unequal."""
+    length = len(data.get("action", ()))
+    if length == 0:
+        raise ValueError(f"{OTHER_DATA} has no actions")
+    signals = {}
+    for key, values in data.items():
+        if not isinstance(values, list) or key in FLAGS:
+            continue
+        if len(values) != length:
+            raise ValueError(f"{OTHER_DATA} has {len(values)} rows of {key}, {length} of action")
+        if isinstance(values[0], dict):
+            for name in values[0]:
+                signals[f"{key}/{name}"] = np.stack([np.atleast_1d(v[name]) for v in values])
+        elif values[0] is not None:  # upstream writes None for what a data set lacks
+            signals[key] = np.stack([np.atleast_1d(value) for value in values])
+    return signals
+
+
+def _tree_origin(name: str, data: dict[str, Any]) -> Origin:
+    """From the recorded path; upstream's trees have only the folder's name: <date>_<recording>."""
+    if data.get("file_path"):
+        return Origin.parse(str(data["file_path"]))
+    date, _, recording = name.partition("_")
+    return Origin(lab="", outcome="", date=date, recording=recording or name)

@@ -1,0 +1,187 @@
+"""Sampling: (seed, sample number) -> episode, view, five steps, windows and crop boxes.
+
+Pure NumPy and pure functions: sample i is the same whoever draws it, whenever, with whatever it is
+batched together. So the stream does not depend on the number of workers, processes or restarts, and
+resuming a run is one integer. The random numbers come from a counter-based generator (Philox):
+sample i owns draws [i * K, (i + 1) * K).
+
+    START  ~ U{1 .. floor(alpha*T)+1}     END ~ U{floor((1-alpha)*T)-1 .. T-1}
+    MIDDLE ~ U{2 .. T-1}   EARLY ~ U{1 .. MIDDLE-1}   LATE ~ U{MIDDLE .. T-1}
+
+Upstream's rule, kept: it never draws frame 0 and may draw LATE = MIDDLE.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mcr.data.batch import NUM_FRAMES
+from mcr.errors import UserError, require_choice
+
+TRAIN, VALIDATION = 0, 1  # independent random streams
+
+_CROP_TRIES = 10  # torchvision's RandomResizedCrop
+_DRAWS_PER_CROP = 2 * _CROP_TRIES + 2
+_STEP_DRAWS = 7  # episode, view, START, END, MIDDLE, EARLY, LATE
+_PHILOX_BLOCK = 4  # numbers per step of the counter
+_K = -(-(_STEP_DRAWS + NUM_FRAMES * _DRAWS_PER_CROP) // _PHILOX_BLOCK) * _PHILOX_BLOCK
+
+
+@dataclass
+class SamplingConfig:
+    """How clips are drawn.
+
+    alpha:         START and END lie in the first and last `alpha` of an episode
+    window:        states per window of the dynamics objective, L (paper: 3)
+    crop:          "random" (RandomResizedCrop) or "center" (the square that an encoder sees)
+    crop_per:      "frame": each of the five frames has its own box; "clip": all share one
+                   Upstream: meant clips to share it, but compares a string with a list, so every
+                   released weight was trained with a box per frame.
+    crop_scale:    area of a random crop, as a share of the frame
+    crop_ratio:    width / height of a random crop
+    """
+
+    alpha: float = 0.2
+    window: int = 3
+    crop: str = "random"
+    crop_per: str = "frame"
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __post_init__(self) -> None:
+        require_choice("data.sampling.crop", self.crop, ("random", "center"))
+        require_choice("data.sampling.crop_per", self.crop_per, ("frame", "clip"))
+        if not 0 < self.alpha < 1:
+            raise UserError(f"data.sampling.alpha={self.alpha} must lie between 0 and 1")
+        if self.window < 1:
+            raise UserError(f"data.sampling.window={self.window} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """n clips, before any pixel is read.
+
+    episodes: int64 [n]         positions in `lengths`
+    views:    int64 [n]         0 .. num_views - 1
+    steps:    int64 [n, F]      START, EARLY, MIDDLE, LATE, END
+    windows:  int64 [n, 2, L]   steps around EARLY and LATE
+    crops:    float32 [n, F, 4] top, left, height, width in pixels
+    """
+
+    episodes: np.ndarray
+    views: np.ndarray
+    steps: np.ndarray
+    windows: np.ndarray
+    crops: np.ndarray
+
+
+def draw_samples(
+    seed: int,
+    first: int,
+    count: int,
+    lengths: np.ndarray,
+    num_views: int,
+    frame_size: tuple[int, int],
+    config: SamplingConfig,
+    stream: int = TRAIN,
+    attempt: int = 0,
+) -> Draw:
+    """Samples first .. first + count - 1 of the run `seed`.
+
+    lengths:    steps of each eligible episode, int64 [n], each at least 3
+    frame_size: (height, width), for the crop boxes
+    attempt:    0; a sample whose frames cannot be read is drawn anew as attempt 1, 2, ...
+    """
+    u = _uniform(seed, first, count, stream, attempt)
+    episodes = _integer(u[:, 0], 0, len(lengths) - 1)
+    steps = _draw_steps(u[:, 2:_STEP_DRAWS], lengths[episodes], config.alpha)
+    crop_draws = u[:, _STEP_DRAWS : _STEP_DRAWS + NUM_FRAMES * _DRAWS_PER_CROP]
+    return Draw(
+        episodes=episodes,
+        views=_integer(u[:, 1], 0, num_views - 1),
+        steps=steps,
+        windows=_windows(steps[:, [1, 3]], lengths[episodes], config.window),
+        crops=_crops(crop_draws.reshape(count, NUM_FRAMES, _DRAWS_PER_CROP), frame_size, config),
+    )
+
+
+def _uniform(seed: int, first: int, count: int, stream: int, attempt: int) -> np.ndarray:
+    """Uniform numbers in [0, 1), float64 [count, K]."""
+    counter = [first * _K // _PHILOX_BLOCK, attempt, stream, 0]
+    generator = np.random.Philox(key=seed, counter=counter)
+    return (generator.random_raw(count * _K) >> np.uint64(11)).reshape(count, _K) * 2.0**-53
+
+
+def _integer(u: np.ndarray, low: np.ndarray | int, high: np.ndarray | int) -> np.ndarray:
+    """Uniform integers in low .. high, both included."""
+    return low + (u * (np.asarray(high) - low + 1)).astype(np.int64)
+
+
+def _draw_steps(u: np.ndarray, lengths: np.ndarray, alpha: float) -> np.ndarray:
+    last = lengths - 1
+    start = _integer(u[:, 0], 1, np.minimum((alpha * lengths).astype(np.int64) + 1, last))
+    end = _integer(u[:, 1], np.maximum(((1 - alpha) * lengths).astype(np.int64) - 1, 0), last)
+    middle = _integer(u[:, 2], 2, last)
+    early = _integer(u[:, 3], 1, middle - 1)
+    late = _integer(u[:, 4], middle, last)
+    return np.stack([start, early, middle, late, end], axis=1)
+
+
+def _windows(centres: np.ndarray, lengths: np.ndarray, window: int) -> np.ndarray:
+    """Steps around each centre; at the ends the window is moved in, then its last step repeated."""
+    first = np.maximum(1, centres - window // 2)
+    steps = first[..., None] + np.arange(window)
+    return np.minimum(steps, lengths[:, None, None] - 1)
+
+
+def _crops(u: np.ndarray, frame_size: tuple[int, int], config: SamplingConfig) -> np.ndarray:
+    if config.crop == "center":
+        return np.broadcast_to(center_crop(frame_size), (*u.shape[:2], 4)).astype(np.float32)
+    if config.crop_per == "clip":
+        u = np.broadcast_to(u[:, :1], u.shape)
+    return _random_crops(u, frame_size, config.crop_scale, config.crop_ratio)
+
+
+def _random_crops(
+    u: np.ndarray,
+    frame_size: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> np.ndarray:
+    """Boxes distributed as torchvision's RandomResizedCrop draws them, float32 [..., 4].
+
+    The first of ten proposals (area, aspect) that fits the frame, at a uniform place; where none
+    fits, the largest central crop of an allowed aspect.
+    """
+    frame_height, frame_width = frame_size
+    area = frame_height * frame_width * (scale[0] + u[..., :10] * (scale[1] - scale[0]))
+    log_low, log_high = np.log(ratio[0]), np.log(ratio[1])
+    aspect = np.exp(log_low + u[..., 10:20] * (log_high - log_low))
+    widths, heights = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+    fits = (widths > 0) & (widths <= frame_width) & (heights > 0) & (heights <= frame_height)
+    chosen = fits.argmax(-1)[..., None]
+    width = np.take_along_axis(widths, chosen, -1)[..., 0]
+    height = np.take_along_axis(heights, chosen, -1)[..., 0]
+    top = np.floor(u[..., 20] * (frame_height - height + 1))
+    left = np.floor(u[..., 21] * (frame_width - width + 1))
+    boxes = np.stack([top, left, height, width], -1)
+    fallback = _largest_central_crop(frame_size, ratio)
+    return np.where(fits.any(-1)[..., None], boxes, fallback).astype(np.float32)
+
+
+def _largest_central_crop(
+    frame_size: tuple[int, int], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    frame_height, frame_width = frame_size
+    height = min(frame_height, round(frame_width / ratio[0]))
+    width = min(frame_width, round(frame_height * ratio[1]))
+    return (frame_height - height) // 2, (frame_width - width) // 2, height, width
+
+
+def center_crop(frame_size: tuple[int, int], fraction: float = 224 / 256) -> np.ndarray:
+    """The box that "resize the shorter side to 256, cut the central 224" leaves, float32 [4]."""
+    frame_height, frame_width = frame_size
+    side = round(min(frame_size) * fraction)
+    return np.array([(frame_height - side) // 2, (frame_width - side) // 2, side, side], np.float32)

@@ -1,0 +1,76 @@
+"""Errors that a user can fix, and how a command line shows them.
+
+`UserError` carries one sentence that names the file, the value and the fix. Everything else that
+escapes is a defect of ours and keeps its traceback. This is the ground floor: every module may
+import it, it imports nothing of `mcr`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import functools
+import sys
+from collections.abc import Callable, Iterable, Iterator
+
+
+class UserError(ValueError):
+    """Bad input: the message says what is wrong, where, and what to do about it."""
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the closest candidate, or the list of all when none is close."""
+    names = sorted(candidates)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; choose from: {', '.join(names)}"
+
+
+def require_choice(what: str, value: str, choices: Iterable[str]) -> str:
+    """Return `value` if it is one of `choices`; raise `UserError` naming the nearest otherwise."""
+    choices = list(choices)
+    if value not in choices:
+        raise UserError(f"{what}={value!r} is unknown{nearest(str(value), choices)}")
+    return value
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn errors a user can fix into one line on stderr and exit code 2, without a traceback."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(_complain(str(error)))
+    except OSError as error:
+        if error.errno not in _FIXES:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(_complain(f"{where}{error.strerror}; {_FIXES[error.errno]}"))
+
+
+def command_line(main: Callable[[], int | None]) -> Callable[[], None]:
+    """Run `main` as a program: its return value is the exit code, its `UserError` one line."""
+
+    @functools.wraps(main)
+    def run() -> None:
+        with plain_errors():
+            sys.exit(main() or 0)
+
+    return run
+
+
+_FIXES = {
+    errno.ENOSPC: "free some space or choose another disk, then run the same command again",
+    errno.EDQUOT: "your disk quota is used up: free some space, then run the same command again",
+    errno.EACCES: "check the permissions or choose a folder that you may write to",
+    errno.EROFS: "the file system is read-only: choose another folder",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a file stands where a folder is expected",
+    errno.EISDIR: "a folder stands where a file is expected",
+    errno.EMFILE: "too many open files: raise the limit with `ulimit -n 4096`",
+}
+
+
+def _complain(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,35 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="mcr",
+    version="0.1.0",
+    description="Robots pre-train robots: manipulation-centric visual encoders from robot data",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    # The recipes lie at the top of the repository and are installed inside the package.
+    packages=[*find_packages(include=["mcr", "mcr.*"]), "mcr.cfgs"],
+    package_dir={"mcr.cfgs": "cfgs"},
+    package_data={"mcr.cfgs": ["*.yaml"], "mcr": ["py.typed"]},
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "numpy>=2.0",
+        "pandas>=2.0",
+        "pillow>=10",
+        "einops>=0.7",
+        "tensorboard>=2.14",
+        "hydra-core>=1.3.2",  # configuration: typed, composable, overridable
+        "safetensors>=0.4",  # exports that cannot carry code
+        "simplejpeg>=1.7",  # the decoder that equals TensorFlow's bit for bit
+        "isal>=1.5",  # deflate ten times faster than zlib, for PNG
+        "google-crc32c>=1.5",  # hardware CRC-32C of TFRecord
+        "matplotlib>=3.8",
+        "tqdm>=4.60",
+    ],
+    extras_require={"dev": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.9", "mypy>=1.13"]},
+    entry_points={"console_scripts": ["mcr-train=mcr.training.train:main"]},
+)
