@@ -1,0 +1,72 @@
+"""The pre-training objectives by name, their configuration, and how to build the ones in use.
+
+One file per objective holds its equation, configuration and head. A new objective is a new file,
+one line in `OBJECTIVES` and one in `ObjectivesConfig`. The pretrainer calls `build_objectives`
+and weighs the losses; nothing here knows about the encoder or the optimiser.
+
+Every objective is `Objective(config, embed_dim, dims)` and maps embeddings [B, F, D] and a Batch
+to (loss, metrics): float32 scalars, also under autocast, the metrics without gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from mcr.data.batch import Dimensions
+from mcr.errors import UserError, require_choice
+from mcr.objectives.action_prediction import ActionPrediction, ActionPredictionConfig
+from mcr.objectives.dynamics_alignment import DynamicsAlignment, DynamicsAlignmentConfig
+from mcr.objectives.time_contrastive import TimeContrastive, TimeContrastiveConfig
+
+OBJECTIVES: dict[str, tuple[type[Any], type[nn.Module]]] = {
+    "dynamics_alignment": (DynamicsAlignmentConfig, DynamicsAlignment),
+    "action_prediction": (ActionPredictionConfig, ActionPrediction),
+    "time_contrastive": (TimeContrastiveConfig, TimeContrastive),
+}
+
+
+@dataclass
+class ObjectivesConfig:
+    """One field per name in `OBJECTIVES`.
+
+    The defaults are the `mcr` recipe's; the `paper` recipe sets form=epsilon for both contrasts
+    and time_contrastive.negatives=permutation.
+    """
+
+    dynamics_alignment: DynamicsAlignmentConfig = field(default_factory=DynamicsAlignmentConfig)
+    action_prediction: ActionPredictionConfig = field(default_factory=ActionPredictionConfig)
+    time_contrastive: TimeContrastiveConfig = field(default_factory=TimeContrastiveConfig)
+
+
+def build_objectives(
+    config: ObjectivesConfig, loss_weights: dict[str, float], embed_dim: int, dims: Dimensions
+) -> nn.ModuleDict:
+    """The objectives whose weight is above 0, by name, in `OBJECTIVES`' order.
+
+    A weight of 0 builds no head. Raises UserError if the names in `loss_weights` are not exactly
+    those of `OBJECTIVES`, if a weight is negative or not finite, or if all are 0.
+    """
+    _check_weights(loss_weights)
+    return nn.ModuleDict(
+        {
+            name: objective(getattr(config, name), embed_dim, dims)
+            for name, (_, objective) in OBJECTIVES.items()
+            if loss_weights[name] > 0
+        }
+    )
+
+
+def _check_weights(loss_weights: dict[str, float]) -> None:
+    for name, weight in loss_weights.items():
+        require_choice("name in loss_weights", name, OBJECTIVES)
+        if not 0 <= weight < math.inf:
+            raise UserError(f"loss_weights.{name}={weight} must be finite and not negative")
+    missing = [name for name in OBJECTIVES if name not in loss_weights]
+    if missing:
+        raise UserError(f"loss_weights lacks {', '.join(missing)}; a weight of 0 turns one off")
+    if not any(loss_weights.values()):
+        raise UserError("all loss_weights are 0: nothing to train; set at least one above 0")

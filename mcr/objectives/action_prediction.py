@@ -1,0 +1,74 @@
+"""Action prediction: the robot's action, regressed from a single image's embedding.
+
+An actor head that pulls what matters for control into the embedding; it is thrown away after
+pre-training and is not a policy. Built by `build_objectives`, called by the pretrainer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mcr.data.batch import Batch, Dimensions
+from mcr.errors import UserError
+
+
+@dataclass
+class ActionPredictionConfig:
+    """Sizes of the actor head.
+
+    feature_dim: width of the bottleneck between the embedding and the actor
+    hidden_dim:  width of the actor's two hidden layers
+    """
+
+    feature_dim: int = 50
+    hidden_dim: int = 512
+
+    def __post_init__(self) -> None:
+        if self.feature_dim < 1:
+            raise UserError(f"feature_dim={self.feature_dim} must be at least 1; the paper's is 50")
+        if self.hidden_dim < 1:
+            raise UserError(f"hidden_dim={self.hidden_dim} must be at least 1; the paper's is 512")
+
+
+class ActionPrediction(nn.Module):
+    """MCR (arXiv 2410.22325), "action prediction"; pi is the bottleneck and the actor.
+
+        L = mean over all five frames and action dimensions of  (pi(z_t) - a_t)^2
+
+    The loss is in the squared units of `batch.actions`: 1 is the level of a blind guess if they
+    are standardised, while raw poses mix metres with radians.
+
+    Metrics: r2 = 1 - L / L0, where L0 is the loss of always answering this batch's mean action:
+    0 for a blind guess, 1 for a perfect one, negative if worse than blind. Judge it on batches of
+    some tens of clips: a small batch's mean flatters the blind guess.
+    """
+
+    def __init__(self, config: ActionPredictionConfig, embed_dim: int, dims: Dimensions) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Linear(embed_dim, config.feature_dim), nn.LayerNorm(config.feature_dim), nn.Tanh()
+        )
+        self.actor = nn.Sequential(
+            nn.Linear(config.feature_dim, config.hidden_dim),
+            nn.ReLU(),
+            nn.Linear(config.hidden_dim, config.hidden_dim),
+            nn.ReLU(),
+            nn.Linear(config.hidden_dim, dims.action),
+        )
+
+    def forward(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """embeddings [B, F, D] -> (loss, metrics), float32 scalars."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            actions = batch.actions.float()
+            loss = F.mse_loss(self.actor(self.trunk(embeddings.float())), actions)
+            return loss, {"r2": explained_variance(loss.detach(), actions)}
+
+
+def explained_variance(error: Tensor, targets: Tensor) -> Tensor:
+    """R^2 of a mean squared error over targets [..., A]; -inf or NaN if the targets never vary."""
+    blind = targets.flatten(0, -2).var(dim=0, correction=0).mean()
+    return 1 - error / blind

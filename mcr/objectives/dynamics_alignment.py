@@ -1,0 +1,107 @@
+"""Dynamics alignment: the image at a step and the robot's motion around it, brought together.
+
+The encoder must see in a picture what the robot is doing: its embedding is pulled to a projection
+of the states and actions around the same step and pushed from those of other steps. The
+projection lives only during pre-training. Built by `build_objectives`, called by the pretrainer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mcr.data.batch import EARLY, LATE, Batch, Dimensions
+from mcr.errors import UserError, require_choice
+from mcr.objectives.contrast import (
+    ContrastConfig,
+    contrastive_loss,
+    contrastive_metrics,
+    gather_candidates,
+    pairwise_similarity,
+    positives_first,
+    similarity,
+)
+
+
+@dataclass
+class DynamicsAlignmentConfig(ContrastConfig):
+    """What the pictures' embeddings are told apart from, and the size of the projection.
+
+    negatives:  "pair" = only the same episode's other window (the paper); or "batch" = that one
+                and both windows of all other clips, from images to dynamics and back
+    hidden_dim: width of the projection's hidden layer
+    """
+
+    negatives: str = "pair"
+    hidden_dim: int = 1024
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("negatives", self.negatives, ("pair", "batch"))
+        if self.hidden_dim < 1:
+            raise UserError(f"hidden_dim={self.hidden_dim} must be at least 1; the paper's is 1024")
+
+
+class DynamicsAlignment(nn.Module):
+    """MCR (arXiv 2410.22325), "dynamics alignment"; S is a similarity, H a two-layer projection.
+
+        d_t = (s, a, s, a, ..., s) around step t          t, k = EARLY, LATE and LATE, EARLY
+        L = mean over t of  -log( e^S(z_t, H(d_t)) / (e^S(z_t, H(d_t)) + e^S(z_t, H(d_k))) )
+
+    "batch" sums the denominator over both windows of all clips, and adds the same loss with images
+    and dynamics exchanged; L is the mean of the two directions.
+
+    Metrics: accuracy (own window against the same episode's other one; chance 0.5, whatever the
+    negatives) and for "batch" also batch_accuracy, batch_chance (own among all, both directions).
+    """
+
+    def __init__(self, config: DynamicsAlignmentConfig, embed_dim: int, dims: Dimensions) -> None:
+        super().__init__()
+        self.config = config
+        window_dim = dims.window * dims.state + (dims.window - 1) * dims.action
+        self.project_dynamics = nn.Sequential(
+            nn.Linear(window_dim, config.hidden_dim),
+            nn.ReLU(),
+            nn.Linear(config.hidden_dim, embed_dim),
+        )
+
+    def forward(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """embeddings [B, F, D] -> (loss, metrics), float32 scalars."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            images = torch.stack([embeddings[:, EARLY], embeddings[:, LATE]], dim=1).float()
+            windows = flatten_windows(batch.window_states, batch.window_actions)
+            dynamics = self.project_dynamics(windows.float())
+
+            pair_logits = self._pair_logits(images, dynamics)
+            accuracy, chance = contrastive_metrics(pair_logits)
+            metrics = {"accuracy": accuracy, "chance": chance}
+            if self.config.negatives == "pair":
+                return contrastive_loss(pair_logits, self.config), metrics
+
+            # Upstream: the pair only, which teaches at most one bit per image.
+            batch_logits = self._batch_logits(images, dynamics)
+            metrics["batch_accuracy"], metrics["batch_chance"] = contrastive_metrics(batch_logits)
+            return contrastive_loss(batch_logits, self.config), metrics
+
+    def _pair_logits(self, images: Tensor, dynamics: Tensor) -> Tensor:
+        """images, dynamics [B, 2, D] -> [B, 2, 2]: own window, then the episode's other one."""
+        own = similarity(images, dynamics, self.config)
+        other = similarity(images, dynamics.flip(1), self.config)
+        return torch.stack([own, other], dim=-1)
+
+    def _batch_logits(self, images: Tensor, dynamics: Tensor) -> Tensor:
+        """images, dynamics [B, 2, D] -> [2 directions, 2B, 2N]: own, then all others of N clips."""
+        directions = []
+        for anchors, positives in ((images, dynamics), (dynamics, images)):
+            candidates, first = gather_candidates(positives.flatten(0, 1))
+            logits = pairwise_similarity(anchors.flatten(0, 1), candidates, self.config)
+            directions.append(positives_first(logits, first))
+        return torch.stack(directions)
+
+
+def flatten_windows(states: Tensor, actions: Tensor) -> Tensor:
+    """Interleave states [..., L, S] and actions [..., L - 1, A] in time: s, a, s, ..., a, s."""
+    moves = torch.cat([states[..., :-1, :], actions], dim=-1)
+    return torch.cat([moves.flatten(-2), states[..., -1, :]], dim=-1)

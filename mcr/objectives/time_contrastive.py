@@ -1,0 +1,88 @@
+"""Time contrast: frames close in time are embedded closer than distant ones and other clips.
+
+It orders a clip's embeddings in time without looking at the robot's state or action. It has no
+parameters. Built by `build_objectives`, called by the pretrainer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mcr.data.batch import EARLY, LATE, MIDDLE, Batch, Dimensions
+from mcr.errors import UserError, require_choice
+from mcr.objectives.contrast import (
+    SELECTIONS,
+    ContrastConfig,
+    choose_other_clips,
+    contrastive_loss,
+    contrastive_metrics,
+    gather_candidates,
+    similarity,
+)
+
+
+@dataclass
+class TimeContrastiveConfig(ContrastConfig):
+    """Which other clips, and how many, a frame is told apart from.
+
+    negatives:     which other clips: "others" = never the clip itself, or "permutation" = random
+                   permutations of the batch (the paper's code)
+    num_negatives: how many other clips each anchor is compared with; 0 = only its own clip
+    """
+
+    negatives: str = "others"
+    num_negatives: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("negatives", self.negatives, SELECTIONS)
+        if self.num_negatives < 0:
+            raise UserError(f"num_negatives={self.num_negatives} must be 0 or more; R3M's is 3")
+
+
+class TimeContrastive(nn.Module):
+    """R3M (arXiv 2203.12601), "time contrastive learning", used unchanged by MCR.
+
+        anchor LATE:   S(LATE, MIDDLE)  against  S(LATE, EARLY), S(LATE, LATE of 3 other clips)
+        anchor EARLY:  S(EARLY, MIDDLE) against  S(EARLY, LATE), S(EARLY, EARLY of 3 other clips)
+        L = mean over both anchors of  -log softmax(positive; positive and negatives)
+
+    Metrics: accuracy, chance (the positive among all candidates); order_accuracy (MIDDLE against
+    the same clip's far end only; chance 0.5).
+    """
+
+    def __init__(self, config: TimeContrastiveConfig, embed_dim: int, dims: Dimensions) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """embeddings [B, F, D] -> (loss, metrics), float32 scalars."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            early, middle, late = (embeddings[:, frame].float() for frame in (EARLY, MIDDLE, LATE))
+            logits = torch.stack(
+                [self._logits(late, middle, early), self._logits(early, middle, late)]
+            )
+            accuracy, chance = contrastive_metrics(logits)
+            order_accuracy, _ = contrastive_metrics(logits[..., :2])
+            metrics = {"accuracy": accuracy, "chance": chance, "order_accuracy": order_accuracy}
+            return contrastive_loss(logits, self.config), metrics
+
+    def _logits(self, anchors: Tensor, near: Tensor, far: Tensor) -> Tensor:
+        """[B, D] each -> [B, 2 + num_negatives]: near, far, then other clips' anchors."""
+        columns = [similarity(anchors, near, self.config), similarity(anchors, far, self.config)]
+        logits = torch.stack(columns, dim=-1)
+        if self.config.num_negatives == 0:
+            return logits
+        others = similarity(anchors[:, None], self._other_clips(anchors), self.config)
+        return torch.cat([logits, others], dim=-1)
+
+    def _other_clips(self, anchors: Tensor) -> Tensor:
+        """anchors [B, D] -> the same frame of other clips [B, num_negatives, D]."""
+        candidates, first = gather_candidates(anchors)
+        chosen = choose_other_clips(
+            len(candidates), self.config.num_negatives, self.config.negatives, anchors.device
+        )
+        return candidates[chosen[first : first + len(anchors)]]
