@@ -1,0 +1,67 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
+
+Written to a temporary file, synced, renamed: whatever carries a checkpoint's name is whole. Holds
+plain containers and tensors only, so that it loads with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mcr.errors import UserError
+
+FORMAT = "mcr-checkpoint-1"
+_NAME = re.compile(r"step_(\d+)\.pt$")
+
+
+def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:
+    """Write `<folder>/step_<step>.pt` atomically and delete all but the newest `keep`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step_{step:08d}.pt"
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save({"format": FORMAT, "step": step, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    for old in list_checkpoints(folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in `folder`, oldest first."""
+    return sorted(path for path in folder.glob("step_*.pt") if _NAME.search(path.name))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU. Raises UserError if it is damaged or of another kind."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged files
+        raise UserError(
+            f"{path}: unreadable checkpoint ({error}); delete it to use an older one"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path}: not a training checkpoint of the format {FORMAT!r}")
+    return content
+
+
+def rng_state() -> dict[str, Any]:
+    """State of torch's random number generators on this process."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_rng_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,163 @@
+"""Config: everything a run can be told, typed; the recipes in `cfgs/` are differences from it.
+
+Each part owns its own config beside its code (`DataConfig` in `data/loader.py`, ...); this file
+puts them together and checks what the command line says before Hydra sees it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import mcr
+from mcr.data.loader import DataConfig
+from mcr.errors import UserError, nearest
+from mcr.objectives import ObjectivesConfig
+
+
+@dataclass
+class ModelConfig:
+    """The network that is trained.
+
+    backbone:    resnet18, resnet34, resnet50, vit_s_16, ... (`mcr.models.backbones.BACKBONES`)
+    image_size:  pixels per side that enter it; 176 costs 1.6 times less than 224
+    frozen_bn:   batch normalisation keeps its initial statistics (for fine-tuning)
+    """
+
+    backbone: str = "resnet50"
+    image_size: int = 224
+    frozen_bn: bool = False
+
+
+@dataclass
+class OptimizerConfig:
+    """Adam, constant rate. Paper: 1e-4."""
+
+    lr: float = 1e-4
+    weight_decay: float = 0.0
+
+
+@dataclass
+class Config:
+    """One training run.
+
+    run_dir:            everything the run writes: config, checkpoints, logs
+    resume:             "auto" continues what `run_dir` holds; "never" refuses a used `run_dir`
+    allow_config_change: resume although the config differs from the one the run began with
+    seed:               of initialisation and sampling
+    steps:              optimiser steps in all
+    batch_size:         clips per step; five images each
+    device:             "auto" (a GPU if there is one), "cpu", "cuda", ...
+    precision:          "auto" (bf16 on a GPU, else fp32), "fp32", "bf16"
+    normalise_signals:  states and actions by the data set's mean and standard deviation.
+                        Upstream: raw, so that radians, metres and gripper weigh as they happen to
+    loss_weights:       per objective; 0 leaves it out
+    log_every, validate_every, save_every: in steps
+    val_clips:          held-out clips per validation
+    keep_checkpoints:   the newest k are kept
+    """
+
+    run_dir: str = "runs/mcr"
+    resume: str = "auto"
+    allow_config_change: bool = False
+    seed: int = 0
+    steps: int = 500_000
+    batch_size: int = 32
+    device: str = "auto"
+    precision: str = "auto"
+    normalise_signals: bool = True
+    log_every: int = 50
+    validate_every: int = 2_000
+    val_clips: int = 512
+    save_every: int = 2_000
+    keep_checkpoints: int = 3
+    loss_weights: dict[str, float] = field(
+        default_factory=lambda: {
+            "dynamics_alignment": 1.0,
+            "action_prediction": 1.0,
+            "time_contrastive": 1.0,
+        }
+    )
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+# May differ between a run and its continuation: they change how it is run, not what it computes.
+FREE_TO_CHANGE = (
+    "run_dir",
+    "resume",
+    "allow_config_change",
+    "steps",
+    "device",
+    "log_every",
+    "save_every",
+    "keep_checkpoints",
+    "data.root",
+    "data.index",
+    "data.workers",
+    "data.prefetch",
+    "data.on_error",
+    "data.max_errors",
+)
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dataclasses or dicts as {"data.root": ..., ...}."""
+    if is_dataclass(config) and not isinstance(config, type):
+        config = dataclasses.asdict(config)
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def config_difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Lines "key: old -> new" for what differs and may not; both as `dataclasses.asdict` gives."""
+    before, after = flatten(old), flatten(new)
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in sorted({*before, *after} - set(FREE_TO_CHANGE))
+        if before.get(key) != after.get(key)
+    ]
+
+
+def recipes_folder() -> Path:
+    """The folder of recipes: inside the installed package, or `cfgs/` of a source tree."""
+    package = Path(mcr.__file__).parent
+    installed = package / "cfgs"
+    return installed if installed.is_dir() else package.parent / "cfgs"
+
+
+def check_overrides(arguments: list[str]) -> None:
+    """Raise UserError for a `key=value` whose key no config has, naming the nearest one.
+
+    Hydra would refuse it too, without saying what was meant.
+    """
+    known = known_keys(Config)
+    for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        key = key.lstrip("+~")
+        if argument.startswith("-") or not equals or key.startswith("hydra"):
+            continue
+        parents = {key.rsplit(".", depth)[0] for depth in range(key.count(".") + 1)}
+        if not parents & known:
+            raise UserError(f"unknown option {key!r}{nearest(key, known)}")
+
+
+def known_keys(config_class: type, prefix: str = "") -> set[str]:
+    """All keys that can be overridden; of nested parts only the leaves."""
+    types = get_type_hints(config_class)
+    keys = set()
+    for part in fields(config_class):
+        if is_dataclass(types[part.name]):
+            keys |= known_keys(types[part.name], f"{prefix}{part.name}.")
+        else:
+            keys.add(prefix + part.name)
+    return keys

@@ -1,0 +1,29 @@
+# Sourced by the other scripts: puts a Python with mcr installed first on PATH and goes to the
+# repository's root. An active virtual environment is used as it is; otherwise .venv is made here.
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
+    if [ ! -x .venv/bin/python ]; then
+        for python in python3 python3.13 python3.12 python3.11 python3.10; do
+            "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && break
+            python=""
+        done
+        if [ -z "$python" ]; then
+            echo "error: Python 3.10 or newer is needed; install it and run this again" >&2
+            exit 2
+        fi
+        echo "making a virtual environment in .venv ($("$python" --version))"
+        "$python" -m venv .venv || { echo "error: python's venv module is missing" >&2; exit 2; }
+    fi
+    # shellcheck disable=SC1091
+    source .venv/bin/activate
+fi
+
+# Installing takes minutes (torch brings its CUDA libraries), so only when setup.py has changed.
+stamp="$(python -c 'import sys; print(sys.prefix)')/.mcr-$(cksum <setup.py | tr -d ' ')-$(pwd | cksum | tr -d ' ')"
+if [ ! -e "$stamp" ]; then
+    echo "installing mcr and what it needs; the first time this takes a few minutes"
+    python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+    touch "$stamp"
+fi

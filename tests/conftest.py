@@ -1,0 +1,57 @@
+"""Fixtures that several folders of tests share: the reference shards, and a tree made of them."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mcr.data import pictures
+from mcr.data.droid import RldsDataset
+from mcr.data.episode import unique_names, write_episode
+
+REFERENCE = Path(__file__).parent / "data" / "droid_tfds"
+SAMPLE = Path(__file__).parents[1] / "resources" / "sample_droid" / "1.0.0"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        skip = pytest.mark.skip(reason="slow: minutes long; run with --slow")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The RLDS data set written by TensorFlow Datasets: 4 episodes in 2 shards. Read only."""
+    return REFERENCE / "1.0.0"
+
+
+@pytest.fixture
+def shards(tmp_path, reference) -> Path:
+    """A copy of the reference shards that a test may damage."""
+    return shutil.copytree(reference, tmp_path / "shards", copy_function=shutil.copyfile)
+
+
+@pytest.fixture
+def tree(tmp_path, reference) -> Path:
+    """The reference shards as a PNG tree of all three views."""
+    root = tmp_path / "tree"
+    root.mkdir()
+    dataset = RldsDataset.open(reference)
+    episodes = [dataset.parse(record) for s in dataset.shards for record in dataset.records(s)]
+    names = unique_names([episode.file_path for episode in episodes])
+    for name, episode in zip(names, episodes, strict=True):
+        write_episode(
+            root,
+            name,
+            episode,
+            dataset.views,
+            lambda data: pictures.encode_png(pictures.decode(data)),
+            ".png",
+        )
+    return root
