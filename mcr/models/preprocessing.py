@@ -1,0 +1,201 @@
+"""Preprocessing: any picture a robot's code holds -> what enters the network, or a clear refusal.
+
+Most users of released encoders feed them wrongly and never notice, so an encoder carries this as
+data and applies it itself. Training crops at random in `data.crops` instead and takes only the size
+and the normalisation from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as transforms
+
+from mcr.errors import UserError, nearest, require_choice
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Float pictures may leave [0, 1] by this much: bfloat16 and resampling round.
+_RANGE_TOLERANCE = 4e-3
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What an encoder expects, as data: it travels in checkpoints and exports.
+
+    resize: pixels of the shorter side after resizing (antialiased); image_size: pixels per side of
+    the centre crop that follows; mean, std: of RGB in [0, 1]; interpolation: bilinear or bicubic.
+    Raises UserError for values that make no sense.
+    """
+
+    image_size: int = 224
+    resize: int = 256
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        require_choice("interpolation", self.interpolation, ("bilinear", "bicubic"))
+        if not 1 <= self.image_size <= self.resize:
+            raise UserError(
+                f"image_size={self.image_size} must be at least 1 and at most resize={self.resize}"
+            )
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise UserError(
+                f"mean={self.mean}, std={self.std} must be three numbers each, std above 0"
+            )
+
+    @classmethod
+    def for_size(cls, image_size: int) -> Preprocessing:
+        """The default for networks that see `image_size` pixels: 256 before 224, in proportion."""
+        return cls(image_size=image_size, resize=round(image_size * 256 / 224))
+
+    def encoder_config(self, backbone: str) -> dict[str, Any]:
+        """What checkpoints hold under `encoder_config`: plain values; `from_config` reads it."""
+        values = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        return {"backbone": backbone, **values}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> tuple[str, Preprocessing]:
+        """(backbone, preprocessing) of what `encoder_config` wrote.
+
+        Raises UserError for a missing or unknown field or a value of the wrong kind.
+        """
+        if not isinstance(config, Mapping):
+            raise UserError(f"encoder_config is a {type(config).__name__}, not a dictionary")
+        names = ["backbone", *(field.name for field in fields(cls))]
+        for name in config:
+            if name not in names:
+                raise UserError(
+                    f"encoder_config has an unknown field {name!r}{nearest(name, names)}"
+                )
+        if missing := [name for name in names if name not in config]:
+            raise UserError(f"encoder_config lacks {', '.join(missing)}")
+        try:
+            image_size, resize = int(config["image_size"]), int(config["resize"])
+            mean = tuple(float(value) for value in config["mean"])
+            std = tuple(float(value) for value in config["std"])
+        except (TypeError, ValueError) as error:
+            raise UserError(f"encoder_config has a value of the wrong kind: {error}") from error
+        preprocessing = cls(image_size, resize, mean, std, str(config["interpolation"]))
+        return str(config["backbone"]), preprocessing
+
+    def __call__(self, images: Any, device: torch.device | str = "cpu") -> Tensor:
+        """Check, resize, crop and normalise on `device`.
+
+        images: one or many pictures of any size, RGB:
+            a PIL image, or a list of pictures (which may differ in size);
+            a torch tensor or NumPy array, uint8 in 0..255 or float in [0, 1],
+            [..., 3, H, W] or [..., H, W, 3] with any leading dimensions, or none.
+        returns: float32 [..., 3, image_size, image_size]; gradients flow to float input.
+        raises: UserError for any other shape, dtype or range, naming the likely mistake. Checking
+            the range of float images on a GPU waits for it; uint8 images need no check.
+
+        Equals torchvision's Resize, CenterCrop, Normalize on float images. A picture that already
+        is image_size x image_size is taken as cropped and only normalised, as in R3M and MCR.
+        """
+        if isinstance(images, list | tuple):
+            if not images:
+                raise UserError("there are no images in this list: pass at least one")
+            return _stack([self(image, device) for image in images])
+        pixels = _in_unit_range(_channels_first(images).to(device))
+        leading, (channels, height, width) = pixels.shape[:-3], pixels.shape[-3:]
+        pixels = pixels.reshape(-1, channels, height, width)
+        if (height, width) != (self.image_size, self.image_size):
+            mode = InterpolationMode(self.interpolation)
+            pixels = transforms.resize(pixels, [self.resize], mode, antialias=True)
+            pixels = transforms.center_crop(pixels, [self.image_size])
+        pixels = transforms.normalize(pixels, list(self.mean), list(self.std))
+        return pixels.reshape(*leading, *pixels.shape[-3:])
+
+
+def _stack(pictures: list[Tensor]) -> Tensor:
+    shapes = {tuple(picture.shape) for picture in pictures}
+    if len(shapes) > 1:
+        raise UserError(
+            f"the list mixes pictures and batches ({', '.join(map(str, sorted(shapes)))} after "
+            "preprocessing): pass one picture per element"
+        )
+    return torch.stack(pictures)
+
+
+def _channels_first(images: Any) -> Tensor:
+    """The picture or pictures as a tensor [..., 3, H, W], values untouched."""
+    if isinstance(images, PIL.Image.Image):
+        images = np.array(_rgb(images))
+    is_numpy = isinstance(images, np.ndarray)
+    if is_numpy and images.dtype.kind in "biuf":
+        images = torch.from_numpy(np.array(images))  # a copy: strides may be negative
+    if not isinstance(images, Tensor):
+        kind = f"{images.dtype} array" if is_numpy else type(images).__name__
+        raise UserError(
+            f"images are of the type {kind}: pass a PIL image, a NumPy array or torch tensor of "
+            "numbers, or a list of those"
+        )
+    shape = tuple(images.shape)
+    if len(shape) < 3 or 3 not in (shape[-3], shape[-1]):
+        raise UserError(f"images have the shape {shape}: {_shape_advice(shape)}")
+    if 0 in shape:
+        raise UserError(f"images have the shape {shape}: there is no picture in it")
+    last_is_channels = shape[-1] == 3 and (is_numpy or shape[-3] != 3)
+    return images.movedim(-1, -3) if last_is_channels else images
+
+
+def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    if image.mode.startswith(("I", "F")):
+        raise UserError(
+            f"the picture has the mode {image.mode!r} (depth?), not 8-bit colour: convert it first"
+        )
+    return image.convert("RGB")
+
+
+def _shape_advice(shape: tuple[int, ...]) -> str:
+    if len(shape) == 2 or 1 in (shape[-1], shape[-3]):
+        return "a grey or depth picture has one channel; repeat it three times if that is meant"
+    if 4 in (shape[-1], shape[-3]):
+        return "four channels; drop alpha or depth and pass RGB alone"
+    return "expected [..., 3, H, W] or [..., H, W, 3]"
+
+
+def _in_unit_range(images: Tensor) -> Tensor:
+    """float32 in [0, 1]; refuses what is neither uint8 nor float in that range."""
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    if not images.is_floating_point():
+        raise UserError(
+            f"images are {str(images.dtype).removeprefix('torch.')}: pass uint8 in 0..255 or "
+            "float in [0, 1]"
+        )
+    images = images.float()
+    # one transfer from the device; NaN and infinity show in the extremes
+    low, high = torch.stack(torch.aminmax(images.detach())).tolist()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise UserError("images hold NaN or infinity: look for a division by zero before")
+    if low < -_RANGE_TOLERANCE or high > 1 + _RANGE_TOLERANCE:
+        raise UserError(
+            f"images span [{low:.3g}, {high:.3g}], not [0, 1]: {_range_advice(low, high)}"
+        )
+    return images
+
+
+def _range_advice(low: float, high: float) -> str:
+    if low >= -0.2 and high <= 1.2:
+        return "resampling overshoots a little; pass images.clip(0, 1)"
+    if high > 4 and low >= -_RANGE_TOLERANCE:
+        return "looks like 0..255 floats; divide by 255 or pass uint8"
+    if low < 0 and high <= 1 + _RANGE_TOLERANCE and low >= -1 - _RANGE_TOLERANCE:
+        return (
+            "looks scaled to [-1, 1] or normalised already; pass raw images, the encoder "
+            "normalises them itself"
+        )
+    if low < 0 and max(-low, high) < 4:
+        return "looks ImageNet-normalised already; pass raw images, the encoder normalises itself"
+    return "pass uint8 in 0..255 or float in [0, 1]"

@@ -1,0 +1,241 @@
+"""An Encoder is torchvision's network fed rightly, and it stays as it was loaded."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import mcr
+from mcr.errors import UserError
+from mcr.models.backbones import BACKBONES, build_backbone
+from mcr.models.encoder import build_encoder
+from mcr.models.layouts import Weights
+from mcr.models.preprocessing import Preprocessing
+
+IMAGES = torch.rand(2, 3, 180, 320, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def encoder(released):
+    return mcr.load_model(released)
+
+
+@pytest.fixture
+def vit(make_network, save):
+    return mcr.load_model(save(make_network("vit_ti_16").state_dict()))
+
+
+def test_equals_torchvision_with_its_transforms(encoder, network):
+    transforms = torchvision.transforms
+    pipeline = transforms.Compose(
+        [
+            transforms.Resize(256, antialias=True),
+            transforms.CenterCrop(224),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(IMAGES), network(pipeline(IMAGES)))
+
+
+def test_is_a_torchvision_network(encoder, vit):
+    assert isinstance(encoder, torchvision.models.ResNet) and isinstance(encoder, mcr.Encoder)
+    assert isinstance(vit, torchvision.models.VisionTransformer) and isinstance(vit, mcr.Encoder)
+    assert isinstance(encoder.fc, nn.Identity) and isinstance(vit.heads, nn.Identity)
+
+
+def test_leading_dimensions(encoder):
+    pooled = encoder(IMAGES)
+    assert pooled.shape == (2, encoder.embed_dim) == (2, 512)
+    torch.testing.assert_close(encoder(IMAGES[0]), pooled[0])
+    torch.testing.assert_close(encoder(IMAGES[:, None, None]), pooled[:, None, None])
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_serves_every_output(name):
+    backbone, preprocessing = build_backbone(name, 32).eval(), Preprocessing.for_size(32)
+    weights = Weights(Path("memory"), "test", backbone.state_dict(), name, preprocessing)
+    encoder = build_encoder(weights)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(IMAGES), backbone(encoder.preprocess(IMAGES)))
+    width = BACKBONES[name].embed_dim
+    assert encoder(IMAGES).shape == (2, width) == (2, encoder.embed_dim) == (2, backbone.embed_dim)
+    spatial = encoder.features(IMAGES, "spatial")
+    assert spatial.shape[:2] == (2, width)
+    assert encoder.features(IMAGES, "tokens").shape == (2, spatial[0, 0].numel(), width)
+
+
+def test_outputs_of_a_resnet(encoder):
+    spatial = encoder.features(IMAGES, output="spatial")
+    assert spatial.shape == (2, 512, 7, 7)
+    torch.testing.assert_close(spatial.mean((-2, -1)), encoder(IMAGES))
+    tokens = encoder.features(IMAGES, output="tokens")
+    assert torch.equal(tokens, spatial.flatten(-2).mT)
+    with pytest.raises(UserError, match="did you mean 'spatial'"):
+        encoder.features(IMAGES, output="spacial")
+
+
+def test_outputs_of_a_vit(vit):
+    with torch.no_grad():
+        spatial = vit.features(IMAGES, output="spatial")
+        tokens = vit.features(IMAGES[None], output="tokens")
+        all_tokens = []  # the class token first, then the patches
+        vit.encoder.register_forward_hook(lambda *hooked: all_tokens.append(hooked[-1]))
+        pooled = vit(IMAGES)
+    assert spatial.shape == (2, 192, 14, 14) and tokens.shape == (1, 2, 196, 192)
+    torch.testing.assert_close(spatial.flatten(-2).mT, all_tokens[0][:, 1:])
+    torch.testing.assert_close(tokens[0], all_tokens[0][:, 1:])
+    torch.testing.assert_close(pooled, all_tokens[0][:, 0])
+
+
+def test_other_precisions(encoder):
+    expected = encoder(IMAGES)
+    half = encoder.to(torch.bfloat16)(IMAGES)
+    assert half.dtype == torch.bfloat16
+    assert nn.functional.cosine_similarity(half.float(), expected).min() > 0.99
+
+
+def test_pretrained_cfg(encoder):
+    assert encoder.pretrained_cfg == {
+        "architecture": "resnet18",
+        "input_size": (3, 224, 224),
+        "interpolation": "bilinear",
+        "crop_pct": 0.875,
+        "crop_mode": "center",
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "num_classes": 0,
+    }
+
+
+# --------------------------------------------------------------------------- frozen
+
+
+class Policy(nn.Module):
+    """What users build: an encoder and a head."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Sequential(nn.Linear(encoder.embed_dim, 7), nn.Dropout(0.5))
+
+    def forward(self, images):
+        return self.head(self.encoder(images))
+
+
+def train_a_little(policy):
+    policy.train()
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=0.01)
+    for _ in range(2):
+        optimizer.zero_grad()
+        policy(IMAGES).square().sum().backward()
+        optimizer.step()
+
+
+def through_pickle(module):
+    return pickle.loads(pickle.dumps(module))
+
+
+def through_torch_save(module):
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+TRIPS = {
+    "as loaded": lambda module: module,
+    "deepcopy": copy.deepcopy,
+    "pickle": through_pickle,
+    "torch.save": through_torch_save,
+    "to": lambda module: module.to("cpu", memory_format=torch.channels_last),
+    "float": lambda module: module.double().float(),
+    "compiled": lambda module: torch.compile(module, backend="eager"),
+}
+
+
+@pytest.mark.parametrize("trip", TRIPS.values(), ids=TRIPS)
+def test_frozen_means_frozen(trip, encoder):
+    expected, before = encoder(IMAGES), copy.deepcopy(encoder.state_dict())
+    policy = Policy(trip(encoder))
+    head = policy.head[0].weight.clone()
+    train_a_little(policy)
+    assert policy.head.training and not torch.equal(policy.head[0].weight, head)
+    after = policy.encoder.state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(after.values(), before.values(), strict=True))
+    torch.testing.assert_close(policy.encoder(IMAGES), expected)
+
+
+def test_taken_apart_it_is_still_frozen(encoder):
+    trunk = nn.Sequential(*list(encoder.children())[:-2]).train()
+    before = copy.deepcopy(trunk.state_dict())
+    trunk(torch.randn(2, 3, 64, 64))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trunk.state_dict().items())
+
+
+def test_a_frozen_encoder_records_no_graph_but_lets_gradients_through(encoder):
+    assert not encoder(IMAGES).requires_grad
+    images = IMAGES.clone().requires_grad_()
+    maps = []
+    encoder.layer4.register_forward_hook(lambda *hooked: maps.append(hooked[-1]))
+    encoder(images).max().backward(inputs=[images, maps[0]])  # Grad-CAM needs the map's
+    assert images.grad.abs().sum() > 0 and maps[0].grad.abs().sum() > 0
+
+
+def test_partial_unfreezing(released):
+    encoder = mcr.load_model(released, trainable=["layer4.1", "layer4.0.conv1.weight"])
+    learning = {name for name, p in encoder.named_parameters() if p.requires_grad}
+    assert learning == {
+        "layer4.0.conv1.weight",
+        *(f"layer4.1.conv{i}.weight" for i in (1, 2)),
+        *(f"layer4.1.bn{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")),
+    }
+    before = copy.deepcopy(encoder.state_dict())
+    train_a_little(Policy(encoder))
+    changed = {k for k, v in encoder.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == learning  # so no statistic
+
+
+@pytest.mark.parametrize(
+    "name, hint", [("layer5", "did you mean 'layer"), ("fc", "choose from: bn1")]
+)
+def test_unknown_layers_to_train(name, hint, released):
+    with pytest.raises(UserError, match=f"trainable='{name}' has no parameters .*{hint}"):
+        mcr.load_model(released, trainable=name)
+
+
+# --------------------------------------------------------------------------- load_mcr, import
+
+
+def test_load_mcr_is_the_bare_network(released, network):
+    with pytest.warns(UserWarning, match="ImageNet-normalise images yourself"):
+        bare = mcr.load_mcr(released, device="cpu")
+    assert type(bare) is torchvision.models.ResNet and not bare.training
+    assert all(parameter.requires_grad for parameter in bare.parameters())
+    pixels = torch.randn(2, 3, 224, 224)
+    torch.testing.assert_close(bare(pixels), network(pixels))
+
+
+def test_importing_mcr_imports_neither_torch_nor_hydra():
+    program = "import mcr, sys; print({'torch', 'hydra', 'numpy'} & set(sys.modules))"
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    assert run.stdout.strip() == "set()", run.stderr
+
+
+def test_every_public_name_resolves():
+    assert all(getattr(mcr, name) for name in mcr.__all__)
+    assert set(mcr.__all__) <= set(dir(mcr))
+    with pytest.raises(AttributeError, match="no attribute 'load_modle'"):
+        mcr.load_modle  # noqa: B018

@@ -1,0 +1,289 @@
+"""Every known layout fills the network completely; every wrong file gets one clear sentence."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from mcr.errors import UserError
+from mcr.models.encoder import load_model
+from mcr.models.export import export_encoder
+from mcr.models.layouts import LAYOUTS, read_weights
+
+MCR_HEADS = ("state_encoder.0.weight", "bc_trunk.0.bias", "bc_policy.4.weight")
+R3M_HEADS = ("lang_enc.model.embeddings.word_embeddings.weight", "lang_rew.pred.0.weight")
+
+FILES = {
+    "released": lambda net, snap: net.state_dict(),
+    "released, DataParallel": lambda net, snap: nn.DataParallel(net).state_dict(),
+    "released, compiled": lambda net, snap: torch.compile(net).state_dict(),
+    "MCR snapshot": lambda net, snap: {"mcr": snap(*MCR_HEADS)},
+    "MCR snapshot.pt": lambda net, snap: {"mcr": snap(*MCR_HEADS), "global_step": 20000},
+    "MCR snapshot without heads": lambda net, snap: {"mcr": snap()},
+    "R3M": lambda net, snap: {"r3m": snap(*R3M_HEADS), "global_step": 1500000},
+}
+
+
+def assert_holds(path, network):
+    """The file gives exactly the tensors of `network`, and its features."""
+    encoder = load_model(path)
+    state, expected = encoder.state_dict(), network.state_dict()
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    pixels = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder._pooled(pixels), network(pixels))
+
+
+@pytest.mark.parametrize("content", FILES.values(), ids=FILES)
+def test_files_of_others(content, network, snapshot, save):
+    assert_holds(save(content(network, snapshot)), network)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_every_layout_reads_what_its_entry_says(layout, network, checkpoint, save):
+    tensors = {layout.prefix + name: tensor for name, tensor in network.state_dict().items()}
+    tensors |= {f"{name}weight": torch.zeros(2) for name in layout.ignored}
+    content = {layout.holder: tensors} if layout.holder else tensors
+    path = save({**checkpoint, **content} if layout.described else content)
+    assert read_weights(path).layout == layout.name
+    assert_holds(path, network)
+
+
+def test_training_checkpoint(checkpoint, network, save):
+    checkpoint["encoder_config"] |= {"image_size": 96, "resize": 110}
+    path = save(checkpoint)
+    assert_holds(path, network)
+    weights = read_weights(path)
+    assert (weights.preprocessing.image_size, weights.preprocessing.resize) == (96, 110)
+    assert set(weights.provenance) == {"step", "config", "dataset", "versions"}
+
+
+def test_exports(checkpoint, network, save, tmp_path):
+    export_encoder(save(checkpoint), tmp_path / "out")
+    assert_holds(tmp_path / "out", network)
+    assert_holds(tmp_path / "out" / "model.safetensors", network)
+
+
+def test_legacy_serialisation(network, tmp_path):
+    path = tmp_path / "old.pth"
+    torch.save(network.state_dict(), path, _use_new_zipfile_serialization=False)
+    assert_holds(path, network)
+
+
+@pytest.mark.parametrize("name, count", [("resnet34", 216), ("resnet50", 318), ("vit_ti_16", 150)])
+def test_backbone_is_inferred_and_the_count_is_reported(name, count, make_network, save, caplog):
+    network = make_network(name)
+    path = save(network.state_dict())
+    with caplog.at_level(logging.INFO):
+        assert_holds(path, network)
+    assert f"{count}/{count} tensors loaded from {path}" in caplog.text
+    assert name in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_become_float32_with_a_message(dtype, network, save, caplog):
+    tensors = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in network.state_dict().items()
+    }
+    encoder = load_model(save(tensors))
+    assert encoder.conv1.weight.dtype == torch.float32
+    assert encoder.bn1.num_batches_tracked.dtype == torch.int64
+    assert f"weights are {dtype}: converted to float32" in caplog.text
+    torch.testing.assert_close(encoder.conv1.weight, network.conv1.weight, rtol=0.01, atol=0.01)
+
+
+# --------------------------------------------------------------------------- wrong tensors
+
+WRONG_TENSORS = {
+    "missing": (
+        lambda t: t.pop("bn1.weight"),
+        r"released.*do not fill a resnet18: 1 missing \(bn1.weight\)",
+    ),
+    "extra": (
+        lambda t: t.update({"fc.weight": torch.zeros(2), "fc.bias": torch.zeros(2)}),
+        r"2 unexpected \(fc.weight, fc.bias\)",
+    ),
+    "renamed": (
+        lambda t: t.update({"bn_1.bias": t.pop("bn1.bias")}),
+        r"1 missing \(bn1.bias\); 1 unexpected \(bn_1.bias\)",
+    ),
+    "misshapen": (
+        lambda t: t.update({"conv1.weight": torch.zeros(64, 3, 3, 3)}),
+        r"conv1.weight is float \[64, 3, 3, 3\], not float \[64, 3, 7, 7\]",
+    ),
+    "quantised by hand": (
+        lambda t: t.update({"bn1.bias": torch.zeros(64, dtype=torch.int8)}),
+        r"bn1.bias is integer \[64\], not float \[64\]",
+    ),
+    "many missing": (
+        lambda t: [t.pop(name) for name in list(t)[:10]],
+        r"10 missing \(conv1.weight, bn1.weight, bn1.bias and 7 more\)",
+    ),
+    "NaN": (
+        lambda t: t.update({"bn1.bias": torch.full((64,), torch.nan)}),
+        "the tensor bn1.bias holds NaN or infinity",
+    ),
+    "another network": (
+        lambda t: [t.update({f"model.{name}": t.pop(name)}) for name in list(t)],
+        "no encoder known here",
+    ),
+}
+
+
+@pytest.mark.parametrize("change, message", WRONG_TENSORS.values(), ids=WRONG_TENSORS)
+def test_a_partly_random_encoder_cannot_come_out(change, message, network, tmp_path):
+    tensors = dict(network.state_dict())
+    change(tensors)
+    path = tmp_path / "released.pth"
+    torch.save(tensors, path)
+    with pytest.raises(UserError, match=message):
+        load_model(path)
+
+
+@pytest.mark.parametrize("holder", ["mcr", "r3m"])
+def test_keys_are_ignored_only_by_rule(holder, snapshot, save):
+    path = save({holder: snapshot("some_head.weight")})
+    with pytest.raises(UserError, match=r"1 unexpected \(some_head.weight\)"):
+        load_model(path)
+
+
+WRONG_CONTENT = {
+    "newer checkpoint": (
+        lambda c: c | {"format": "mcr-checkpoint-2"},
+        "is 'mcr-checkpoint-2', not",
+    ),
+    "foreign checkpoint": (lambda c: {"encoder": c["encoder"]}, "its format is None"),
+    "no config": (lambda c: c | {"encoder_config": None}, "encoder_config is a NoneType"),
+    "unknown backbone": (
+        lambda c: c | {"encoder_config": c["encoder_config"] | {"backbone": "resnet19"}},
+        "'resnet19' is unknown; did you mean 'resnet18'",
+    ),
+    "other backbone": (
+        lambda c: c | {"encoder_config": c["encoder_config"] | {"backbone": "resnet34"}},
+        "do not fill a resnet34: 96 missing",
+    ),
+    "no tensors": (lambda c: {"config": {"a": 1}}, r"no weights in a layout known here \(keys: c"),
+    "empty": (lambda c: {}, "no weights in a layout known here"),
+    "a list": (lambda c: [1, 2], "holds a list, not a dictionary"),
+    "one tensor": (lambda c: torch.zeros(3), "holds a Tensor, not a dictionary"),
+}
+
+
+@pytest.mark.parametrize("change, message", WRONG_CONTENT.values(), ids=WRONG_CONTENT)
+def test_wrong_content(change, message, checkpoint, save):
+    path = save(change(checkpoint))
+    with pytest.raises(UserError, match=message) as error:
+        load_model(path)
+    assert str(error.value).startswith(str(path))
+
+
+# --------------------------------------------------------------------------- wrong files
+
+WRONG_FILES = {
+    "empty": (lambda good: b"", "it is empty"),
+    "web page": (lambda good: b"\n<!DOCTYPE html><html>Not found</html>", "it is a web page"),
+    "LFS pointer": (
+        lambda good: b"version https://git-lfs.github.com/spec/v1\noid sha256:2156\n",
+        "Git LFS pointer, not the weights: run `git lfs pull`",
+    ),
+    "text": (lambda good: b"hello", "not a file of torch.save"),
+    "cut off": (lambda good: good[: len(good) // 2], r"damaged or cut off at [\d,]+ bytes"),
+    "cut off early": (lambda good: good[:10], "damaged or cut off at 10 bytes"),
+    "other zip": (lambda good: b"PK\x05\x06" + bytes(18), "not a file of torch.save"),
+    "plain pickle": (lambda good: pickle.dumps({"a": 1}, protocol=4), "not a file of torch.save"),
+    "old plain pickle": (lambda good: pickle.dumps({"a": 1}, protocol=2), "damaged or"),
+    "old pickle, cut off": (lambda good: b"\x80\x02}q\x00", "damaged or"),
+}
+
+
+@pytest.mark.parametrize("make, message", WRONG_FILES.values(), ids=WRONG_FILES)
+def test_wrong_files(make, message, released, tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(make(released.read_bytes()))
+    with pytest.raises(UserError, match=message) as error:
+        load_model(path)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+class Malice:
+    """Its pickle creates a file when it is loaded."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_code_in_a_pickle_never_runs(legacy, network, tmp_path):
+    marker, path = tmp_path / "ran", tmp_path / "weights.pth"
+    content = {"mcr": {"module.convnet.conv1.weight": Malice(marker)}, **network.state_dict()}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UserError, match=r"holds the Python object \w+\.mkdir, .* nothing ran"):
+        load_model(path)
+    assert not marker.exists()
+    torch.load(path, weights_only=False)  # the file is armed: this is what must not happen
+    assert marker.exists()
+
+
+def test_a_whole_pickled_module_is_refused(network, save):
+    with pytest.raises(
+        UserError, match=r"object torchvision\.models\.resnet\.ResNet, .*state_dict"
+    ):
+        load_model(save(network))
+
+
+def test_a_missing_path_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.pth: no such file"):
+        load_model(tmp_path / "nowhere.pth")
+
+
+@pytest.fixture
+def export(released, tmp_path):
+    export_encoder(released, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+WRONG_EXPORTS = {
+    "no config": (lambda e: (e / "config.json").unlink(), "there is no config.json in the folder"),
+    "no weights": (lambda e: (e / "model.safetensors").unlink(), "there is no model.safetensors"),
+    "cut weights": (lambda e: cut(e / "model.safetensors"), "model.safetensors is damaged"),
+    "page for weights": (lambda e: (e / "model.safetensors").write_text("<html>"), "a web page"),
+    "config not JSON": (lambda e: (e / "config.json").write_text("{"), "config.json is not JSON"),
+    "config of others": (
+        lambda e: (e / "config.json").write_text("{}"),
+        "no encoder of the format",
+    ),
+    "config of others, a list": (lambda e: (e / "config.json").write_text("[]"), "no encoder of"),
+    "config without encoder": (
+        lambda e: (e / "config.json").write_text('{"mcr": {"format": "mcr-encoder-1"}}'),
+        "encoder_config is a NoneType",
+    ),
+}
+
+
+@pytest.mark.parametrize("spoil, message", WRONG_EXPORTS.values(), ids=WRONG_EXPORTS)
+def test_wrong_exports(spoil, message, export):
+    spoil(export)
+    with pytest.raises(UserError, match=message):
+        load_model(export)
+
+
+def test_config_of_an_export_rules(export):
+    config = json.loads((export / "config.json").read_text())
+    config["mcr"]["encoder_config"] |= {"image_size": 64, "resize": 80}
+    (export / "config.json").write_text(json.dumps(config))
+    assert load_model(export).preprocess(torch.rand(3, 90, 90)).shape == (3, 64, 64)
