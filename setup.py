@@ -25,6 +25,7 @@ setup(
         "hydra-core>=1.3.2",  # configuration: typed, composable, overridable
         "safetensors>=0.4",  # exports that cannot carry code
         "simplejpeg>=1.7",  # the decoder that equals TensorFlow's bit for bit
+        "pyspng>=0.1.1",  # PNGs of other makes, 1.4 times faster than libpng
         "isal>=1.5",  # deflate ten times faster than zlib, for PNG
         "google-crc32c>=1.5",  # hardware CRC-32C of TFRecord
         "matplotlib>=3.8",

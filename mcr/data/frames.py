@@ -26,22 +26,20 @@ class FrameReader:
         self._index = index
         self._open_files: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, oldest first
 
-    def read(self, row: int, view: int, step: int) -> np.ndarray:
+    def read(self, row: int, view: int, step: int, out: np.ndarray | None = None) -> np.ndarray:
         """Pixels uint8 [H, W, 3] of `step` in episode `row`, as seen by `index.views[view]`.
+
+        out: uint8 [H, W, 3], contiguous, to decode into
 
         Raises UserError naming file, episode, view and step if the frame is not readable or does
         not have the data set's size.
         """
+        if out is None:
+            out = np.empty((*self._index.frame_size, 3), np.uint8)
         try:
-            pixels = pictures.decode(self._stored_bytes(row, view, step))
+            return pictures.decode(self._stored_bytes(row, view, step), out)
         except (OSError, ValueError) as error:
             raise UserError(f"{self._place(row, view, step)}: {error}") from error
-        if pixels.shape[:2] != self._index.frame_size:
-            raise UserError(
-                f"{self._place(row, view, step)}: a picture of {pixels.shape[:2]}, "
-                f"the data set has {self._index.frame_size}"
-            )
-        return pixels
 
     def _stored_bytes(self, row: int, view: int, step: int) -> bytes:
         if self._index.kind == "tree":

@@ -18,23 +18,21 @@ the index; what cannot be read at all is left out and listed under "problems".
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from mcr.data import pictures
 from mcr.data.droid import RldsDataset
@@ -46,6 +44,7 @@ from mcr.data.episode import (
     read_other_data,
     unique_names,
 )
+from mcr.data.processes import num_cores, process_pool, progress_bar
 from mcr.data.tfrecord import BadRecord
 from mcr.errors import UserError
 
@@ -253,7 +252,7 @@ class _Part:
     frame_lengths: list[np.ndarray] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     columns: dict[str, tuple[int, int]] = field(default_factory=dict)
-    num_bytes: int = 0
+    progress: int = 0  # bytes of the shard, or folders
 
 
 def build_index(source: Path, path: Path, workers: int = 0) -> Index:
@@ -269,7 +268,7 @@ def build_index(source: Path, path: Path, workers: int = 0) -> Index:
     except OSError as error:
         raise UserError(f"{partial}: {error.strerror}; choose a place with data.index=") from error
     try:
-        info = _write_index(kind, source, partial, workers or os.cpu_count() or 1)
+        info = _write_index(kind, source, partial, workers)
         (partial / "index.json").write_text(json.dumps(info, indent=1))
         partial.rename(path)
     finally:
@@ -389,22 +388,18 @@ def _statistics(path: Path, num_signals: int) -> dict[str, list[float]]:
     }
 
 
-def _in_order(function: Any, tasks: list[Any], workers: int, unit: str, total: int) -> Iterator:
-    """Results in order; processes only where there is more than one worker."""
-    with tqdm(total=total, unit=unit, unit_scale=True, desc="index", disable=None) as bar:
-        if workers == 1 or len(tasks) == 1:
-            results: Any = map(function, tasks)
-            pool = None
-        else:
-            pool = ProcessPoolExecutor(min(workers, len(tasks)), get_context("spawn"))
-            results = pool.map(function, tasks)
-        try:
-            for part in results:
-                bar.update(part.num_bytes)
-                yield part
-        finally:
-            if pool:
-                pool.shutdown(cancel_futures=True)
+def _in_order(
+    function: Callable[[Any], _Part], tasks: list[Any], workers: int, unit: str, total: int
+) -> Iterator[_Part]:
+    """Parts in order, with a progress bar; in this process where one worker is enough."""
+    workers = min(workers or num_cores(), len(tasks))
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(progress_bar(None, "index", unit, total))
+        bar.unit_scale = True
+        run = map if workers == 1 else stack.enter_context(process_pool(workers)).map
+        for part in run(function, tasks):
+            bar.update(part.progress)
+            yield part
 
 
 # --- from shards
@@ -420,7 +415,7 @@ def _shard_parts(source: Path, workers: int) -> tuple[list[str], Iterator[_Part]
 def _index_shard(task: tuple[RldsDataset, int]) -> _Part:
     dataset, number = task
     shard = dataset.shards[number]
-    part = _Part(num_bytes=shard.stat().st_size)
+    part = _Part(progress=shard.stat().st_size)
     for record in dataset.records(shard):
         try:
             episode = dataset.parse(record)
@@ -498,7 +493,7 @@ def _tree_views(folders: list[Path]) -> list[str]:
 
 def _index_folders(task: tuple[list[Path], list[str]]) -> _Part:
     folders, views = task
-    part = _Part(num_bytes=len(folders))
+    part = _Part(progress=len(folders))
     for folder in folders:
         try:
             row, columns, signals = _index_folder(folder, views)

@@ -7,13 +7,15 @@ is reported with the batch, so that the run can count, go on, or stop with one c
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mcr.data.batch import NUM_FRAMES, Batch, Dimensions
 from mcr.data.frames import FrameReader
@@ -67,7 +69,7 @@ class Loaded:
         return Loaded(self.batch.pin_memory() if self.batch else None, self.errors)
 
 
-class ClipDataset(Dataset):
+class ClipDataset:
     """Sample numbers -> Batch. Cheap to send to a worker: the index is mapped, files open lazily.
 
     Raises UserError at construction for a view or signal that the data set lacks.
@@ -109,37 +111,45 @@ class ClipDataset(Dataset):
     def __getstate__(self) -> dict:
         return {key: value for key, value in self.__dict__.items() if key != "_frames"}
 
-    def __getitems__(self, samples: list[int]) -> Loaded:
-        """The batch of consecutive sample numbers `samples`."""
-        errors: list[str] = []
-        parts = []
-        try:
-            for part in self._readable_parts(samples[0], len(samples), 0, errors):
-                parts.append(part)
-        except UserError as error:
-            return Loaded(None, [*errors, str(error)])
-        return Loaded(_join(parts, samples), errors)
+    def load(self, samples: list[int], frames: np.ndarray | None = None) -> Loaded:
+        """The batch of the consecutive sample numbers `samples`.
 
-    def _readable_parts(
-        self, first: int, count: int, attempt: int, errors: list[str]
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Arrays for samples first .. first + count - 1, in order; each unreadable one redrawn."""
-        arrays, unreadable = self._read(first, count, attempt)
-        if unreadable and (self._config.on_error == "raise" or attempt == _MAX_ATTEMPTS):
-            raise UserError(next(iter(unreadable.values())))
-        begin = 0
+        frames: memory to decode into, uint8 [B, F, H, W, 3]; the batch refers to it
+        """
+        if frames is None:
+            frames = np.empty(self.frames_shape(len(samples)), np.uint8)
+        arrays, unreadable = self._read(samples[0], frames, attempt=0)
+        errors: list[str] = []
         for position, problem in unreadable.items():
+            redrawn = self._redraw(samples[position], problem, errors)
+            if redrawn is None:
+                return Loaded(None, errors)
+            for key, array in arrays.items():
+                array[position] = redrawn[key][0]
+        return Loaded(_as_batch(arrays, samples), errors)
+
+    def frames_shape(self, count: int) -> tuple[int, ...]:
+        """Shape of the frames of `count` clips in memory: [B, F, H, W, 3]."""
+        return (count, NUM_FRAMES, *self._index.frame_size, 3)
+
+    def _redraw(self, sample: int, problem: str, errors: list[str]) -> dict[str, np.ndarray] | None:
+        """Another draw for an unreadable sample, itself a pure function of its number."""
+        frames = np.empty(self.frames_shape(1), np.uint8)
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
             errors.append(problem)
-            yield {key: value[begin:position] for key, value in arrays.items()}
-            yield from self._readable_parts(first + position, 1, attempt + 1, errors)
-            begin = position + 1
-        yield {key: value[begin:] for key, value in arrays.items()}
+            if self._config.on_error == "raise":
+                return None
+            arrays, unreadable = self._read(sample, frames, attempt)
+            if not unreadable:
+                return arrays
+            problem = unreadable[0]
+        return None
 
     def _read(
-        self, first: int, count: int, attempt: int
+        self, first: int, frames: np.ndarray, attempt: int
     ) -> tuple[dict[str, np.ndarray], dict[int, str]]:
-        """(arrays of the batch, position -> why that sample could not be read)."""
-        index = self._index
+        """(arrays of the samples from `first` on, position -> why one could not be read)."""
+        index, count = self._index, len(frames)
         draw = draw_samples(
             self._seed,
             first,
@@ -152,13 +162,12 @@ class ClipDataset(Dataset):
             attempt,
         )
         rows = self._rows[draw.episodes]
-        frames = np.empty((count, NUM_FRAMES, *index.frame_size, 3), np.uint8)
         unreadable = {}
         for position in range(count):
             view = self._views[draw.views[position]]
             try:
                 for place, step in enumerate(draw.steps[position].tolist()):
-                    frames[position, place] = self._frames.read(int(rows[position]), view, step)
+                    self._frames.read(int(rows[position]), view, step, frames[position, place])
             except UserError as error:
                 unreadable[position] = str(error)
         starts = index.starts[rows]
@@ -176,19 +185,36 @@ class ClipDataset(Dataset):
         return self._index.signals[positions[..., None], columns]
 
 
-def _join(parts: list[dict[str, np.ndarray]], samples: list[int]) -> Batch:
-    def tensor(key: str) -> torch.Tensor:
-        arrays = [part[key] for part in parts if len(part[key])]
-        return torch.from_numpy(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
+def _as_batch(arrays: dict[str, np.ndarray], samples: list[int]) -> Batch:
+    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    frames = tensors.pop("frames").permute(0, 1, 4, 2, 3)  # channels_last memory, as decoded
+    return Batch(frames=frames, samples=torch.tensor(samples), **tensors)
 
-    return Batch(
-        frames=tensor("frames").permute(0, 1, 4, 2, 3),  # channels_last memory, as decoded
-        crops=tensor("crops"),
-        actions=tensor("actions"),
-        window_states=tensor("window_states"),
-        window_actions=tensor("window_actions"),
-        samples=torch.tensor(samples),
-    )
+
+class _ClipsThroughSharedMemory(Dataset):
+    """What a loader process runs: it decodes into shared memory that it uses again and again.
+
+    Fresh shared memory for every batch costs as much as decoding the frames, a page fault per
+    4 KiB. A buffer is free again once its batch has been copied or pinned by the receiver, which
+    happens before that many further batches are asked for.
+    """
+
+    def __init__(self, clips: ClipDataset, num_buffers: int):
+        self._clips, self._num_buffers = clips, num_buffers
+        self._buffers: deque[np.ndarray] = deque()
+
+    def __getitems__(self, samples: list[int]) -> Loaded:
+        if get_worker_info() is None:
+            return self._clips.load(samples)
+        if len(self._buffers) < self._num_buffers:
+            self._buffers.append(_shared_array(self._clips.frames_shape(len(samples))))
+        self._buffers.rotate(1)
+        return self._clips.load(samples, self._buffers[0])
+
+
+def _shared_array(shape: tuple[int, ...]) -> np.ndarray:
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape).numpy()
 
 
 class ClipLoader:
@@ -215,13 +241,17 @@ class ClipLoader:
         self.num_errors = 0
         self._config = config
         workers = config.workers
+        # What workers hold ready, what is in the receiver's hands, and what is being decoded.
+        num_buffers = config.prefetch + 2
+        self._lives_in_buffers = workers > 0 and not pin_memory
         self._loader = DataLoader(
-            dataset,
+            _ClipsThroughSharedMemory(dataset, num_buffers),
             batch_sampler=_SampleNumbers(batch_size, first_sample, num_samples, rank, world_size),
             collate_fn=_as_loaded,
             num_workers=workers,
             prefetch_factor=config.prefetch if workers else None,
             pin_memory=pin_memory,
+            generator=torch.Generator(),  # or it would draw from, and so shift, the model's stream
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -237,7 +267,13 @@ class ClipLoader:
                     f"{self.num_errors} unreadable samples, more than "
                     f"data.max_errors={self._config.max_errors}; the last: {loaded.errors[-1]}"
                 )
-            yield loaded.batch
+            yield _copy_frames(loaded.batch) if self._lives_in_buffers else loaded.batch
+
+
+def _copy_frames(batch: Batch) -> Batch:
+    # by NumPy, which asks for huge pages: a tenth of the page faults of torch's clone
+    frames = batch.frames.permute(0, 1, 3, 4, 2).numpy().copy()
+    return replace(batch, frames=torch.from_numpy(frames).permute(0, 1, 4, 2, 3))
 
 
 def _as_loaded(loaded: Loaded) -> Loaded:

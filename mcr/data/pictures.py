@@ -13,37 +13,40 @@ from __future__ import annotations
 
 import io
 import struct
-import zlib
 
 import numpy as np
+import pyspng
 import simplejpeg
 from isal import isal_zlib
 from PIL import Image
 
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_RGB, _RGBA = 2, 6  # PNG colour types
 _UP = 2  # PNG filter type: each byte minus the byte above it, modulo 256
 _MAX_DEFLATE_RATIO = 1032  # a property of the format
 
 
-def decode(data: bytes | memoryview) -> np.ndarray:
+def decode(data: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarray:
     """Decode a JPEG or PNG to uint8 [H, W, 3]. Alpha is dropped, as upstream's reader does.
 
-    Raises ValueError, saying what the bytes look like, if they are no complete picture.
+    out: decode into this contiguous array, which must have the picture's size.
+    Raises ValueError, saying what the bytes look like, if they are no complete picture of that size.
     """
-    head = bytes(data[:8])
-    if head.startswith(_JPEG_SIGNATURE):
-        return decode_jpeg(data)
-    if head == _PNG_SIGNATURE:
-        return decode_png(data)
-    raise ValueError(f"neither JPEG nor PNG: {len(data)} bytes beginning with {head!r}")
+    if out is not None and size_of(data) != out.shape[:2]:
+        raise ValueError(f"a picture of {size_of(data)} (height, width), not {out.shape[:2]}")
+    if bytes(data[:3]) == _JPEG_SIGNATURE:
+        return decode_jpeg(data, out)
+    if bytes(data[:8]) == _PNG_SIGNATURE:
+        return decode_png(data, out)
+    raise ValueError(_not_a_picture(data))
 
 
-def decode_jpeg(data: bytes | memoryview) -> np.ndarray:
+def decode_jpeg(data: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarray:
     """Decode a JPEG to uint8 [H, W, 3], identical to TensorFlow's default. Raises ValueError."""
     if bytes(data[-2:]) != b"\xff\xd9":  # the decoder would fill the missing rows with grey
         raise ValueError("a truncated JPEG: no end-of-image marker")
-    return simplejpeg.decode_jpeg(data, "RGB", fastdct=True, fastupsample=False)
+    return simplejpeg.decode_jpeg(data, "RGB", fastdct=True, fastupsample=False, buffer=out)
 
 
 def size_of(data: bytes | memoryview) -> tuple[int, int]:
@@ -54,7 +57,11 @@ def size_of(data: bytes | memoryview) -> tuple[int, int]:
     if bytes(data[:8]) == _PNG_SIGNATURE and len(data) >= 24:
         width, height = struct.unpack(">II", data[16:24])
         return height, width
-    raise ValueError(f"neither JPEG nor PNG: {len(data)} bytes beginning with {bytes(data[:8])!r}")
+    raise ValueError(_not_a_picture(data))
+
+
+def _not_a_picture(data: bytes | memoryview) -> str:
+    return f"neither JPEG nor PNG: {len(data)} bytes beginning with {bytes(data[:8])!r}"
 
 
 # --------------------------------------------------------------------------- PNG
@@ -76,17 +83,21 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
-    crc = zlib.crc32(content, zlib.crc32(kind))
+    crc = isal_zlib.crc32(content, isal_zlib.crc32(kind))
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
 
 
-def decode_png(data: bytes | memoryview) -> np.ndarray:
+def decode_png(data: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarray:
     """Decode a PNG to uint8 [H, W, 3]; fast where `encode_png` wrote it. Raises ValueError."""
-    fast = _decode_up_filtered(memoryview(data))
-    return _decode_any_png(data) if fast is None else fast
+    pixels = _decode_up_filtered(memoryview(data), out)
+    if pixels is None:
+        pixels = _decode_any_png(bytes(data))
+        if out is not None:
+            out[:] = pixels
+    return pixels
 
 
-def _decode_up_filtered(data: memoryview) -> np.ndarray | None:
+def _decode_up_filtered(data: memoryview, out: np.ndarray | None) -> np.ndarray | None:
     """Undo `encode_png`; None for a PNG of any other make."""
     header_end = 33  # signature (8), then the IHDR chunk (12 + 13)
     if len(data) < header_end + 8 or data[header_end + 4 : header_end + 8] != b"IDAT":
@@ -101,16 +112,37 @@ def _decode_up_filtered(data: memoryview) -> np.ndarray | None:
         return None
     try:
         raw = isal_zlib.decompress(data[begin : begin + length], bufsize=num_bytes)
-    except isal_zlib.error as error:
+    except isal_zlib.error as error:  # type: ignore[misc]  # its stub names no base class
         raise ValueError(f"a damaged PNG: {error}") from error
     rows = np.frombuffer(raw, np.uint8).reshape(height, 1 + width * 3)
     if (rows[:, 0] != _UP).any():
         return None
-    return np.add.accumulate(rows[:, 1:], axis=0, dtype=np.uint8).reshape(height, width, 3)
+    pixels = np.empty((height, width, 3), np.uint8) if out is None else out
+    np.add.accumulate(rows[:, 1:], axis=0, out=pixels.reshape(height, width * 3))
+    return pixels
 
 
-def _decode_any_png(data: bytes | memoryview) -> np.ndarray:
+def _check_chunks(data: bytes) -> None:
+    """Raise ValueError unless every chunk is there, up to IEND, with the right CRC."""
+    position, kind = len(_PNG_SIGNATURE), b""
+    while kind != b"IEND":
+        header = data[position : position + 8]
+        if len(header) < 8:
+            raise ValueError("a truncated PNG: no IEND chunk")
+        (length,), kind = struct.unpack(">I", header[:4]), header[4:]
+        end = position + 8 + length
+        crc = isal_zlib.crc32(memoryview(data)[position + 4 : end])
+        if data[end : end + 4] != struct.pack(">I", crc):
+            raise ValueError(f"a damaged PNG: a bad CRC, or cut off, in the chunk at {position}")
+        position = end + 4
+
+
+def _decode_any_png(data: bytes) -> np.ndarray:
+    _check_chunks(data)  # pyspng does not, and Pillow fills missing rows with black
     try:
+        depth, colour_type = data[24:26]
+        if depth == 8 and colour_type in (_RGB, _RGBA):
+            return pyspng.load(data)[..., :3]
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's, if damaged
+    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
         raise ValueError(f"a damaged PNG: {error}") from error

@@ -2,9 +2,10 @@
 
     python -m mcr.training.train --config-name mcr data.root=/data/droid/1.0.1
 
-The order of a start: 1. config and versions are saved, 2. data is opened, 3. the model is built
-from the seed, 4. the newest checkpoint, if any, replaces weights, optimiser, step and random state.
-After that, step s trains on samples s * batch_size ... of the stream, whatever happened before.
+The order of a start: 1. data is opened, 2. the model is built from the seed, 3. config and versions
+are saved (bad input leaves nothing behind), 4. the newest checkpoint, if there is one, replaces
+weights, optimiser, step and random state. After that, step s trains on the samples from number
+s * batch_size on, whatever happened before.
 """
 
 from __future__ import annotations
@@ -78,9 +79,9 @@ class Run:
         checkpoint = load_checkpoint(checkpoints[-1]) if checkpoints else None
         if checkpoint:
             self._check_unchanged(checkpoint)
-        self._save_description()
         self._open_data()
         self._build()
+        self._save_description()
         self.step = 0
         if checkpoint:
             self._restore(checkpoint, checkpoints[-1])

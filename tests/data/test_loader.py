@@ -71,7 +71,8 @@ def test_batch_holds_what_was_drawn(shards):
     for i in range(6):
         signals = episodes[index.names[draw.episodes[i]].decode()].signals
         states = np.concatenate(
-            [signals[key] for key in ("cartesian_position", "gripper_position", "joint_position")], 1
+            [signals[key] for key in ("cartesian_position", "gripper_position", "joint_position")],
+            1,
         )
         assert np.array_equal(batch.actions[i], signals["action"][draw.steps[i]])
         assert np.array_equal(batch.window_states[i], states[draw.windows[i]])
@@ -167,5 +168,5 @@ def test_a_shard_cut_short_after_indexing_is_named(shards):
     data = dataset(shards)
     for shard in RldsDataset.open(shards).shards:
         shard.write_bytes(shard.read_bytes()[:1000])
-    loaded = data.__getitems__([0, 1])
+    loaded = data.load([0, 1])
     assert loaded.batch is None and "tfrecord" in loaded.errors[0]

@@ -1,0 +1,127 @@
+"""The command people type: recipes, overrides, mistakes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from mcr.errors import UserError
+from mcr.training.config import (
+    Config,
+    check_overrides,
+    config_difference,
+    flatten,
+    recipes_folder,
+)
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted(path.stem for path in (ROOT / "cfgs").glob("*.yaml"))
+
+
+def recipe(name) -> Config:
+    ConfigStore.instance().store(name="config", node=Config)
+    with initialize_config_dir(str(recipes_folder()), version_base="1.3"):
+        config = OmegaConf.to_object(compose(name))
+    assert isinstance(config, Config)
+    return config
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_valid_and_says_what_it_is(name):
+    recipe(name)
+    header = (ROOT / "cfgs" / f"{name}.yaml").read_text().split("defaults:")[0]
+    assert all(f"#   {word}" in header for word in ("command", "cost", "expected"))
+
+
+def test_mcr_is_the_typed_defaults():
+    assert flatten(recipe("mcr")) == flatten(Config())
+
+
+def test_paper_is_what_trained_the_released_weights():
+    paper = recipe("paper")
+    assert paper.model.backbone == "resnet50" and paper.model.image_size == 224
+    assert (paper.steps, paper.batch_size, paper.optimizer.lr) == (500_000, 32, 1e-4)
+    assert set(paper.loss_weights.values()) == {1.0}
+    assert not paper.normalise_signals and paper.precision == "fp32"
+    assert paper.objectives.dynamics_alignment.form == "epsilon"
+    assert paper.objectives.dynamics_alignment.negatives == "pair"
+    assert paper.objectives.time_contrastive.form == "epsilon"
+    assert paper.objectives.time_contrastive.negatives == "permutation"
+    assert paper.objectives.time_contrastive.num_negatives == 3
+    assert paper.data.sampling.window == 3 and paper.data.sampling.crop_per == "frame"
+    assert tuple(paper.data.sampling.crop_scale) == (0.5, 1.0)
+    assert (paper.data.selection.min_frames, paper.data.selection.language) == (40, "all")
+
+
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [
+        ("data.rot=x", "data.root"),
+        ("optimiser.lr=1", "optimizer.lr"),
+        ("batchsize=3", "batch_size"),
+        ("objectives.time_contrastive.negative=3", "negatives"),
+    ],
+)
+def test_unknown_keys_get_the_nearest_one(argument, hint):
+    with pytest.raises(UserError, match=f"did you mean .*{hint}"):
+        check_overrides([argument])
+
+
+def test_known_keys_pass():
+    check_overrides(["--config-name", "demo", "data.root=x", "loss_weights.action_prediction=0",
+                     "+data.index=y", "hydra.verbose=true", "--help"])  # fmt: skip
+
+
+def test_config_difference_ignores_what_may_change():
+    old = {"steps": 1, "data": {"root": "a", "workers": 1, "views": ["x"]}}
+    new = {"steps": 2, "data": {"root": "b", "workers": 9, "views": ["y"]}}
+    assert config_difference(old, new) == ["data.views: ['x'] -> ['y']"]
+
+
+def run(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "mcr.training.train", *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_command_line_trains_from_any_folder(shards, tmp_path):
+    result = run(
+        "--config-name", "demo", f"data.root={shards}", "steps=2", "batch_size=2",
+        "model.image_size=32", "val_clips=4", "data.workers=1", "data.selection.min_frames=30",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "runs/demo/checkpoints/step_00000002.pt").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "shards", "shards.index"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data.root=/nowhere"], "error: /nowhere"),
+        (["batchsize=3"], "did you mean 'batch_size'"),
+        (["steps=many"], "steps"),
+        (["--config-name", "papers"], "paper"),
+    ],
+)
+def test_mistakes_end_in_a_sentence(tmp_path, arguments, message):
+    result = run(*arguments, cwd=tmp_path)
+    assert result.returncode != 0
+    assert message in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_lists_what_can_be_overridden(tmp_path):
+    text = run("--help", cwd=tmp_path).stdout
+    for key in ("batch_size: 32", "backbone: resnet50", "crop_per: frame", "--config-name"):
+        assert key in text

@@ -1,0 +1,233 @@
+"""Real runs on real shards: what is trained, kept, resumed and refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mcr.data.index import open_index
+from mcr.errors import UserError
+from mcr.training.checkpoint import list_checkpoints, load_checkpoint
+from mcr.training.train import train
+
+ROOT = Path(__file__).parents[2]
+
+
+def metrics(run_dir):
+    return [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def tensors(content, prefix=""):
+    if isinstance(content, torch.Tensor):
+        return {prefix: content}
+    items = content.items() if isinstance(content, dict) else enumerate(content)
+    found = {}
+    for key, value in items:
+        if isinstance(value, torch.Tensor | dict | list | tuple):
+            found |= tensors(value, f"{prefix}/{key}")
+    return found
+
+
+def assert_same_checkpoint(a, b):
+    a, b = tensors(load_checkpoint(a)), tensors(load_checkpoint(b))
+    assert a.keys() == b.keys()
+    different = [key for key in a if not torch.equal(a[key], b[key])]
+    assert not different
+
+
+def test_a_run_leaves_everything_it_should(tiny):
+    config = tiny()
+    path = train(config)
+    folder = Path(config.run_dir)
+    assert {p.name for p in folder.iterdir()} == {
+        "checkpoints", "config.yaml", "metrics.jsonl", "tensorboard", "versions.json"
+    }  # fmt: skip
+    assert path == list_checkpoints(folder / "checkpoints")[-1]
+    assert not list(folder.rglob("*.partial"))
+    lines = metrics(folder)
+    steps = [(line["step"], line["split"]) for line in lines]
+    assert [step for step, split in steps if split == "train"] == [1, 2, 3, 4]
+    assert [step for step, split in steps if split == "val"] == [0, 2, 4]
+    for name in ("loss", "gradient_norm", "images_per_s", "data_wait", "embedding/effective_rank"):
+        assert np.isfinite(lines[1][name]), name
+    for name in ("dynamics_alignment", "action_prediction", "time_contrastive"):
+        assert np.isfinite(lines[-1][f"{name}/loss"])
+    checkpoint = load_checkpoint(path)
+    assert checkpoint["step"] == 4
+    assert checkpoint["dataset"]["fingerprint"] == open_index(config.data.root).fingerprint
+    assert checkpoint["encoder_config"]["backbone"] == "resnet18"
+    assert len(checkpoint["statistics"]["state"]["mean"]) == 14
+
+
+def test_the_loss_is_the_weighted_sum(tiny):
+    config = tiny(steps=1, loss_weights={
+        "dynamics_alignment": 2.0, "action_prediction": 0.5, "time_contrastive": 0.0})  # fmt: skip
+    train(config)
+    line = next(m for m in metrics(config.run_dir) if m["split"] == "train")
+    expected = 2 * line["dynamics_alignment/loss"] + 0.5 * line["action_prediction/loss"]
+    assert line["loss"] == pytest.approx(expected, rel=1e-5)
+    assert "time_contrastive/loss" not in line
+
+
+def test_interrupted_and_resumed_equals_uninterrupted_bitwise(tiny, tmp_path):
+    whole = train(tiny(steps=6, run_dir=str(tmp_path / "whole")))
+    parts = tiny(steps=3, run_dir=str(tmp_path / "parts"))
+    train(parts)
+    parts.steps = 6
+    resumed = train(parts)
+    assert_same_checkpoint(whole, resumed)
+    wanted = [m["loss"] for m in metrics(tmp_path / "whole")]
+    # the run of 3 steps validated at its own end, too
+    got = [m["loss"] for m in metrics(tmp_path / "parts") if (m["step"], m["split"]) != (3, "val")]
+    assert got == wanted
+
+
+def start(config, *, sleep_after_step=None):
+    """The same run in a process of its own."""
+    code = (
+        "import sys; from omegaconf import OmegaConf; from mcr.training.config import Config;"
+        "from mcr.training.train import train; from mcr.errors import plain_errors;"
+        "config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config),"
+        " OmegaConf.load(sys.argv[1])))\nwith plain_errors(): train(config)"
+    )
+    from omegaconf import OmegaConf
+
+    path = Path(config.run_dir).with_suffix(".yaml")
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(path)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_step(config, step, process):
+    path = Path(config.run_dir) / "metrics.jsonl"
+    for _ in range(600):
+        if path.exists() and any(line["step"] >= step for line in metrics(config.run_dir)):
+            return
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    raise AssertionError("the run did not get going")
+
+
+def test_killed_in_the_middle_then_resumed_equals_uninterrupted_bitwise(tiny, tmp_path):
+    torch.set_num_threads(1)
+    whole = start(tiny(steps=20, save_every=4, run_dir=str(tmp_path / "whole")))
+    assert whole.wait() == 0, whole.stdout.read()
+    config = tiny(steps=20, save_every=4, run_dir=str(tmp_path / "killed"))
+    process = start(config)
+    wait_for_step(config, 10, process)
+    process.kill()
+    process.wait()
+    done = list_checkpoints(tmp_path / "killed" / "checkpoints")
+    assert done and load_checkpoint(done[-1])["step"] < 20  # killed in time
+    again = start(config)
+    output, _ = again.communicate()
+    assert again.returncode == 0, output
+    assert "resumed from" in output
+    last = "checkpoints/step_00000020.pt"
+    assert_same_checkpoint(tmp_path / "whole" / last, tmp_path / "killed" / last)
+    steps = [(m["step"], m["split"]) for m in metrics(config.run_dir)]
+    assert len(steps) == len(set(steps))
+
+
+def test_sigterm_saves_and_exits_cleanly(tiny):
+    config = tiny(steps=10_000, save_every=10_000)
+    process = start(config)
+    wait_for_step(config, 2, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "stopped by SIGTERM" in output
+    (path,) = list_checkpoints(Path(config.run_dir) / "checkpoints")
+    assert load_checkpoint(path)["step"] >= 2
+
+
+def test_old_checkpoints_are_deleted(tiny):
+    config = tiny(steps=8, save_every=1, keep_checkpoints=2, val_clips=0)
+    train(config)
+    steps = [p.stem for p in list_checkpoints(Path(config.run_dir) / "checkpoints")]
+    assert steps == ["step_00000007", "step_00000008"]
+
+
+def test_a_non_finite_loss_stops_before_the_weights_change(tiny):
+    config = tiny(steps=4, save_every=1, val_clips=0, normalise_signals=False)
+    index = open_index(config.data.root)
+    path = index.path / "signals.f32"
+    signals = np.memmap(path, np.float32, mode="r+")
+    signals[len(signals) // 3 :] = np.nan
+    signals.flush()
+    with pytest.raises(UserError, match=r"loss at step 0 .*clips with non-finite signals: \[\d"):
+        train(config)
+    assert not list_checkpoints(Path(config.run_dir) / "checkpoints")
+    report = json.loads((Path(config.run_dir) / "non_finite.json").read_text())
+    assert report["samples"] == [0, 1, 2, 3]
+
+
+def test_training_learns(tiny):
+    config = tiny(steps=30, batch_size=8, log_every=1, validate_every=100, val_clips=0)
+    train(config)
+    losses = [m["loss"] for m in metrics(config.run_dir)]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_validation_does_not_touch_training(tiny, tmp_path):
+    with_it = train(tiny(run_dir=str(tmp_path / "a")))
+    without = train(tiny(run_dir=str(tmp_path / "b"), val_clips=0))
+    assert_same_checkpoint(with_it, without)
+
+
+@pytest.mark.parametrize("backbone", ["resnet34", "vit_ti_16"])
+def test_other_backbones_train(tiny, backbone):
+    train(tiny(steps=1, val_clips=0, **{"model.backbone": backbone}))
+
+
+def test_frozen_batch_norm_keeps_its_statistics(tiny):
+    path = train(tiny(steps=2, val_clips=0, **{"model.frozen_bn": True}))
+    encoder = load_checkpoint(path)["encoder"]
+    assert (encoder["bn1.running_mean"] == 0).all() and (encoder["bn1.running_var"] == 1).all()
+
+
+def test_changed_config_is_shown_and_refused(tiny):
+    train(tiny(steps=1))
+    with pytest.raises(UserError, match=r"optimizer.lr: 0.001 -> 0.1"):
+        train(tiny(steps=2, **{"optimizer.lr": 0.1}))
+    train(tiny(steps=2, allow_config_change=True, **{"optimizer.lr": 0.1}))
+    with pytest.raises(UserError, match="holds a run"):
+        train(tiny(resume="never"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data.root": ""}, "data.root is not set"),
+        ({"data.root": "/nowhere"}, "/nowhere"),
+        ({"model.backbone": "resnet81"}, "resnet18"),
+        ({"steps": 0}, "steps=0"),
+        ({"precision": "fp8"}, "precision"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"loss_weights.time_contrast": 1.0}, "time_contrastive"),
+    ],
+)
+def test_bad_values_are_refused_in_a_sentence(tiny, overrides, message):
+    with pytest.raises(UserError, match=message):
+        train(tiny(**overrides))
+
+
+def test_a_damaged_checkpoint_is_named(tiny):
+    config = tiny(steps=1)
+    path = train(config)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"step_00000001.pt: unreadable"):
+        train(config)
