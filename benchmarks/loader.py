@@ -45,6 +45,7 @@ from mcr.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 BATCH = 32
 PREFETCH = 2
+IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 
 
 # --------------------------------------------------------------------------- data
@@ -154,14 +155,17 @@ class Cropped(torch.utils.data.Dataset):
         self._count = 0
 
     def __getitems__(self, samples: list[int]) -> torch.Tensor:
-        batch = self._clips.load(samples).batch
-        mean, std = list(IMAGENET_MEAN), list(IMAGENET_STD)
-        images = network_input(batch.frames, batch.crops, 224, mean, std).permute(0, 2, 3, 1)
         if len(self._buffers) < PREFETCH + 2:
-            self._buffers.append(torch.empty(images.shape).share_memory_())
+            images = torch.empty(BATCH * NUM_FRAMES, 224, 224, 3).share_memory_()
+            self._buffers.append(images)
+            self._frames = torch.empty(self._clips.frames_shape(BATCH), dtype=torch.uint8)
         self._count += 1
         buffer = self._buffers[self._count % len(self._buffers)]
-        return buffer.copy_(images)
+        batch = self._clips.load(samples, self._frames).batch
+        for clip, out in enumerate(buffer.split(NUM_FRAMES)):  # small pieces stay in the cache
+            frames, crops = batch.frames[clip : clip + 1], batch.crops[clip : clip + 1]
+            out.copy_(network_input(frames, crops, 224, *IMAGENET).permute(0, 2, 3, 1))
+        return buffer
 
 
 def cropped_batches(clips: ClipDataset, workers: int) -> Iterator[np.ndarray]:

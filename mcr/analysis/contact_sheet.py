@@ -9,8 +9,8 @@ import matplotlib
 from mcr.data.batch import Batch
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
-from matplotlib.patches import Rectangle  # noqa: E402
+from matplotlib import pyplot
+from matplotlib.patches import Rectangle
 
 _TITLES = ("start", "early", "middle", "late", "end")
 

@@ -11,7 +11,7 @@ import pandas as pd
 from mcr.errors import UserError
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot
 
 
 def read_metrics(run_dir: str | Path) -> pd.DataFrame:

@@ -6,6 +6,8 @@ Runs on the device, so that only uint8 frames travel. Equals torchvision's
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -13,7 +15,7 @@ from torch import Tensor
 
 
 def network_input(
-    frames: Tensor, crops: Tensor, size: int, mean: list[float], std: list[float]
+    frames: Tensor, crops: Tensor, size: int, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
     """Crop, resize and normalise.
 

@@ -76,8 +76,10 @@ class RldsDataset:
         as far as `dataset_info.json` tells how many there were, so that counts add up.
         """
         count = 0
-        for count, record in enumerate(read_records(shard), start=1):  # noqa: B007
+        for record in read_records(shard):
+            count += 1
             yield record
+            del record  # before the next one is read: a long episode is over 100 MB
         expected = self.episodes[self.shards.index(shard)] if self.episodes else count
         for number in range(count, expected):
             problem = f"episode {number + 1} of {expected} is lost: the shard ends before it"

@@ -7,14 +7,16 @@ is reported with the batch, so that the run can count, go on, or stop with one c
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mcr.data.batch import NUM_FRAMES, Batch, Dimensions
@@ -111,14 +113,14 @@ class ClipDataset:
     def __getstate__(self) -> dict:
         return {key: value for key, value in self.__dict__.items() if key != "_frames"}
 
-    def load(self, samples: list[int], frames: np.ndarray | None = None) -> Loaded:
+    def load(self, samples: list[int], frames: Tensor | None = None) -> Loaded:
         """The batch of the consecutive sample numbers `samples`.
 
         frames: memory to decode into, uint8 [B, F, H, W, 3]; the batch refers to it
         """
         if frames is None:
-            frames = np.empty(self.frames_shape(len(samples)), np.uint8)
-        arrays, unreadable = self._read(samples[0], frames, attempt=0)
+            frames = torch.empty(self.frames_shape(len(samples)), dtype=torch.uint8)
+        arrays, unreadable = self._read(samples[0], frames.numpy(), attempt=0)
         errors: list[str] = []
         for position, problem in unreadable.items():
             redrawn = self._redraw(samples[position], problem, errors)
@@ -126,7 +128,11 @@ class ClipDataset:
                 return Loaded(None, errors)
             for key, array in arrays.items():
                 array[position] = redrawn[key][0]
-        return Loaded(_as_batch(arrays, samples), errors)
+        del arrays["frames"]  # the same memory as `frames`
+        tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+        channels_first = rearrange(frames, "b f h w c -> b f c h w")  # a view: memory as decoded
+        batch = Batch(frames=channels_first, samples=torch.tensor(samples), **tensors)
+        return Loaded(batch, errors)
 
     def frames_shape(self, count: int) -> tuple[int, ...]:
         """Shape of the frames of `count` clips in memory: [B, F, H, W, 3]."""
@@ -185,12 +191,6 @@ class ClipDataset:
         return self._index.signals[positions[..., None], columns]
 
 
-def _as_batch(arrays: dict[str, np.ndarray], samples: list[int]) -> Batch:
-    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
-    frames = tensors.pop("frames").permute(0, 1, 4, 2, 3)  # channels_last memory, as decoded
-    return Batch(frames=frames, samples=torch.tensor(samples), **tensors)
-
-
 class _ClipsThroughSharedMemory(Dataset):
     """What a loader process runs: it decodes into shared memory that it uses again and again.
 
@@ -201,20 +201,16 @@ class _ClipsThroughSharedMemory(Dataset):
 
     def __init__(self, clips: ClipDataset, num_buffers: int):
         self._clips, self._num_buffers = clips, num_buffers
-        self._buffers: deque[np.ndarray] = deque()
+        self._buffers: deque[Tensor] = deque()
 
     def __getitems__(self, samples: list[int]) -> Loaded:
         if get_worker_info() is None:
             return self._clips.load(samples)
         if len(self._buffers) < self._num_buffers:
-            self._buffers.append(_shared_array(self._clips.frames_shape(len(samples))))
+            shape = self._clips.frames_shape(len(samples))
+            self._buffers.append(torch.empty(shape, dtype=torch.uint8).share_memory_())
         self._buffers.rotate(1)
         return self._clips.load(samples, self._buffers[0])
-
-
-def _shared_array(shape: tuple[int, ...]) -> np.ndarray:
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape).numpy()
 
 
 class ClipLoader:
@@ -272,11 +268,11 @@ class ClipLoader:
 
 def _copy_frames(batch: Batch) -> Batch:
     # by NumPy, which asks for huge pages: a tenth of the page faults of torch's clone
-    frames = batch.frames.permute(0, 1, 3, 4, 2).numpy().copy()
-    return replace(batch, frames=torch.from_numpy(frames).permute(0, 1, 4, 2, 3))
+    frames = rearrange(batch.frames, "b f c h w -> b f h w c").numpy().copy()
+    return replace(batch, frames=rearrange(torch.from_numpy(frames), "b f h w c -> b f c h w"))
 
 
-def _as_loaded(loaded: Loaded) -> Loaded:
+def _as_loaded(loaded: Any) -> Any:
     return loaded  # a batch is whole already: nothing to collate
 
 

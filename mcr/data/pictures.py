@@ -31,7 +31,7 @@ def decode(data: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarra
     """Decode a JPEG or PNG to uint8 [H, W, 3]. Alpha is dropped, as upstream's reader does.
 
     out: decode into this contiguous array, which must have the picture's size.
-    Raises ValueError, saying what the bytes look like, if they are no complete picture of that size.
+    Raises ValueError, saying what the bytes look like, if they are no whole picture of that size.
     """
     if out is not None and size_of(data) != out.shape[:2]:
         raise ValueError(f"a picture of {size_of(data)} (height, width), not {out.shape[:2]}")
@@ -142,7 +142,7 @@ def _decode_any_png(data: bytes) -> np.ndarray:
     try:
         depth, colour_type = data[24:26]
         if depth == 8 and colour_type in (_RGB, _RGBA):
-            return pyspng.load(data)[..., :3]
+            return pyspng.load(data, format="RGB")
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
         raise ValueError(f"a damaged PNG: {error}") from error

@@ -109,7 +109,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dataclasses or dicts as {"data.root": ..., ...}."""
     if is_dataclass(config) and not isinstance(config, type):
         config = dataclasses.asdict(config)
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mcr.data.batch import NUM_FRAMES, Batch, Dimensions
 from mcr.data.crops import network_input
-from mcr.models.backbones import build_backbone, freeze_batch_norm
+from mcr.models.backbones import BACKBONES, build_backbone, freeze_batch_norm
 from mcr.models.preprocessing import Preprocessing
 from mcr.objectives import ObjectivesConfig, build_objectives
 
@@ -37,10 +37,13 @@ class SignalNormaliser(nn.Module):
     def forward(self, batch: Batch) -> Batch:
         return replace(
             batch,
-            actions=(batch.actions - self.action_mean) / self.action_std,
-            window_actions=(batch.window_actions - self.action_mean) / self.action_std,
-            window_states=(batch.window_states - self.state_mean) / self.state_std,
+            actions=self._normalised("action", batch.actions),
+            window_actions=self._normalised("action", batch.window_actions),
+            window_states=self._normalised("state", batch.window_states),
         )
+
+    def _normalised(self, name: str, values: Tensor) -> Tensor:
+        return (values - self.get_buffer(f"{name}_mean")) / self.get_buffer(f"{name}_std")
 
 
 class Pretrainer(nn.Module):
@@ -66,9 +69,8 @@ class Pretrainer(nn.Module):
         self.encoder = build_backbone(backbone, preprocessing.image_size)
         if frozen_bn:
             freeze_batch_norm(self.encoder)
-        self.objectives = build_objectives(
-            objectives, loss_weights, self.encoder.embed_dim, dimensions
-        )
+        embed_dim = BACKBONES[backbone].embed_dim
+        self.objectives = build_objectives(objectives, loss_weights, embed_dim, dimensions)
         self.loss_weights = loss_weights
         self.normalise = SignalNormaliser(statistics) if statistics else nn.Identity()
 

@@ -127,7 +127,8 @@ class Run:
             dimensions=self.train_set.dimensions,
             statistics=self.statistics,
             frozen_bn=config.model.frozen_bn,
-        ).to(self.device, memory_format=torch.channels_last)
+        )
+        self.model.to(self.device).to(memory_format=torch.channels_last)
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(
             trainable,

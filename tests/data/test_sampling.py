@@ -19,7 +19,14 @@ SIZE = (180, 320)
 def draw(first=0, count=50, lengths=(40, 77, 250), config=None, **options):
     lengths = np.array(lengths)
     return draw_samples(
-        options.pop("seed", 0), first, count, lengths, 2, SIZE, config or SamplingConfig(), **options
+        options.pop("seed", 0),
+        first,
+        count,
+        lengths,
+        2,
+        SIZE,
+        config or SamplingConfig(),
+        **options,
     )
 
 

@@ -36,7 +36,11 @@ def test_language_any_and_words():
         language_instruction_3=["", "", "grasp it", "lift the cube"],
     )
     assert list(select_episodes(index, SelectionConfig(language="any"))[0]) == [2, 3]
-    assert list(select_episodes(index, SelectionConfig(language="any", min_words=1))[0]) == [1, 2, 3]
+    assert list(select_episodes(index, SelectionConfig(language="any", min_words=1))[0]) == [
+        1,
+        2,
+        3,
+    ]
     assert list(select_episodes(index, SelectionConfig(language="all"))[0]) == [2]
     assert list(select_episodes(index, SelectionConfig(outcome="success"))[0]) == [0, 3]
 

@@ -1,0 +1,92 @@
+"""A pool of worker processes for work on data, and the progress bar over it.
+
+Workers are spawned, not forked: a fork copies the locks of the parent's threads and, once torch or
+an index is loaded, its memory. They end with their parent, however it ends. `extract.py` and
+`clean.py` use it; there is nothing of episodes here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from tqdm import tqdm
+
+from mcr.errors import UserError
+
+
+def num_cores() -> int:
+    """Cores that this process may use; fewer than the machine has under a cluster's scheduler."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def process_pool(
+    workers: int | None,
+    reassurance: str = "",
+    initializer: Callable[..., None] | None = None,
+    initargs: tuple = (),
+) -> Iterator[ProcessPoolExecutor]:
+    """A pool of `workers` processes, one per core if None.
+
+    Leaving it cancels what has not begun and waits for the rest. A killed worker, Ctrl-C and a
+    system error (disk full, ...) leave it as a UserError that ends with `reassurance`.
+    """
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers}: give at least 1")
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(
+        workers or num_cores(), context, _start_worker, (initializer, initargs)
+    )
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, by the system if memory ran out (then use fewer "
+            f"--workers){reassurance}"
+        ) from error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise UserError(f"{where}{error.strerror}, so the run has stopped{reassurance}") from error
+    except KeyboardInterrupt:
+        raise UserError(f"interrupted{reassurance}") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(initializer: Callable[..., None] | None, initargs: tuple) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    if initializer:
+        initializer(*initargs)
+
+
+def _die_with_parent() -> None:
+    """A worker whose parent was killed would otherwise wait for work forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def progress_bar(iterable: Iterable | None, what: str, unit: str, total: int) -> tqdm:
+    """A bar with the time left on a terminal, a line every 30 s in a log file."""
+    interval = 0.1 if sys.stderr.isatty() else 30
+    return tqdm(
+        iterable,
+        what,
+        total,
+        unit=unit,
+        mininterval=interval,
+        maxinterval=interval,
+        smoothing=0.05,
+    )

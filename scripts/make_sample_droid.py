@@ -1,0 +1,91 @@
+"""Make a dataset in DROID's format from simulation: `resources/sample_droid`, or more of it.
+
+    python scripts/make_sample_droid.py OUT [--episodes N] [--tasks lift stack place] [--workers N]
+
+OUT/1.0.0 is an RLDS dataset as `tensorflow_datasets` writes it (see resources/sample_droid). The
+packages it needs are in scripts/requirements-sample-droid.txt, apart from those of training. The
+work is done in scripts/sample_droid/.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+from sample_droid.dataset import Outcome, write_dataset
+from sample_droid.plan import SHARES, plan_episodes
+
+from mcr.errors import UserError, command_line
+
+TASKS = ("lift", "stack", "place")
+
+
+@command_line
+def main() -> None:
+    arguments = _parse_arguments()
+    _check(arguments)
+    plans = plan_episodes(arguments.episodes, arguments.tasks, arguments.seed)
+    outcomes = write_dataset(
+        arguments.out.resolve(), plans, arguments.shards, arguments.workers, arguments.quality
+    )
+    _print_summary(arguments.out, outcomes)
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Simulate a Franka Panda at a table and record it as DROID does: three camera "
+        "views, proprioception, commands and instructions at 15 Hz, as an RLDS dataset.",
+        epilog="Shares of the episodes that are odd on purpose, as in DROID: "
+        + ", ".join(f"{name} {share:.0%}" for name, share in SHARES.items()).replace("%", "%%")
+        + ". The defaults reproduce resources/sample_droid.",
+    )
+    parser.add_argument("out", type=Path, help="folder to make; its name becomes the dataset's")
+    parser.add_argument("--episodes", type=int, default=24, metavar="N", help="default: 24")
+    parser.add_argument(
+        "--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all three"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same dataset; default: 0")
+    parser.add_argument("--shards", type=int, default=4, metavar="N", help="files; default: 4")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes, 1.5 GB each; default: 1"
+    )
+    parser.add_argument(
+        "--quality", type=int, default=55, metavar="Q", help="of the JPEGs; default: 55, DROID: 95"
+    )
+    return parser.parse_args()
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name in ("episodes", "shards", "workers"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} {getattr(arguments, name)} must be at least 1")
+    if arguments.shards > arguments.episodes:
+        raise UserError(
+            f"--shards {arguments.shards} exceeds --episodes {arguments.episodes}: "
+            "every shard needs an episode"
+        )
+    if not 1 <= arguments.quality <= 100:
+        raise UserError(f"--quality {arguments.quality} must lie in 1..100")
+    if arguments.seed < 0:
+        raise UserError(f"--seed {arguments.seed} must not be negative")
+
+
+def _print_summary(out: Path, outcomes: list[Outcome]) -> None:
+    print(f"\n{'task':8}{'episodes':>9}{'successes':>11}{'frames':>8}{'MB':>8}{'attempts':>10}")
+    groups = {task: [o for o in outcomes if o.task == task] for task in TASKS}
+    for task, group in (*groups.items(), ("all", outcomes)):
+        if group:
+            print(
+                f"{task:8}{len(group):9}{sum(o.success for o in group):11}"
+                f"{sum(o.frames for o in group):8}{sum(o.num_bytes for o in group) / 1e6:8.2f}"
+                f"{sum(o.attempts for o in group):10}"
+            )
+    oddities = Counter(outcome.oddity for outcome in outcomes if outcome.oddity)
+    counts = [f"{count} {oddity}" for oddity, count in oddities.most_common()]
+    print("odd on purpose:", ", ".join(counts) or "none")
+    print(f"written: {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""What a scene looks like and what stands on the table: all that is random in it, as plain data.
+
+A session (one lab on one day) has its own table, walls, light and cameras; each episode moves the
+cameras and the light a little and gets its own objects. `scene.py` builds the physics from this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+COLOURS = {
+    "red": (0.80, 0.12, 0.10),
+    "green": (0.13, 0.58, 0.20),
+    "blue": (0.10, 0.28, 0.75),
+    "yellow": (0.92, 0.78, 0.12),
+    "orange": (0.93, 0.45, 0.08),
+    "purple": (0.45, 0.18, 0.60),
+    "white": (0.92, 0.92, 0.90),
+    "black": (0.09, 0.09, 0.10),
+}
+TEXTURES = ("ceramic", "light-gray-plaster", "light-wood", "cream-plaster")  # robosuite's
+TABLE_HEIGHT = 0.8  # metres; the world's origin lies on the floor below the table's centre
+REACH_X = (-0.14, 0.10)  # where objects stand; the robot's base is at x = -0.56
+REACH_Y = (-0.20, 0.20)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An object: half sizes in metres (radius, radius, half height for a can), place and angle."""
+
+    shape: str  # "cube", "block", "can" or "box", which is open at the top
+    colour: str
+    half_size: tuple[float, float, float]
+    xy: tuple[float, float]
+    yaw: float
+
+
+@dataclass(frozen=True)
+class Camera:
+    position: tuple[float, float, float]
+    target: tuple[float, float, float]
+    fovy: float  # vertical, degrees
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colours are RGB tints of the textures, 0..1; the light shines from `light_position`."""
+
+    table_texture: str
+    table_tint: tuple[float, float, float]
+    floor_texture: str
+    wall_colour: tuple[float, float, float]
+    light_position: tuple[float, float, float]
+    light_strength: float
+    ambient: float
+    cameras: tuple[Camera, Camera]
+
+
+def draw_look(session_rng: np.random.Generator, rng: np.random.Generator) -> Look:
+    """A session's look with an episode's variation. Both generators are consumed."""
+    tint = session_rng.uniform(0.6, 0.95, size=3)
+    wall = session_rng.uniform(0.55, 0.95) * session_rng.uniform(0.88, 1.0, size=3)
+    angle = session_rng.uniform(-np.pi, np.pi)
+    light = np.array([0.9 * np.cos(angle), 0.9 * np.sin(angle), session_rng.uniform(2.0, 2.6)])
+    return Look(
+        table_texture=str(session_rng.choice(TEXTURES)),
+        table_tint=_triple(tint),
+        floor_texture=str(session_rng.choice(TEXTURES[:2])),
+        wall_colour=_triple(wall),
+        light_position=_triple(light + rng.normal(0, 0.15, size=3)),
+        light_strength=float(session_rng.uniform(0.45, 0.65) * rng.uniform(0.85, 1.15)),
+        ambient=float(session_rng.uniform(0.22, 0.35)),
+        cameras=(_draw_camera(session_rng, rng, side=1), _draw_camera(session_rng, rng, side=-1)),
+    )
+
+
+def _draw_camera(session_rng: np.random.Generator, rng: np.random.Generator, side: int) -> Camera:
+    """A tripod to the robot's left (side 1) or right (-1) that looks at the table's middle."""
+    azimuth = side * np.radians(session_rng.uniform(35, 80)) + rng.normal(0, np.radians(3))
+    distance = session_rng.uniform(0.75, 0.95) * rng.uniform(0.95, 1.05)
+    height = session_rng.uniform(0.35, 0.65) + rng.normal(0, 0.03)
+    centre = np.array([-0.10, 0.0, TABLE_HEIGHT + 0.10])
+    offset = [distance * np.cos(azimuth), distance * np.sin(azimuth), height]
+    return Camera(
+        position=_triple(centre + offset),
+        target=_triple(centre + rng.normal(0, 0.02, size=3)),
+        fovy=float(session_rng.uniform(40, 52)),
+    )
+
+
+def draw_things(task: str, rng: np.random.Generator) -> tuple[Thing, ...]:
+    """What is moved, then its destination if the task has one, then up to two bystanders."""
+    shapes = {
+        "lift": [str(rng.choice(["cube", "block", "can"]))],
+        "stack": ["cube", "block" if rng.random() < 0.3 else "cube"],
+        "place": [str(rng.choice(["cube", "block", "can"])), "box"],
+    }[task]
+    shapes += rng.choice(["cube", "block", "can"], size=rng.integers(0, 3)).tolist()
+    colours = rng.permutation(list(COLOURS)).tolist()[: len(shapes)]
+    places = _draw_places([0.11 if shape == "box" else 0.035 for shape in shapes], rng)
+    return tuple(
+        Thing(shape, colour, _draw_size(shape, rng), xy, float(rng.uniform(-np.pi, np.pi)))
+        for shape, colour, xy in zip(shapes, colours, places, strict=True)
+    )
+
+
+def _draw_size(shape: str, rng: np.random.Generator) -> tuple[float, float, float]:
+    """Half sizes that fit between the fingers, which open to 8 cm; a block stands upright."""
+    if shape == "box":
+        return _triple([rng.uniform(0.075, 0.09)] * 2 + [rng.uniform(0.025, 0.035)])
+    width = rng.uniform(0.019, 0.026)
+    height = {"cube": width, "block": rng.uniform(0.03, 0.04), "can": rng.uniform(0.035, 0.05)}
+    return _triple([width, width, height[shape]])
+
+
+def _draw_places(radii: list[float], rng: np.random.Generator) -> list[tuple[float, float]]:
+    """Places at which the open fingers reach each thing without touching another."""
+    clearance = 0.05
+    while True:
+        xy = np.stack([rng.uniform(*REACH_X, len(radii)), rng.uniform(*REACH_Y, len(radii))], 1)
+        gaps = np.linalg.norm(xy[:, None] - xy[None], axis=2) - np.add.outer(radii, radii)
+        if (gaps + np.eye(len(radii)) > clearance).all():
+            return [(float(x), float(y)) for x, y in xy]
+
+
+def _triple(values: np.ndarray | list[float]) -> tuple[float, float, float]:
+    x, y, z = (float(value) for value in values)
+    return x, y, z

@@ -1,0 +1,86 @@
+"""Data sets and records made to order from the reference shards, for the tests of `mcr.data`."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mcr.data.tfrecord import encode_example, parse_example, read_records, write_records
+
+REFERENCE = Path(__file__).parent / "droid_tfds"
+
+
+@pytest.fixture(scope="session")
+def expected() -> list[dict]:
+    """Per record of the reference, in file order: texts, length, hashes; see droid_tfds/README."""
+    return json.loads((REFERENCE / "expected.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def expected_numbers():
+    """`<record>/<field>` -> array; see droid_tfds/README."""
+    return dict(np.load(REFERENCE / "expected.npz"))
+
+
+@pytest.fixture(scope="session")
+def make_features(reference):
+    """make_features(length, file_path=None, record=0) -> features of a short episode."""
+    payloads = [
+        r.payload for shard in sorted(reference.glob("*tfrecord*")) for r in read_records(shard)
+    ]
+
+    def make(length: int, file_path: str | None = None, record: int = 0) -> dict:
+        features = {}
+        for key, feature in parse_example(payloads[record]).items():
+            values = _values(feature)
+            if key.startswith("steps/"):
+                size = len(values) // len(parse_example(payloads[record])["steps/is_first"].ints())
+                values = values[: length * size]
+            features[key] = values
+        if file_path is not None:
+            features["episode_metadata/file_path"] = [file_path.encode()]
+        return features
+
+    return make
+
+
+def _values(feature):
+    try:
+        return [bytes(item) for item in feature.byte_strings()]
+    except ValueError:
+        pass
+    try:
+        return feature.floats()
+    except ValueError:
+        return feature.ints()
+
+
+@pytest.fixture
+def make_dataset(tmp_path, reference):
+    """make_dataset([[features, ...] per shard], name="made") -> folder in DROID's layout."""
+
+    def make(shards: list[list[dict]], name: str = "made") -> Path:
+        root = tmp_path / name / "1.0.0"
+        root.mkdir(parents=True)
+        shutil.copyfile(reference / "features.json", root / "features.json")
+        info = {"splits": [{"name": "train", "shardLengths": [str(len(s)) for s in shards]}]}
+        (root / "dataset_info.json").write_text(json.dumps(info))
+        for number, episodes in enumerate(shards):
+            path = root / f"{name}-train.tfrecord-{number:05d}-of-{len(shards):05d}"
+            write_records(path, map(encode_example, episodes))
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def file_path():
+    """file_path(second=0, lab="AUTOLab") -> a path as DROID states it."""
+
+    def make(second: int = 0, lab: str = "AUTOLab") -> str:
+        recording = f"Fri_Jul__7_09:42:{second:02d}_2023"
+        return f"gs://bucket/r2d2-data-full/{lab}/success/2023-07-07/{recording}/trajectory.h5"
+
+    return make

@@ -1,0 +1,447 @@
+"""The extraction as users run it: the script in a process of its own, killed and run again."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mcr.data.droid import EXTERIOR_VIEWS, RldsDataset
+from mcr.data.episode import LANGUAGES
+from mcr.data.extract import Options, ShardTask, extract, extract_shard
+from mcr.data.manifest import Manifest
+from mcr.data.tfrecord import encode_example, write_records
+from mcr.errors import UserError
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "process_data_multicore.py"
+
+
+def start(*arguments, **options) -> subprocess.Popen:
+    """The script in a process group of its own."""
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, **options
+    )
+
+
+def run(*arguments, **options) -> subprocess.CompletedProcess:
+    with start(*arguments, **options) as process:
+        stdout, stderr = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def digest(root: Path) -> dict[str, str]:
+    """Relative path -> SHA-256 of its content, of every file and folder below `root`."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(
+            path.read_bytes() if path.is_file() else b""
+        ).hexdigest()
+        for path in sorted(root.rglob("*"))
+    }
+
+
+def children(pid: int) -> list[int]:
+    """Worker processes, started by spawn; not the resource tracker."""
+    found = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return [p for p in found if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
+
+
+@pytest.fixture(scope="module")
+def whole(reference, tmp_path_factory) -> Path:
+    """The reference shards, extracted without disturbance."""
+    output = tmp_path_factory.mktemp("whole") / "tree"
+    assert extract(reference, output, workers=2).counts["written"] == 4
+    return output
+
+
+# --------------------------------------------------------------------------- what is in the tree
+
+
+def test_pixels_are_tensorflows(whole, expected):
+    compared = 0
+    for facts in expected:
+        folder = whole / "_".join(facts["file_path"].split("/")[-3:-1]).replace(":", "_")
+        for view in EXTERIOR_VIEWS:
+            for step, sha256 in facts["pixels_sha256"][view].items():
+                pixels = np.asarray(Image.open(folder / view / f"{step}.png"))
+                assert pixels.shape == (180, 320, 3)
+                assert hashlib.sha256(pixels.tobytes()).hexdigest() == sha256
+                compared += 1
+    assert compared == 38
+
+
+def test_upstreams_loader_reads_the_tree(whole, expected_numbers):
+    """What it does per sample: list, count, read the text, five frames, and the whole pickle."""
+    names = sorted(os.listdir(whole))
+    assert len(names) == 4 and not any(":" in name for name in names)
+    lengths = set()
+    for name in names:
+        folder = os.path.join(whole, name)
+        lengths.add(length := len(os.listdir(f"{folder}/exterior_image_1_left")))
+        for view in EXTERIOR_VIEWS:
+            assert len(os.listdir(f"{folder}/{view}")) == length
+            for step in (1, length // 2, length - 1):
+                assert Image.open(f"{folder}/{view}/{step}.png").size == (320, 180)
+        for key in LANGUAGES:
+            with open(f"{folder}/{key}/0.txt", encoding="utf-8") as file:
+                file.read()
+        with open(f"{folder}/other_data.pkl", "rb") as file:
+            data = pickle.load(file)
+        state = np.concatenate(
+            [data[k][length - 1] for k in ("cartesian_position", "gripper_position")]
+        )
+        assert state.shape == (7,) and np.array(data["action"]).shape == (length, 7)
+        assert data["action_dict"][0]["joint_position"].shape == (7,)
+    assert lengths == {41, 45, 32}  # as in expected.json
+    numbers = [expected_numbers[f"{number}/action"] for number in range(4)]
+    first = pickle.loads(
+        (whole / "2023-10-08_Sun_Oct__8_13_52_33_2023/other_data.pkl").read_bytes()
+    )
+    np.testing.assert_array_equal(np.array(first["action"]), numbers[0])
+
+
+def test_jpeg_format_keeps_the_stored_bytes(reference, expected, tmp_path):
+    views = (*EXTERIOR_VIEWS, "wrist_image_left")
+    extract(reference, tmp_path / "tree", Options(views, "jpeg"), workers=1)
+    for facts in expected:
+        name = "_".join(facts["file_path"].split("/")[-3:-1]).replace(":", "_")
+        for view in views:
+            files = [tmp_path / "tree" / name / view / f"{s}.jpg" for s in range(facts["length"])]
+            hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+            assert hashes == facts["jpeg_sha256"][view]
+
+
+@pytest.mark.parametrize("rule, skipped", [("none", 0), ("any", 2), ("all", 3)])
+def test_language_rules(make_dataset, make_features, file_path, tmp_path, rule, skipped):
+    episodes = [make_features(2, file_path(second)) for second in range(4)]
+    for second, texts in enumerate(["abc", "a", " ", ""]):
+        for position, key in enumerate(LANGUAGES):
+            text = texts[position : position + 1].encode()
+            episodes[second][f"steps/{key}"] = [text] * 2
+    root = make_dataset([episodes])
+    summary = extract(root, tmp_path / "tree", Options(require_language=rule), workers=1)
+    assert summary.counts == {
+        "written": 4 - skipped,
+        "already there": 0,
+        "skipped": skipped,
+        "failed": 0,
+    }
+    assert len(list((tmp_path / "tree").iterdir())) == 4 - skipped
+    assert not skipped or f"{skipped} by --require-language {rule}" in str(summary)
+
+
+def test_recordings_of_the_same_second_both_survive(
+    make_dataset, make_features, file_path, tmp_path
+):
+    shards = [
+        [make_features(2, file_path(1, "AUTOLab")), make_features(3, file_path(1, "AUTOLab"))],
+        [make_features(4, file_path(1, "IRIS")), make_features(5, file_path(2))],
+    ]
+    root = make_dataset(shards)
+    for part in ((2, 2), (1, 2)):  # names depend on all shards, in any split
+        extract(root, tmp_path / "tree", part=part, workers=1)
+    base = "2023-07-07_Fri_Jul__7_09_42"
+    lengths = {
+        folder.name: len(list((folder / EXTERIOR_VIEWS[0]).iterdir()))
+        for folder in (tmp_path / "tree").iterdir()
+    }
+    assert lengths == {
+        f"{base}_01_2023_AUTOLab": 2,
+        f"{base}_01_2023_AUTOLab_2": 3,
+        f"{base}_01_2023_IRIS": 4,
+        f"{base}_02_2023": 5,
+    }
+
+
+# --------------------------------------------------------------------------- damage
+
+
+def test_damaged_records_fail_alone_and_are_accounted_for(
+    make_dataset, make_features, file_path, tmp_path
+):
+    episodes = [make_features(3, file_path(second)) for second in range(6)]
+    del episodes[1]["steps/action"]
+    episodes[2]["steps/discount"] = np.zeros(2)
+    jpegs = episodes[3][f"steps/observation/{EXTERIOR_VIEWS[1]}"]
+    jpegs[2] = jpegs[2][:4000] + jpegs[2][-2:]
+    episodes[4]["episode_metadata/file_path"] = [b"gs://x/../../../../escape/t.h5"]
+    root = make_dataset([episodes, [make_features(3, file_path(10 + s)) for s in range(3)]])
+    (second_shard,) = root.glob("*-00001-of-*")
+    data = bytearray(second_shard.read_bytes())
+    data[len(data) // 2] ^= 1  # in the middle one's payload
+    second_shard.write_bytes(data[:-1])  # and the last one is cut off
+    result = run(root, tmp_path / "out" / "tree", "--workers", 2)
+    assert result.returncode == 1
+    assert "3 written\n" in result.stdout and "6 failed\n" in result.stdout
+    assert "9 episodes in 2 shards\n" in result.stdout
+    for reason in [
+        "the field steps/action is missing",
+        "steps/discount has 2 numbers; 3 steps",
+        f"{EXTERIOR_VIEWS[1]} at step 2: ",
+        "unsafe component '..'",
+        "bad CRC: the record's bytes are damaged",
+        "truncated: the file ends inside this record",
+    ]:
+        assert reason in result.stdout
+    assert result.stdout.count("failed: made-train.tfrecord-0000") == 6
+    names = [f"2023-07-07_Fri_Jul__7_09_42_{second:02d}_2023" for second in (0, 5, 10)]
+    assert sorted(p.name for p in (tmp_path / "out" / "tree").iterdir()) == names
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["made", "out"]  # nothing escaped
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["tree", "tree.manifest"]
+
+    page = json.loads((tmp_path / "out/tree.manifest" / f"{second_shard.name}.json").read_text())
+    assert [record["status"] for record in page["records"]] == ["written", "failed", "failed"]
+    (first_shard,) = root.glob("*-00000-of-*")
+    offsets = [r.offset for r in RldsDataset.open(root).records(first_shard)]
+    assert f"{first_shard.name} at byte {offsets[1]}: the field" in result.stdout
+
+
+def test_repaired_shards_are_completed(make_dataset, make_features, file_path, tmp_path):
+    root = make_dataset([[make_features(2, file_path(second)) for second in range(3)]])
+    (shard,) = root.glob("*tfrecord*")
+    data = shard.read_bytes()
+    shard.write_bytes(data[: len(data) // 2])
+    assert extract(root, tmp_path / "tree", workers=1).counts["failed"] == 2
+    shard.write_bytes(data)
+    counts = extract(root, tmp_path / "tree", workers=1).counts
+    assert (counts["already there"], counts["written"], counts["failed"]) == (1, 2, 0)
+
+
+def test_a_shard_that_grew_since_the_scan_is_not_misnamed(
+    make_dataset, make_features, file_path, tmp_path
+):
+    dataset = RldsDataset.open(make_dataset([[make_features(1, file_path(s)) for s in (0, 1)]]))
+    manifest = Manifest(tmp_path / "manifest", tmp_path / "tree")
+    manifest.begin({})
+    names = ("2023-07-07_Fri_Jul__7_09_42_00_2023",)
+    first, second = extract_shard(ShardTask(dataset, names, None, Options(), manifest)).outcomes
+    assert (first.status, second.status) == ("written", "failed")
+    assert "has changed since it was scanned" in second.reason
+
+
+def test_many_failures_are_cut_short(make_dataset, make_features, file_path, tmp_path):
+    episodes = [make_features(1, file_path(second)) for second in range(13)]
+    for features in episodes[:12]:
+        del features["steps/action"]
+    shown = str(extract(make_dataset([episodes]), tmp_path / "tree", workers=1))
+    assert shown.count("failed: made-train") == 10 and "failed: 2 more, see the manifest" in shown
+
+
+def test_missing_shards_are_a_warning(shards, tmp_path):
+    next(shards.glob("*-00000-of-*")).unlink()
+    result = run(shards, tmp_path / "tree")
+    assert result.returncode == 0
+    assert "warning: 1 shards are not in the input: 0\n" in result.stdout
+    assert "2 episodes in 1 shards\n" in result.stdout
+
+
+# --------------------------------------------------------------------------- running again
+
+
+def test_parts_and_limits_add_up_to_the_whole(reference, whole, tmp_path):
+    counts = extract(reference, tmp_path / "tree", limit=3, workers=1).counts
+    assert counts["written"] == 3
+    both = [start(reference, tmp_path / "tree", "--shard", f"{i}/2") for i in (1, 2)]  # at once
+    for process in both:
+        stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0, stderr
+        assert "2 episodes in 1 shards" in stdout
+    assert digest(tmp_path / "tree") == digest(whole)
+
+
+def test_the_same_run_twice_at_once_does_the_work_once(reference, whole, tmp_path):
+    both = [start(reference, tmp_path / "tree", "--workers", 1) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    written = sum(int(output.split(" written")[0]) for output in outputs)
+    assert written == 4
+    assert digest(tmp_path / "tree") == digest(whole)
+
+
+def test_a_finished_tree_is_left_as_it_is(reference, whole):
+    before = digest(whole)
+    times = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    summary = extract(reference, whole, workers=1)
+    assert summary.counts == {"written": 0, "already there": 4, "skipped": 0, "failed": 0}
+    assert digest(whole) == before
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == times
+
+
+def test_an_episode_that_was_removed_is_written_again(reference, whole, tmp_path):
+    extract(reference, tmp_path / "tree", workers=1)
+    victim = min((tmp_path / "tree").iterdir())
+    victim.rename(tmp_path / "elsewhere")
+    assert extract(reference, tmp_path / "tree", workers=1).counts["written"] == 1
+    assert digest(tmp_path / "tree") == digest(whole)
+
+
+@pytest.fixture(scope="module")
+def large(reference, make_features, tmp_path_factory, file_path) -> Path:
+    """24 episodes of 30 steps in 6 shards: over a second of work, to be killed in."""
+    root = tmp_path_factory.mktemp("large")
+    (root / "features.json").write_bytes((reference / "features.json").read_bytes())
+    for shard in range(6):
+        episodes = [make_features(30, file_path(4 * shard + i), record=i) for i in range(4)]
+        path = root / f"large-train.tfrecord-{shard:05d}-of-00006"
+        write_records(path, map(encode_example, episodes))
+    return root
+
+
+def test_killed_at_any_moment_and_run_again_the_tree_is_the_same(large, tmp_path):
+    undisturbed = extract(large, tmp_path / "undisturbed", workers=2)
+    assert undisturbed.counts["written"] == 24
+    tree = tmp_path / "tree"
+    draw = random.Random(0)
+    partial_seen = 0
+    for victim in ["all", "worker", "main"] * 2:
+        process = start(large, tree, "--workers", 2)
+        before = len(list(tree.glob("2*"))) if tree.exists() else 0
+        deadline = time.monotonic() + 30
+        while not (tree.exists() and len(list(tree.glob("2*"))) > before):  # it is at work
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 0.05))
+        workers = children(process.pid)
+        if victim == "all":
+            os.killpg(process.pid, signal.SIGKILL)
+        elif victim == "worker":
+            os.kill(workers[0], signal.SIGKILL)
+        else:
+            os.kill(process.pid, signal.SIGKILL)
+        _, stderr = process.communicate(timeout=30)
+        assert process.returncode == (2 if victim == "worker" else -signal.SIGKILL)
+        if victim == "worker":
+            assert "error: a worker process was killed" in stderr and "Traceback" not in stderr
+        partial_seen += any(tree.glob(".partial-*"))
+        for folder in tree.glob("2*"):  # whatever has its name is whole
+            assert len(list(folder.rglob("*.png"))) == 60 and (folder / "other_data.pkl").exists()
+    assert partial_seen, "no kill came in the middle of an episode"
+    assert len(list(tree.glob("2*"))) < 24, "everything was done before the last kill"
+    assert run(large, tree).returncode == 0
+    assert digest(tree) == digest(tmp_path / "undisturbed")
+
+
+def test_ctrl_c_stops_cleanly(large, tmp_path):
+    process = start(large, tmp_path / "tree", "--workers", 2)
+    while not list(tmp_path.glob("tree/2*")):
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the workers, too
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert f"error: interrupted; every episode in {tmp_path / 'tree'} is whole" in stderr
+    assert "Traceback" not in stderr
+    assert 0 < len(list(tmp_path.glob("tree/2*"))) < 24
+    assert not list(tmp_path.glob("tree/.partial-*"))
+
+
+def test_a_full_disk_stops_the_run_with_one_sentence(reference, whole, tmp_path):
+    """The limit on the size of a file stands for the disk's: no test may fill a disk."""
+
+    def limit_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
+
+    result = run(reference, tmp_path / "tree", preexec_fn=limit_files)
+    assert result.returncode == 2
+    (message,) = [line for line in result.stderr.splitlines() if line.startswith("error")]
+    assert "File too large, so the run has stopped" in message
+    assert f"every episode in {tmp_path / 'tree'} is whole" in message
+    assert "Traceback" not in result.stderr
+    assert list((tmp_path / "tree").iterdir()) == []
+    assert run(reference, tmp_path / "tree").returncode == 0
+    assert digest(tmp_path / "tree") == digest(whole)
+
+
+def test_a_worker_holds_one_episode_at_a_time(make_dataset, make_features, file_path, tmp_path):
+    """Under 200 MB a worker although DROID's longest episodes are 100 MB."""
+    episodes = [make_features(40, file_path(second)) for second in range(3)]
+    for features in episodes:  # 400 steps, 26 MB
+        for key, values in features.items():
+            if key.startswith("steps/"):
+                features[key] = values * 10 if isinstance(values, list) else np.tile(values, 10)
+    root = make_dataset([episodes])
+    episode_mb = next(root.glob("*tfrecord*")).stat().st_size / 3 / 2**20
+    short = make_dataset([[make_features(1, file_path(1))]], "short")
+    options = Options(format="jpeg")
+    (least,) = extract(short, tmp_path / "a", options, workers=1).results
+    (most,) = extract(root, tmp_path / "b", options, workers=1).results
+    assert episode_mb > 20
+    assert most.peak_memory_mb - least.peak_memory_mb < 1.5 * episode_mb
+    assert least.peak_memory_mb < 80
+
+
+# --------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--format", "jpg"], "--format='jpg' is unknown; did you mean 'jpeg'?"),
+        (["--views", "wrist_image"], "did you mean 'wrist_image_left'?"),
+        (["--views", *EXTERIOR_VIEWS[:1] * 2], "each once"),
+        (["--require-language", "al"], "did you mean 'all'?"),
+        (["--shard", "0/4"], "--shard 0/4: give i/n with i from 1 to n"),
+        (["--shard", "5/4"], "i from 1 to n"),
+        (["--shard", "four"], "--shard four: give i/n"),
+        (["--limit", "0"], "--limit 0"),
+        (["--workers", "0"], "--workers 0"),
+    ],
+)
+def test_bad_options_are_one_line_and_write_nothing(reference, tmp_path, options, message):
+    result = run(reference, tmp_path / "tree", *options)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ") and message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "tree").exists() or not any((tmp_path / "tree").iterdir())
+
+
+def test_a_folder_that_is_no_tree_of_ours_is_not_written_to(reference, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="not empty"):
+        extract(reference, tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_other_options_are_refused_with_the_difference(reference, make_dataset, tmp_path):
+    extract(reference, tmp_path / "tree", limit=1, workers=1)
+    with pytest.raises(UserError, match="format 'png', not 'jpeg'"):
+        extract(reference, tmp_path / "tree", Options(format="jpeg"))
+    with pytest.raises(UserError, match=r"views .*wrist_image_left"):
+        extract(reference, tmp_path / "tree", Options(views=("wrist_image_left",)))
+    with pytest.raises(UserError, match="dataset 'r2d2_faceblur-train in 2 shards'"):
+        extract(make_dataset([[]]), tmp_path / "tree")
+
+
+def test_an_input_whose_names_have_changed_is_refused(
+    make_dataset, make_features, file_path, tmp_path
+):
+    shards = [[make_features(2, file_path(1, lab))] for lab in ("AUTOLab", "IRIS")]
+    root = make_dataset(shards)
+    second = max(root.glob("*tfrecord*")).rename(tmp_path / "later")
+    extract(root, tmp_path / "tree", workers=1)
+    second.rename(root / "made-train.tfrecord-00001-of-00002")
+    with pytest.raises(UserError, match=r"is called .*_AUTOLab' now"):
+        extract(root, tmp_path / "tree", workers=1)
+    assert extract(root, tmp_path / "fresh", workers=1).counts["written"] == 2
+
+
+def test_missing_input(tmp_path):
+    result = run(tmp_path / "nowhere", tmp_path / "tree")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ") and "no such folder" in result.stderr
+    assert not (tmp_path / "tree").exists()

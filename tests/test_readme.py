@@ -1,0 +1,242 @@
+"""README.md and CONTRIBUTING.md say nothing that is not so: code runs, options and links exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+from PIL import Image
+
+from mcr.models.export import export_encoder
+from mcr.training.config import Config, check_overrides, recipes_folder
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+
+
+def blocks(document: str, language: str) -> list:
+    """The fenced blocks of a language, named by their first line's number."""
+    found = []
+    text = (ROOT / document).read_text()
+    for match in re.finditer(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        line = text[: match.start(1)].count("\n") + 1
+        found.append(pytest.param(match[1], id=f"{document}:{line}"))
+    return found
+
+
+# --------------------------------------------------------------------------- Python
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory, reference) -> Path:
+    """A folder with the files that the README's examples name."""
+    folder = tmp_path_factory.mktemp("desk")
+    for name, path in (("resnet18", "resnet18.pth"), ("resnet50", "mcr_resnet50.pth")):
+        network = getattr(torchvision.models, name)()
+        network.fc = torch.nn.Identity()
+        torch.save(network.state_dict(), folder / path)
+    export_encoder(folder / "resnet18.pth", folder / "my_encoder")
+    Image.new("RGB", (320, 180), "teal").save(folder / "picture.png")
+    shutil.copytree(reference, folder / "droid" / "1.0.1")
+    return folder
+
+
+def check_shapes(source: str, names: dict) -> int:
+    """Compare each `name = ...  # [2, 512] ...` with the shape of the value; how many there are."""
+    claims = re.findall(r"^(\w+) = .*#.*?\[([\d, ]+)\]", source, re.MULTILINE)
+    for name, shape in claims:
+        assert list(names[name].shape) == [int(size) for size in shape.split(",")], name
+    return len(claims)
+
+
+@pytest.mark.parametrize("source", blocks("README.md", "python"))
+def test_python_block_runs(source, desk, monkeypatch, recwarn):
+    monkeypatch.chdir(desk)
+    names = {"__name__": "readme"}
+    exec(compile(source, "README.md", "exec"), names)
+    check_shapes(source, names)
+    assert all("load_mcr returns the bare network" in str(w.message) for w in recwarn)
+
+
+def test_claimed_shapes_are_compared():
+    source = "x = f()  # a batch [2, 3]\ny = x\n"
+    assert check_shapes(source, {"x": torch.zeros(2, 3), "y": None}) == 1
+    with pytest.raises(AssertionError):
+        check_shapes(source, {"x": torch.zeros(3, 2), "y": None})
+
+
+# --------------------------------------------------------------------------- bash
+
+FOREIGN = {"git", "grep", "mypy", "pip", "ruff", "source"}  # other people's programs
+
+
+def check_command(line: str) -> None:
+    """Raise AssertionError or UserError for a command that would not be accepted as it stands."""
+    words = shlex.split(line, comments=True)
+    if words[0] in FOREIGN:
+        check_files(words[1:])
+    elif words[:3] == ["python", "-m", "pytest"]:
+        check_files(words[3:])
+    else:
+        assert words[0] in ("bash", "python"), f"unknown command {words[0]}"
+        script, arguments = words[1], words[2:]
+        assert (ROOT / script).is_file(), f"{script} does not exist"
+        if script == "scripts/train_mcr.sh":
+            check_training(arguments)
+        else:
+            check_flags(script, arguments)
+
+
+def check_files(words: list[str]) -> None:
+    """Those that look like a path of this repository must be one."""
+    for word in words:
+        is_ours = word.endswith((".py", ".txt")) or word.startswith(("mcr", "tests", "scripts"))
+        assert not is_ours or (ROOT / word).exists(), f"{word} does not exist"
+
+
+def check_flags(script: str, arguments: list[str]) -> None:
+    flags = [word.partition("=")[0] for word in arguments if word.startswith("-")]
+    known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", help_of(script))) if flags else set()
+    for flag in flags:
+        assert flag in known, f"{script} has no option {flag}"
+
+
+@cache
+def help_of(script: str) -> str:
+    program = ["bash"] if script.endswith(".sh") else [sys.executable]
+    result = subprocess.run(
+        [*program, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return result.stdout
+
+
+def check_training(arguments: list[str]) -> None:
+    """Compose the configuration as training would, values and their types included."""
+    arguments = list(arguments)
+    recipe = "mcr"
+    if "--config-name" in arguments:
+        place = arguments.index("--config-name")
+        recipe = arguments.pop(place + 1)
+        arguments.pop(place)
+    if arguments == ["--help"]:
+        return
+    check_overrides(arguments)
+    ConfigStore.instance().store(name="config", node=Config)
+    with initialize_config_dir(str(recipes_folder()), version_base="1.3"):
+        config = OmegaConf.to_object(compose(recipe, overrides=arguments))
+    assert isinstance(config, Config)
+    assert config.data.root, "training needs data.root"
+
+
+def commands(block: str) -> list[str]:
+    return [line for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize(
+    "block", [block for document in DOCUMENTS for block in blocks(document, "bash")]
+)
+def test_bash_block_would_be_accepted(block):
+    for line in commands(block):
+        for command in line.split(" && "):
+            check_command(command)
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        ("bash scripts/dmeo.sh", "dmeo.sh does not exist"),
+        ("python scripts/export.py a b --forse", "no option --forse"),
+        ("python scripts/process_data_multicore.py a b --work 2", "no option --work"),
+        ("bash scripts/download_droid.sh /data --smaple", "no option --smaple"),
+        ("bash scripts/train_mcr.sh data.root=x batchsize=3", "did you mean 'batch_size'"),
+        ("bash scripts/train_mcr.sh data.root=x steps=many", "many"),
+        ("bash scripts/train_mcr.sh batch_size=3", "needs data.root"),
+        ("bash scripts/train_mcr.sh --config-name papers data.root=x", "papers"),
+        ("pip install -r requirements.txt", "requirements.txt does not exist"),
+        ("python -m pytest tests/test_nothing.py", "does not exist"),
+        ("curl https://example.org", "unknown command"),
+    ],
+)
+def test_a_wrong_command_is_found(command, complaint):
+    with pytest.raises(Exception, match=complaint):  # UserError, AssertionError, Hydra's own
+        check_command(command)
+
+
+# --------------------------------------------------------------------------- links and the map
+
+
+def anchors(document: Path) -> set[str]:
+    """GitHub's names of a document's headings."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(document: str, text: str) -> list[str]:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = target.partition("#")
+        path = ROOT / (file or document)
+        if not path.exists() or (anchor and anchor not in anchors(path)):
+            broken.append(target)
+    return broken
+
+
+def missing_paths(text: str) -> list[str]:
+    """Paths of this repository in `code` that are not there."""
+    paths = re.findall(
+        r"`((?:benchmarks|cfgs|mcr|resources|scripts|tests)/[\w./-]*|\w+\.(?:toml|txt))`", text
+    )
+    return [path for path in paths if not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_and_paths_exist(document):
+    text = (ROOT / document).read_text()
+    assert broken_links(document, text) == []
+    assert missing_paths(text) == []
+
+
+def test_a_broken_link_is_found():
+    text = "[a](LICENSE) [b](nowhere.md) [c](README.md#quick-start) [d](#no-such) `mcr/data/x.py`"
+    assert broken_links("README.md", text) == ["nowhere.md", "#no-such"]
+    assert missing_paths(text) == ["mcr/data/x.py"]
+
+
+def listed_in_code_map() -> set[str]:
+    """Paths that the README's code map names; indentation is the folder."""
+    text = (ROOT / "README.md").read_text().split("## Code map")[1]
+    listing = re.search(r"```text\n(.*?)```", text, re.DOTALL)[1]
+    listed, folders = set(), [""]
+    for line in listing.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        path = folders[depth] + line.split()[0]
+        listed.add(path.rstrip("/"))
+        folders[depth + 1 :] = [path]
+    return listed
+
+
+def in_repository() -> set[str]:
+    """What the map should name: modules, scripts, benchmarks, recipes."""
+    patterns = ("mcr/**/*.py", "scripts/*.*", "benchmarks/*.py", "cfgs/*.yaml")
+    paths = {path for pattern in patterns for path in ROOT.glob(pattern)}
+    return {path.relative_to(ROOT).as_posix() for path in paths if path.stat().st_size}
+
+
+def test_code_map_is_complete():
+    listed = listed_in_code_map()
+    assert [path for path in sorted(listed) if not (ROOT / path).exists()] == []
+    packages = {path for path in in_repository() if path.endswith("/__init__.py")}
+    assert sorted(in_repository() - listed - packages) == []
