@@ -37,7 +37,7 @@ def _parse_arguments() -> argparse.Namespace:
         description="Simulate a Franka Panda at a table and record it as DROID does: three camera "
         "views, proprioception, commands and instructions at 15 Hz, as an RLDS dataset.",
         epilog="Shares of the episodes that are odd on purpose, as in DROID: "
-        + ", ".join(f"{name} {share:.0%}" for name, share in SHARES.items()).replace("%", "%%")
+        + ", ".join(f"{name} {share:.0%}" for name, share in SHARES.items())
         + ". The defaults reproduce resources/sample_droid.",
     )
     parser.add_argument("out", type=Path, help="folder to make; its name becomes the dataset's")
@@ -48,7 +48,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="same seed, same dataset; default: 0")
     parser.add_argument("--shards", type=int, default=4, metavar="N", help="files; default: 4")
     parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes, 1.5 GB each; default: 1"
+        "--workers", type=int, default=1, metavar="N", help="processes, 1 GB each; default: 1"
     )
     parser.add_argument(
         "--quality", type=int, default=55, metavar="Q", help="of the JPEGs; default: 55, DROID: 95"

@@ -15,6 +15,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -103,11 +104,16 @@ def _record_all(
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise UserError("a worker died, probably out of memory; try fewer --workers") from error
+    except BaseException:  # do not wait for episodes that nobody will write
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _prepare_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("LP_NUM_THREADS", "1")  # software OpenGL: one core per worker
