@@ -131,7 +131,13 @@ class UpstreamsWay(IterableDataset):
         (folder / random.choice(LANGUAGES) / "0.txt").read_text()
         view = folder / random.choice(EXTERIOR_VIEWS)
         middle = random.randrange(2, length)
-        steps = [1, length - 1, random.randrange(1, middle), middle, random.randrange(middle, length)]
+        steps = [
+            1,
+            length - 1,
+            random.randrange(1, middle),
+            middle,
+            random.randrange(middle, length),
+        ]
         data = pickle.loads((folder / "other_data.pkl").read_bytes())
         windows = []
         for centre in (steps[2], steps[4]):
@@ -140,14 +146,15 @@ class UpstreamsWay(IterableDataset):
         actions = torch.tensor(np.stack([data["action"][step] for step in steps])).float()
         rgb = torchvision.io.ImageReadMode.RGB
         frames = [
-            self._crop(torchvision.io.read_image(str(view / f"{step}.png"), mode=rgb) / 255.0) * 255.0
+            self._crop(torchvision.io.read_image(str(view / f"{step}.png"), mode=rgb) / 255.0)
+            * 255.0
             for step in steps
         ]
         return torch.stack(frames), torch.tensor(np.concatenate(windows)).float(), actions
 
 
 class Cropped(torch.utils.data.Dataset):
-    """Our clips as normalised network input, made in the worker, sent as the loader sends frames."""
+    """Our clips as normalised network input, made in the worker, sent as frames are."""
 
     def __init__(self, clips: ClipDataset):
         self._clips = clips
@@ -182,9 +189,7 @@ def cropped_batches(clips: ClipDataset, workers: int) -> Iterator[np.ndarray]:
 
 
 def upstream_loader(root: Path, workers: int) -> DataLoader:
-    return DataLoader(
-        UpstreamsWay(root), BATCH, num_workers=workers, prefetch_factor=PREFETCH
-    )
+    return DataLoader(UpstreamsWay(root), BATCH, num_workers=workers, prefetch_factor=PREFETCH)
 
 
 def our_loader(root: Path, workers: int, cropped: bool) -> Iterable:
@@ -227,8 +232,12 @@ def main() -> None:
     default = Path(__file__).parents[1] / "resources/sample_droid/1.0.0"
     parser.add_argument("--source", type=Path, default=default, help="an RLDS version folder")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--seconds", type=float, default=8.0, help="of measuring, per row and round")
-    parser.add_argument("--rounds", type=int, default=3, help="rows are measured in turn, the best kept")
+    parser.add_argument(
+        "--seconds", type=float, default=8.0, help="of measuring, per row and round"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rows are measured in turn, the best kept"
+    )
     arguments = parser.parse_args()
     print(f"hardware: {hardware()}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
@@ -241,7 +250,7 @@ def main() -> None:
             "ours, shards, cropped": lambda n: our_loader(shards, n, True),
             "ours, our tree, cropped": lambda n: our_loader(tree, n, True),
         }
-        print(f"| way | loader processes | samples/s | images/s | images/s per process | ratio |")
+        print("| way | loader processes | samples/s | images/s | images/s per process | ratio |")
         print("|---|---|---|---|---|---|")
         for workers in arguments.workers:
             best = dict.fromkeys(ways, 0.0)

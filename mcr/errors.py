@@ -41,6 +41,8 @@ def plain_errors() -> Iterator[None]:
         yield
     except UserError as error:
         sys.exit(_complain(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(_complain("interrupted"))
     except OSError as error:
         if error.errno not in _FIXES:
             raise

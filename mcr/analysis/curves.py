@@ -1,4 +1,4 @@
-"""Loss and accuracy curves of a run, as one picture. Reads metrics.jsonl; knows nothing of training."""
+"""Loss and accuracy curves of a run, as one picture, from its metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def read_metrics(run_dir: str | Path) -> pd.DataFrame:
 
 
 def final_accuracies(metrics: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """Objective -> (held-out accuracy, chance level) at the last validation."""
+    """Objective -> (held-out accuracy, chance level) at the last validation; {} without any."""
+    if not (metrics["split"] == "val").any():
+        return {}
     last = metrics[metrics["split"] == "val"].tail(1)
     names = [name.removesuffix("/accuracy") for name in last if name.endswith("/accuracy")]
     return {

@@ -420,13 +420,13 @@ def _index_shard(task: tuple[RldsDataset, int]) -> _Part:
         try:
             episode = dataset.parse(record)
             size = pictures.size_of(episode.encoded_frame(dataset.views[0], 0))
+            part.columns, signals = _stack(episode.signals)
         except BadRecord as error:
             part.problems.append(str(error))
             continue
         except ValueError as error:
             part.problems.append(f"{shard} at byte {record.offset}: {error}")
             continue
-        part.columns, signals = _stack(episode.signals)
         part.signals.append(signals)
         ranges = [episode.frame_ranges[view] for view in dataset.views]
         part.frame_offsets.append(np.stack([begin for begin, _ in ranges], 1) + record.offset)
@@ -463,6 +463,9 @@ def _stack(signals: dict[str, np.ndarray]) -> tuple[dict[str, tuple[int, int]], 
     for key in sorted(key for key in signals if key not in FLAGS):
         array = np.asarray(signals[key], np.float32)
         array = array.reshape(len(array), -1)
+        if not np.isfinite(array).all():
+            step = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+            raise ValueError(f"{key} is not finite at step {step}")
         columns[key] = (position, position + array.shape[1])
         position += array.shape[1]
         arrays.append(array)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from mcr.errors import UserError
+from mcr.models.layouts import CHECKPOINT_FORMAT
 
-FORMAT = "mcr-checkpoint-1"
 _NAME = re.compile(r"step_(\d+)\.pt$")
 
 
@@ -26,7 +26,7 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
     partial = path.with_suffix(".partial")
     try:
         with partial.open("wb") as file:
-            torch.save({"format": FORMAT, "step": step, **content}, file)
+            torch.save({"format": CHECKPOINT_FORMAT, "step": step, **content}, file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -50,8 +50,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: unreadable checkpoint ({error}); delete it to use an older one"
         ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path}: not a training checkpoint of the format {FORMAT!r}")
+    if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
+        raise UserError(f"{path}: not a training checkpoint of the format {CHECKPOINT_FORMAT!r}")
     return content
 
 

@@ -107,9 +107,9 @@ class Run:
         self.train_set = ClipDataset(self.index, train_rows, config.data, config.seed)
         self.val_loader: ClipLoader | None = None
         if len(val_rows) and config.val_clips:
-            sampling = dataclasses.replace(config.data.sampling, crop="center")
-            # in this process: validation is rare and short, and the same every time
-            val_config = dataclasses.replace(config.data, sampling=sampling, workers=0)
+            # drawn as in training, so that losses compare; the same clips every time, and read in
+            # this process, because validation is rare and short
+            val_config = dataclasses.replace(config.data, workers=0)
             val_set = ClipDataset(self.index, val_rows, val_config, config.seed, VALIDATION)
             self.val_loader = ClipLoader(
                 val_set, val_config, config.batch_size, num_samples=config.val_clips

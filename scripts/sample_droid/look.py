@@ -1,7 +1,8 @@
 """What a scene looks like and what stands on the table: all that is random in it, as plain data.
 
-A session (one lab on one day) has its own table, walls, light and cameras; each episode moves the
-cameras and the light a little and gets its own objects. `scene.py` builds the physics from this.
+A lab has its table, walls and tripods; a session (one lab on one day) has its light, and its
+cameras stand a little differently; each episode moves light and cameras a little and gets its own
+objects. `scene.py` builds the physics from this.
 """
 
 from __future__ import annotations
@@ -58,35 +59,49 @@ class Look:
     cameras: tuple[Camera, Camera]
 
 
-def draw_look(session_rng: np.random.Generator, rng: np.random.Generator) -> Look:
-    """A session's look with an episode's variation. Both generators are consumed."""
-    tint = session_rng.uniform(0.6, 0.95, size=3)
-    wall = session_rng.uniform(0.55, 0.95) * session_rng.uniform(0.88, 1.0, size=3)
+def draw_look(
+    lab_rng: np.random.Generator, session_rng: np.random.Generator, rng: np.random.Generator
+) -> Look:
+    """A lab's furniture with a session's and an episode's variation. Consumes the generators."""
+    tint = lab_rng.uniform(0.6, 0.95, size=3)
+    wall = lab_rng.uniform(0.55, 0.95) * lab_rng.uniform(0.88, 1.0, size=3)
+    texture, floor = str(lab_rng.choice(TEXTURES)), str(lab_rng.choice(TEXTURES[:2]))
     angle = session_rng.uniform(-np.pi, np.pi)
     light = np.array([0.9 * np.cos(angle), 0.9 * np.sin(angle), session_rng.uniform(2.0, 2.6)])
     return Look(
-        table_texture=str(session_rng.choice(TEXTURES)),
+        table_texture=texture,
         table_tint=_triple(tint),
-        floor_texture=str(session_rng.choice(TEXTURES[:2])),
+        floor_texture=floor,
         wall_colour=_triple(wall),
         light_position=_triple(light + rng.normal(0, 0.15, size=3)),
         light_strength=float(session_rng.uniform(0.45, 0.65) * rng.uniform(0.85, 1.15)),
         ambient=float(session_rng.uniform(0.22, 0.35)),
-        cameras=(_draw_camera(session_rng, rng, side=1), _draw_camera(session_rng, rng, side=-1)),
+        cameras=(
+            _draw_camera(lab_rng, session_rng, rng, side=1),
+            _draw_camera(lab_rng, session_rng, rng, side=-1),
+        ),
     )
 
 
-def _draw_camera(session_rng: np.random.Generator, rng: np.random.Generator, side: int) -> Camera:
+def _draw_camera(
+    lab_rng: np.random.Generator,
+    session_rng: np.random.Generator,
+    rng: np.random.Generator,
+    side: int,
+) -> Camera:
     """A tripod to the robot's left (side 1) or right (-1) that looks at the table's middle."""
-    azimuth = side * np.radians(session_rng.uniform(35, 80)) + rng.normal(0, np.radians(3))
-    distance = session_rng.uniform(0.75, 0.95) * rng.uniform(0.95, 1.05)
-    height = session_rng.uniform(0.35, 0.65) + rng.normal(0, 0.03)
+    moved = session_rng.normal(0, [np.radians(4), 0.03, 0.03]) + rng.normal(
+        0, [np.radians(3), 0.03, 0.03]
+    )
+    azimuth = side * np.radians(lab_rng.uniform(35, 80)) + moved[0]
+    distance = lab_rng.uniform(0.75, 0.95) + moved[1]
+    height = lab_rng.uniform(0.35, 0.65) + moved[2]
     centre = np.array([-0.10, 0.0, TABLE_HEIGHT + 0.10])
     offset = [distance * np.cos(azimuth), distance * np.sin(azimuth), height]
     return Camera(
         position=_triple(centre + offset),
         target=_triple(centre + rng.normal(0, 0.02, size=3)),
-        fovy=float(session_rng.uniform(40, 52)),
+        fovy=float(lab_rng.uniform(40, 52)),
     )
 
 

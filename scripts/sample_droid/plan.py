@@ -34,7 +34,7 @@ class EpisodePlan:
     """What to record.
 
     number:  of the episode, unique; with `seed` it determines everything that is random in it
-    session: one lab on one day; scenes of a session share table, walls, lights and cameras
+    session: one lab on one day; a lab keeps its table and walls, a session its light
     start_s: when recording began, seconds since 1970 in UTC, so that it means the same everywhere
     oddity:  a key of `SHARES`, or "" for an ordinary episode
     """

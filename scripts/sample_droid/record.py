@@ -76,7 +76,11 @@ def record_episode(plan: EpisodePlan, quality: int) -> Recording:
 
 
 def _build_scene(plan: EpisodePlan, rng: np.random.Generator) -> TabletopScene:
-    look = draw_look(np.random.default_rng([plan.seed, 1, plan.session]), rng)
+    look = draw_look(
+        np.random.default_rng([plan.seed, 2, *plan.lab.encode()]),
+        np.random.default_rng([plan.seed, 1, plan.session]),
+        rng,
+    )
     scene = TabletopScene(plan.task, draw_things(plan.task, rng), look, int(rng.integers(2**31)))
     scene.reset()
     return scene

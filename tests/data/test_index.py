@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mcr.data.droid import RldsDataset
+from mcr.data.episode import read_other_data
 from mcr.data.frames import FrameReader
 from mcr.data.index import Index, build_index, default_index_path, open_index
 from mcr.data.pictures import decode
@@ -78,6 +79,17 @@ def test_an_incomplete_folder_of_a_tree_is_left_out_and_named(tree):
     index = open_index(tree)
     assert len(index) == 3
     assert folder.name in index.info["problems"][0]
+
+
+def test_an_episode_with_nan_is_left_out_and_named(tree):
+    folder = sorted(tree.iterdir())[0]
+    data = read_other_data(folder / "other_data.pkl")
+    data["joint_position"][7] = np.full(7, np.nan)
+    (folder / "other_data.pkl").write_bytes(pickle.dumps(data))
+    index = open_index(tree)
+    assert len(index) == 3
+    assert "joint_position is not finite at step 7" in index.info["problems"][0]
+    assert np.isfinite(index.signals).all()
 
 
 def test_a_changed_data_set_is_refused(shards, tree):
