@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnContext, SpawnProcess
 
 from tqdm import tqdm
 
@@ -43,9 +44,8 @@ def process_pool(
     """
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: give at least 1")
-    context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(
-        workers or num_cores(), context, _start_worker, (initializer, initargs)
+        workers or num_cores(), _Spawn(), _start_worker, (initializer, initargs)
     )
     try:
         yield pool
@@ -63,8 +63,22 @@ def process_pool(
         pool.shutdown(cancel_futures=True)
 
 
+class _Worker(SpawnProcess):
+    """A worker deaf to Ctrl-C, which is the parent's business, from its first instruction on."""
+
+    def start(self) -> None:
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the child inherits
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+class _Spawn(SpawnContext):
+    Process = _Worker
+
+
 def _start_worker(initializer: Callable[..., None] | None, initargs: tuple) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     threading.Thread(target=_die_with_parent, daemon=True).start()
     if initializer:
         initializer(*initargs)

@@ -178,7 +178,8 @@ def test_a_non_finite_loss_stops_before_the_weights_change(tiny):
 def test_training_learns(tiny):
     config = tiny(steps=30, batch_size=8, log_every=1, validate_every=100, val_clips=0)
     train(config)
-    losses = [m["loss"] for m in metrics(config.run_dir)]
+    # of the reference's pictures, which were made up, only the action can be learnt by heart
+    losses = [m["action_prediction/loss"] for m in metrics(config.run_dir)]
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
 
 
