@@ -29,6 +29,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from hardware import processor
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a clone, not installed
 
@@ -117,16 +119,6 @@ def measure(way: Callable[..., None], source: Path, *arguments: str) -> Cost:
         return Cost(cpu_s, len(files), sum(path.stat().st_size for path in files))
 
 
-def hardware() -> str:
-    model = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), model)
-    return (
-        f"{model}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -153,7 +145,7 @@ def main() -> None:
         pool.shutdown()
 
     reference = costs[baseline][0]
-    print(hardware())
+    print(f"{processor()}, {platform.system()}, Python {platform.python_version()}")
     print(f"{arguments.input}: {reference.frames:,} frames, median of {arguments.rounds} rounds\n")
     print(f"{'way':32}{'CPU ms/frame':>14}{'ratio':>8}{'bytes/frame':>14}{'bytes':>8}")
     medians = {name: statistics.median(c.ms for c in found[1:]) for name, found in costs.items()}

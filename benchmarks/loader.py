@@ -18,7 +18,6 @@ import argparse
 import itertools
 import os
 import pickle
-import platform
 import random
 import shutil
 import sys
@@ -30,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
+from hardware import processor
 from torch.utils.data import DataLoader, IterableDataset
 
 from mcr.data.batch import NUM_FRAMES
@@ -217,12 +217,8 @@ def samples_per_second(loader: Iterable, seconds: float, workers: int) -> float:
 
 
 def hardware() -> str:
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), model)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{model}, {os.cpu_count()} cores, {gpu}; torch {torch.__version__}"
+    return f"{processor()}, {gpu}; torch {torch.__version__}"
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ s * batch_size on, whatever happened before.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,6 +18,7 @@ import platform
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -303,14 +305,15 @@ class Meter:
         self._waited = 0.0
         self._images = 0
 
-    def waiting(self) -> _Waiting:
-        return _Waiting(self)
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The time inside counts as waiting for data."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
 
     def count(self, images: int) -> None:
         self._images += images
-
-    def add_wait(self, seconds: float) -> None:
-        self._waited += seconds
 
     def read(self) -> dict[str, float]:
         """{"images_per_s", "data_wait"}; starts anew."""
@@ -318,17 +321,6 @@ class Meter:
         result = {"images_per_s": self._images / elapsed, "data_wait": self._waited / elapsed}
         self.reset()
         return result
-
-
-class _Waiting:
-    def __init__(self, meter: Meter):
-        self._meter = meter
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._meter.add_wait(time.perf_counter() - self._began)
 
 
 # --------------------------------------------------------------------------- details
