@@ -11,8 +11,10 @@ import contextlib
 import difflib
 import errno
 import functools
+import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
 
 
 class UserError(ValueError):
@@ -32,6 +34,21 @@ def require_choice(what: str, value: str, choices: Iterable[str]) -> str:
     if value not in choices:
         raise UserError(f"{what}={value!r} is unknown{nearest(str(value), choices)}")
     return value
+
+
+def import_extra(module: str, extra: str) -> ModuleType:
+    """Import what only `pip install mcr[extra]` brings; `UserError` with that line if it is absent.
+
+    A module that is there but breaks while it is imported keeps its own error.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise
+        raise UserError(
+            f"this needs {error.name}, which is not installed: pip install 'mcr[{extra}]'"
+        ) from error
 
 
 @contextlib.contextmanager
