@@ -5,12 +5,13 @@ milliseconds afterwards, also by every loader worker, because everything large i
 With it, training reads frames straight from the shards by byte range: no extraction needed.
 
     <dataset>.index/
-      index.json          source, fingerprint, columns of the signals, statistics, problems
+      index.json          source, fingerprint, columns of the signals, problems
       episodes.csv        one row per usable episode, sorted by name: for people and for filters
       names.npy  starts.npy  lengths.npy  shards.npy      the same rows, for the sampler   [N]
       signals.f32         all low-dimensional signals of all steps       float32 [total_steps, D]
       frame_offsets.i64   where a frame's bytes begin in its shard       int64   [total_steps, V]
       frame_lengths.i32   how many they are (both: shards only)          int32   [total_steps, V]
+      statistics.json     of the spaces that runs have used: written by `statistics.py`
 
 Whether an episode is fit for training is a filter of the recipe (`selection.py`), not a property of
 the index; what cannot be read at all is left out and listed under "problems".
@@ -18,7 +19,7 @@ the index; what cannot be read at all is left out and listed under "problems".
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -44,13 +45,12 @@ from mcr.data.episode import (
     read_other_data,
     unique_names,
 )
-from mcr.data.processes import num_cores, process_pool, progress_bar
+from mcr.data.processes import ordered_map, progress_bar
 from mcr.data.tfrecord import BadRecord
 from mcr.errors import UserError
 
-FORMAT = "mcr-index-1"
+FORMAT = "mcr-index-2"
 _EPISODES_PER_TREE_PART = 64
-_MAX_ROWS_FOR_QUANTILES = 1_000_000
 
 
 # --------------------------------------------------------------------------- reading
@@ -147,28 +147,24 @@ class Index:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row per episode: name, length, session, lab, outcome, the three instructions, ..."""
-        text = {key: str for key in ("name", "session", "lab", "outcome", "date", *LANGUAGES)}
+        """One row per episode: name, length, session, lab, outcome, file_path, instructions, ..."""
+        keys = ("name", "session", "lab", "outcome", "date", "file_path", *LANGUAGES)
+        text = dict.fromkeys(keys, str)
         return pd.read_csv(self.path / "episodes.csv", dtype=text, keep_default_na=False)
 
-    def columns(self, keys: tuple[str, ...]) -> np.ndarray:
+    def columns(self, keys: tuple[str, ...], wanted_by: str = "") -> np.ndarray:
         """Positions in `signals` of the named signals, concatenated in the given order, int64 [D].
 
-        Raises UserError naming the nearest known signal.
+        Raises UserError naming what there is, and the option that wants what there is not.
         """
         known = self.info["columns"]
         for key in keys:
             if key not in known:
-                raise UserError(f"{self.path}: no signal {key!r}; it has {', '.join(known)}")
+                purpose = f" for {wanted_by}" if wanted_by else ""
+                raise UserError(
+                    f"{self.source}: no signal {key!r}{purpose}; it has {', '.join(known)}"
+                )
         return np.concatenate([np.arange(*known[key]) for key in keys])
-
-    def statistics(self, keys: tuple[str, ...]) -> dict[str, list[float]]:
-        """ "mean", "std", "q01", "q99" of the named signals over all steps, each of length D."""
-        columns = self.columns(keys)
-        return {
-            name: np.asarray(values)[columns].tolist()
-            for name, values in self.info["statistics"].items()
-        }
 
     def check_source(self) -> None:
         """Raise UserError if the data set is gone or no longer what was indexed."""
@@ -192,18 +188,21 @@ def default_index_path(source: str | Path) -> Path:
     return source.with_name(f"{source.name}.index")
 
 
-def open_index(source: str | Path, path: str | Path | None = None, workers: int = 0) -> Index:
+def open_index(
+    source: str | Path, path: str | Path | None = None, workers: int = 0, engine: str = "local"
+) -> Index:
     """Open the index of a data set, building it first if there is none.
 
     source:  an RLDS version folder or the root of a tree
     path:    where the index lies; default `default_index_path`
     workers: processes for building; 0 = one per core
+    engine:  who builds: this machine ("local"), or a Ray cluster ("ray")
     Raises UserError if the data set is missing, empty, or changed since it was indexed.
     """
     _, source = _recognise(Path(source))
     path = Path(path) if path else default_index_path(source)
     if not path.exists():
-        build_index(source, path, workers)
+        build_index(source, path, workers, engine)
     index = Index(path)
     if index.source != source.resolve():
         raise UserError(
@@ -216,9 +215,10 @@ def open_index(source: str | Path, path: str | Path | None = None, workers: int 
 def _recognise(source: Path) -> tuple[str, Path]:
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; data.root is a tree or an RLDS version folder")
-    if (source / "features.json").is_file() or list(source.glob("*/features.json")):
+    # by the version's name (1.0.1), not "*": a look into each of 100,000 episodes takes seconds
+    if (source / "features.json").is_file() or list(source.glob("*.*.*/features.json")):
         return "rlds", RldsDataset.open(source).root
-    if not _episode_folders(source):
+    if not any(_folder_names(source)):
         raise UserError(
             f"{source}: holds neither shards (features.json) nor episodes (*/{OTHER_DATA})"
         )
@@ -229,14 +229,17 @@ def _stamp(kind: str, source: Path) -> dict[str, int]:
     """A quick picture of the data set: sizes of shards, or names of episode folders."""
     if kind == "rlds":
         return {path.name: path.stat().st_size for path in RldsDataset.open(source).shards}
-    names = "\n".join(folder.name for folder in _episode_folders(source))
+    names = "\n".join(sorted(_folder_names(source)))
     return {"episode folders": google_crc32c.value(names.encode())}
 
 
 def _episode_folders(root: Path) -> list[Path]:
+    return [root / name for name in sorted(_folder_names(root))]
+
+
+def _folder_names(root: Path) -> Iterator[str]:
     with os.scandir(root) as entries:
-        folders = [e.path for e in entries if e.is_dir() and not e.name.startswith(".")]
-    return [Path(folder) for folder in sorted(folders)]
+        yield from (e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
 
 # --------------------------------------------------------------------------- building
@@ -255,10 +258,10 @@ class _Part:
     progress: int = 0  # bytes of the shard, or folders
 
 
-def build_index(source: Path, path: Path, workers: int = 0) -> Index:
+def build_index(source: Path, path: Path, workers: int = 0, engine: str = "local") -> Index:
     """Index a data set in one parallel pass and print what was found.
 
-    Appears whole or not at all. Memory is bounded by the workers, not by the data set.
+    Appears whole or not at all. Memory: an episode per worker, and 3 to 4 KB for every row.
     """
     kind, source = _recognise(source)
     partial = path.with_name(f"{path.name}.partial")
@@ -268,7 +271,8 @@ def build_index(source: Path, path: Path, workers: int = 0) -> Index:
     except OSError as error:
         raise UserError(f"{partial}: {error.strerror}; choose a place with data.index=") from error
     try:
-        info = _write_index(kind, source, partial, workers)
+        run = functools.partial(ordered_map, workers=workers, engine=engine)
+        info = _write_index(kind, source, partial, run)
         (partial / "index.json").write_text(json.dumps(info, indent=1))
         partial.rename(path)
     finally:
@@ -282,8 +286,8 @@ def build_index(source: Path, path: Path, workers: int = 0) -> Index:
     return Index(path)
 
 
-def _write_index(kind: str, source: Path, folder: Path, workers: int) -> dict[str, Any]:
-    views, parts = _shard_parts(source, workers) if kind == "rlds" else _tree_parts(source, workers)
+def _write_index(kind: str, source: Path, folder: Path, run: _Map) -> dict[str, Any]:
+    views, parts = _shard_parts(source, run) if kind == "rlds" else _tree_parts(source, run)
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
     columns: dict[str, tuple[int, int]] = {}
@@ -324,7 +328,6 @@ def _write_index(kind: str, source: Path, folder: Path, workers: int) -> dict[st
         shown = "".join(f"\n  {problem}" for problem in problems[:5])
         raise UserError(f"{source}: no usable episode{shown}")
     _write_rows(folder, table)
-    num_signals = max(end for _, end in columns.values())
     return {
         "format": FORMAT,
         "kind": kind,
@@ -336,8 +339,7 @@ def _write_index(kind: str, source: Path, folder: Path, workers: int) -> dict[st
         "frame_size": usual[:2],
         "suffix": usual[2],
         "columns": columns,
-        "num_signals": num_signals,
-        "statistics": _statistics(folder / "signals.f32", num_signals),
+        "num_signals": max(end for _, end in columns.values()),
         "shards": [path.name for path in RldsDataset.open(source).shards] if kind == "rlds" else [],
         "stamp": _stamp(kind, source),
         "problems": problems,
@@ -368,35 +370,15 @@ def _fingerprint(table: pd.DataFrame) -> str:
     return digest.hexdigest()
 
 
-def _statistics(path: Path, num_signals: int) -> dict[str, list[float]]:
-    """Mean and standard deviation over all steps; quantiles over an even subsample of them."""
-    signals = np.memmap(path, np.float32, mode="r").reshape(-1, num_signals)
-    mean = np.zeros(num_signals)
-    square = np.zeros(num_signals)
-    for chunk in np.array_split(signals, max(1, len(signals) // 100_000)):
-        mean += chunk.sum(0, dtype=np.float64)
-    mean /= len(signals)
-    for chunk in np.array_split(signals, max(1, len(signals) // 100_000)):
-        square += ((chunk - mean) ** 2).sum(0)
-    stride = max(1, len(signals) // _MAX_ROWS_FOR_QUANTILES)
-    low, high = np.quantile(signals[::stride], [0.01, 0.99], axis=0)
-    return {
-        "mean": mean.tolist(),
-        "std": np.sqrt(square / len(signals)).tolist(),
-        "q01": low.tolist(),
-        "q99": high.tolist(),
-    }
+_Map = Callable[[Callable[[Any], _Part], list[Any]], Iterator[_Part]]
 
 
 def _in_order(
-    function: Callable[[Any], _Part], tasks: list[Any], workers: int, unit: str, total: int
+    run: _Map, function: Callable[[Any], _Part], tasks: list[Any], unit: str, total: int
 ) -> Iterator[_Part]:
-    """Parts in order, with a progress bar; in this process where one worker is enough."""
-    workers = min(workers or num_cores(), len(tasks))
-    with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(progress_bar(None, "index", unit, total))
+    """Parts in order, with a progress bar."""
+    with progress_bar(None, "index", unit, total) as bar:
         bar.unit_scale = True
-        run = map if workers == 1 else stack.enter_context(process_pool(workers)).map
         for part in run(function, tasks):
             bar.update(part.progress)
             yield part
@@ -405,16 +387,16 @@ def _in_order(
 # --- from shards
 
 
-def _shard_parts(source: Path, workers: int) -> tuple[list[str], Iterator[_Part]]:
+def _shard_parts(source: Path, run: _Map) -> tuple[list[str], Iterator[_Part]]:
     dataset = RldsDataset.open(source)
-    tasks = [(dataset, number) for number in range(len(dataset.shards))]
+    tasks = [(dataset.narrow(number), number) for number in range(len(dataset.shards))]
     total = sum(path.stat().st_size for path in dataset.shards)
-    return list(dataset.views), _in_order(_index_shard, tasks, workers, "B", total)
+    return list(dataset.views), _in_order(run, _index_shard, tasks, "B", total)
 
 
 def _index_shard(task: tuple[RldsDataset, int]) -> _Part:
     dataset, number = task
-    shard = dataset.shards[number]
+    (shard,) = dataset.shards
     part = _Part(progress=shard.stat().st_size)
     for record in dataset.records(shard):
         try:
@@ -475,14 +457,14 @@ def _stack(signals: dict[str, np.ndarray]) -> tuple[dict[str, tuple[int, int]], 
 # --- from a tree
 
 
-def _tree_parts(source: Path, workers: int) -> tuple[list[str], Iterator[_Part]]:
+def _tree_parts(source: Path, run: _Map) -> tuple[list[str], Iterator[_Part]]:
     folders = _episode_folders(source)
     views = _tree_views(folders)
     tasks = [
         (folders[i : i + _EPISODES_PER_TREE_PART], views)
         for i in range(0, len(folders), _EPISODES_PER_TREE_PART)
     ]
-    return views, _in_order(_index_folders, tasks, workers, "episodes", len(folders))
+    return views, _in_order(run, _index_folders, tasks, "episodes", len(folders))
 
 
 def _tree_views(folders: list[Path]) -> list[str]:
@@ -534,7 +516,11 @@ def _index_folder(
     }
     first = (folder / views[0] / f"0{suffix}").read_bytes()
     row = _row(origin, folder.name, len(signals), languages, 0)
-    return row | {"picture": (*pictures.size_of(first), suffix)}, columns, signals
+    row |= {
+        "file_path": str(data.get("file_path", "")),
+        "picture": (*pictures.size_of(first), suffix),
+    }
+    return row, columns, signals
 
 
 def _tree_signals(data: dict[str, Any]) -> dict[str, np.ndarray]:

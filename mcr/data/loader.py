@@ -23,7 +23,8 @@ from mcr.data.batch import NUM_FRAMES, Batch, Dimensions
 from mcr.data.frames import FrameReader
 from mcr.data.index import Index
 from mcr.data.sampling import TRAIN, SamplingConfig, draw_samples
-from mcr.data.selection import SelectionConfig
+from mcr.data.selection import Episodes, SelectionConfig
+from mcr.data.spaces import action_space, signal_space
 from mcr.errors import UserError, require_choice
 
 _MAX_ATTEMPTS = 20  # redraws of one sample before a data set is called unreadable
@@ -36,7 +37,10 @@ class DataConfig:
     root:        RLDS version folder (shards) or root of a PNG/pickle tree
     index:       folder of the index; "" = `<root>.index`, built on first use
     views:       cameras to sample from, one per clip
-    state_keys:  signals of a window's states, concatenated; action_key: the action
+    state_keys:  signals of a window's states, concatenated
+    action_space: default (the signal `action`), cartesian_position, cartesian_velocity,
+                 joint_position, joint_velocity or delta: see `mcr/data/spaces.py`
+    rotation:    of poses in states and actions: "euler" angles, which jump at +-pi, or "6d"
     workers:     loader processes; 0 reads in the training process
     prefetch:    batches that each worker keeps ready
     on_error:    "raise" stops at the first unreadable frame; "skip" draws that sample anew
@@ -51,7 +55,8 @@ class DataConfig:
     state_keys: list[str] = field(
         default_factory=lambda: ["cartesian_position", "gripper_position", "joint_position"]
     )
-    action_key: str = "action"
+    action_space: str = "default"
+    rotation: str = "euler"
     workers: int = 4
     prefetch: int = 4
     on_error: str = "raise"
@@ -80,29 +85,29 @@ class ClipDataset:
     def __init__(
         self,
         index: Index,
-        rows: np.ndarray,
+        episodes: Episodes,
         config: DataConfig,
         seed: int,
         stream: int = TRAIN,
     ):
-        """rows: int64 [n], the episodes to draw from (see `select_episodes`)."""
+        """episodes: those to draw from, see `select_episodes`."""
         for view in config.views:
             require_choice("data.views", view, index.views)
-        if not config.views or len(rows) == 0:
+        if not config.views or len(episodes) == 0:
             raise UserError("no views or no episodes to draw samples from")
         require_choice("data.on_error", config.on_error, ("raise", "skip"))
-        self._index, self._rows, self._config = index, rows, config
+        self.state_space = signal_space(index, tuple(config.state_keys), config.rotation)
+        self.action_space = action_space(index, config.action_space, config.rotation)
+        self._index, self._episodes, self._config = index, episodes, config
         self._seed, self._stream = seed, stream
-        self._lengths = np.asarray(index.lengths)[rows]
+        self._lengths = np.asarray(index.lengths)[episodes.rows]
         self._views = [index.views.index(view) for view in config.views]
-        self._state_columns = index.columns(tuple(config.state_keys))
-        self._action_columns = index.columns((config.action_key,))
 
     @property
     def dimensions(self) -> Dimensions:
         return Dimensions(
-            state=len(self._state_columns),
-            action=len(self._action_columns),
+            state=self.state_space.size,
+            action=self.action_space.size,
             window=self._config.sampling.window,
         )
 
@@ -166,8 +171,9 @@ class ClipDataset:
             self._config.sampling,
             self._stream,
             attempt,
+            self._episodes.kept,
         )
-        rows = self._rows[draw.episodes]
+        rows = self._episodes.rows[draw.episodes]
         unreadable = {}
         for position in range(count):
             view = self._views[draw.views[position]]
@@ -179,16 +185,14 @@ class ClipDataset:
         starts = index.starts[rows]
         windows = starts[:, None, None] + draw.windows
         actions = starts[:, None] + draw.steps
+        signals = index.signals
         return {
             "frames": frames,
             "crops": draw.crops,
-            "actions": self._signals(actions, self._action_columns),
-            "window_states": self._signals(windows, self._state_columns),
-            "window_actions": self._signals(windows[..., :-1], self._action_columns),
+            "actions": self.action_space.read(signals, actions),
+            "window_states": self.state_space.read(signals, windows),
+            "window_actions": self.action_space.read(signals, windows[..., :-1]),
         }, unreadable
-
-    def _signals(self, positions: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        return self._index.signals[positions[..., None], columns]
 
 
 class _ClipsThroughSharedMemory(Dataset):

@@ -8,12 +8,14 @@ sample i owns draws [i * K, (i + 1) * K).
     START  ~ U{1 .. floor(alpha*T)+1}     END ~ U{floor((1-alpha)*T)-1 .. T-1}
     MIDDLE ~ U{2 .. T-1}   EARLY ~ U{1 .. MIDDLE-1}   LATE ~ U{MIDDLE .. T-1}
 
-Upstream's rule, kept: it never draws frame 0 and may draw LATE = MIDDLE.
+Upstream's rule, kept: it never draws frame 0 and may draw LATE = MIDDLE. Where only some steps of
+an episode may be drawn (`KeptSteps`), the rule runs on the timeline of these, T of them; windows
+around them are of the whole recording.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -60,6 +62,32 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True)
+class KeptSteps:
+    """Which steps of n episodes may be drawn: ranges, so that long episodes cost no more memory.
+
+    begins:  int32 [K]  the first step of each range in its episode; ranges in order of time
+    offsets: int64 [K]  kept steps before each range, over all episodes that have ranges
+    bases:   int64 [n]  kept steps before each episode, the same count
+    lengths: int64 [n]  kept steps of each episode
+    """
+
+    begins: np.ndarray
+    offsets: np.ndarray
+    bases: np.ndarray
+    lengths: np.ndarray
+
+    def of(self, episodes: np.ndarray) -> KeptSteps:
+        """The same of some episodes only; the ranges are shared."""
+        return replace(self, bases=self.bases[episodes], lengths=self.lengths[episodes])
+
+    def real_steps(self, episodes: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Steps of the recording, int64 [m, F], of places 0 .. lengths - 1 on the kept timeline."""
+        places = self.bases[episodes][:, None] + places
+        ranges = np.searchsorted(self.offsets, places, side="right") - 1
+        return self.begins[ranges] + (places - self.offsets[ranges])
+
+
+@dataclass(frozen=True)
 class Draw:
     """n clips, before any pixel is read.
 
@@ -87,16 +115,21 @@ def draw_samples(
     config: SamplingConfig,
     stream: int = TRAIN,
     attempt: int = 0,
+    kept: KeptSteps | None = None,
 ) -> Draw:
     """Samples first .. first + count - 1 of the run `seed`.
 
     lengths:    steps of each eligible episode, int64 [n], each at least 3
     frame_size: (height, width), for the crop boxes
     attempt:    0; a sample whose frames cannot be read is drawn anew as attempt 1, 2, ...
+    kept:       which steps of these episodes may be drawn, at least 3 of each; None = all
     """
     u = _uniform(seed, first, count, stream, attempt)
     episodes = _integer(u[:, 0], 0, len(lengths) - 1)
-    steps = _draw_steps(u[:, 2:_STEP_DRAWS], lengths[episodes], config.alpha)
+    drawable = kept.lengths if kept else lengths
+    steps = _draw_steps(u[:, 2:_STEP_DRAWS], drawable[episodes], config.alpha)
+    if kept:
+        steps = kept.real_steps(episodes, steps)
     crop_draws = u[:, _STEP_DRAWS : _STEP_DRAWS + NUM_FRAMES * _DRAWS_PER_CROP]
     return Draw(
         episodes=episodes,

@@ -1,27 +1,40 @@
-"""Selection: which episodes of an index a recipe trains on, and which it holds out.
+"""Selection: which episodes of an index, and which of their steps, a recipe trains on or holds out.
 
 A filter is an option of the recipe and changes no file. The split is by recording session, because
 neighbouring episodes share scene, light and camera pose, and would leak from one side to the other.
+What "idle" and keep-ranges mean is in `idle.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from mcr.data.episode import LANGUAGES
+from mcr.data.idle import kept_steps, listed_steps, moving_steps
 from mcr.data.index import Index
+from mcr.data.sampling import KeptSteps
 from mcr.errors import UserError, require_choice
 
 
 @dataclass
 class SelectionConfig:
-    """Which episodes to use.
+    """Which episodes, and which of their steps, to use.
 
-    min_frames:   shorter episodes are left out; the paper: 40
+    labs:         only these; [] = all
+    episodes:     only these names; an entry that ends in .txt is a file with a name per line;
+                  [] = all. Names that the data lacks are counted, not refused.
+    keep_ranges:  a JSON file as openpi publishes for DROID: only the steps that it lists may be
+                  drawn, and episodes that it does not mention are left out; "" = none
+    idle:         "keep", or "drop" steps at which the robot is not told to move, by openpi's rule
+    idle_change:  with "drop": all joints' commanded velocities change by less than this
+    idle_steps:   with "drop": for at least so many steps on end
+    min_frames:   shorter episodes are left out, counting the steps that may be drawn; the paper: 40
     outcome:      "any", or "success" to leave failures out (where the data set says so)
     language:     "none" required; "any" or "all" of the three instructions given. The losses never
                   read language: the paper's filter "all" halves DROID.
@@ -29,6 +42,12 @@ class SelectionConfig:
     val_fraction: share of recording sessions that is held out, 0 for none
     """
 
+    labs: list[str] = field(default_factory=list)
+    episodes: list[str] = field(default_factory=list)
+    keep_ranges: str = ""
+    idle: str = "keep"
+    idle_change: float = 1e-3
+    idle_steps: int = 7
     min_frames: int = 40
     outcome: str = "any"
     language: str = "none"
@@ -36,48 +55,117 @@ class SelectionConfig:
     val_fraction: float = 0.05
 
 
-def select_episodes(index: Index, config: SelectionConfig) -> tuple[np.ndarray, list[str]]:
-    """Rows of the index that pass, int64 [n] ascending, and a line per filter: what it left.
+@dataclass(frozen=True)
+class Episodes:
+    """Episodes of an index to draw clips from.
+
+    rows: int64 [n]
+    kept: which of their steps may be drawn; None = all. With it a loader process holds 12 bytes
+          for each kept range of the whole data set beside 32 for each episode: a few MB for DROID.
+    """
+
+    rows: np.ndarray
+    kept: KeptSteps | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def of(self, positions: np.ndarray) -> Episodes:
+        """Some of them; positions: int or bool, as NumPy indexes."""
+        kept = self.kept.of(np.arange(len(self))[positions]) if self.kept else None
+        return Episodes(self.rows[positions], kept)
+
+
+def select_episodes(index: Index, config: SelectionConfig) -> tuple[Episodes, list[str]]:
+    """The episodes that pass, in the index's order, and a line per filter: what it left.
 
     Raises UserError for unknown options and when nothing is left, naming the filter.
     """
+    require_choice("data.selection.idle", config.idle, ("keep", "drop"))
     require_choice("data.selection.outcome", config.outcome, ("any", "success"))
     require_choice("data.selection.language", config.language, ("none", "any", "all"))
     table = index.table
-    keep = pd.Series(True, index=table.index)
-    report = [_count("all", index, keep)]
-    for name, passes in _filters(table, config).items():
-        keep &= passes
-        report.append(_count(name, index, keep))
-        if not keep.any():
-            raise UserError(
-                f"{index.source}: no episode is left by the filter {name}: " + "; ".join(report)
-            )
-    return np.flatnonzero(keep.to_numpy()), report
+    lengths = table["length"].to_numpy()
+    keep = np.ones(len(table), bool)
+    report = [_count("all", keep, lengths)]
+    kept, mask = None, np.array(True)
+    for name, passes in _step_filters(index, config):
+        mask = mask & passes
+        kept = kept_steps(index, mask)
+        lengths = kept.lengths
+        keep = lengths > 0
+        _add(report, index, name, keep, lengths)
+    for name, passes in _episode_filters(table, lengths, config):
+        keep = keep & passes
+        _add(report, index, name, keep, lengths)
+    rows = np.flatnonzero(keep)
+    return Episodes(rows, kept.of(rows) if kept else None), report
 
 
-def _filters(table: pd.DataFrame, config: SelectionConfig) -> dict[str, pd.Series]:
+def _step_filters(index: Index, config: SelectionConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """Names, and which steps pass: bool [total_steps]."""
+    if config.keep_ranges:
+        steps, found = listed_steps(index, config.keep_ranges)
+        yield f"keep_ranges={config.keep_ranges} ({found})", steps
+    if config.idle == "drop":
+        yield "idle=drop", moving_steps(index, config.idle_change, config.idle_steps)
+
+
+def _episode_filters(
+    table: pd.DataFrame, lengths: np.ndarray, config: SelectionConfig
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Names, and which episodes pass: bool [N]. lengths: steps that may be drawn, int64 [N]."""
     # 3 is what the sampling rule needs: MIDDLE is drawn from 2 .. T-1
-    filters = {f"min_frames={config.min_frames}": table["length"] >= max(3, config.min_frames)}
+    yield f"min_frames={config.min_frames}", lengths >= max(3, config.min_frames)
+    if config.labs:
+        for lab in config.labs:
+            require_choice("data.selection.labs", lab, set(table["lab"]))
+        yield f"labs={','.join(config.labs)}", table["lab"].isin(config.labs).to_numpy()
+    if config.episodes:
+        names = _episode_names(config.episodes)
+        num_lacking = len(names - set(table["name"]))
+        passes = table["name"].isin(names).to_numpy()
+        yield f"episodes ({len(names)} named, {num_lacking} of them not in the data)", passes
     if config.outcome == "success":
-        filters["outcome=success"] = table["outcome"] == "success"
+        yield "outcome=success", (table["outcome"] == "success").to_numpy()
     if config.language != "none":
         texts = [table[key].str.split().str.len() >= max(1, config.min_words) for key in LANGUAGES]
-        stacked = pd.concat(texts, axis=1)
-        passes = stacked.all(axis=1) if config.language == "all" else stacked.any(axis=1)
-        filters[f"language={config.language}"] = passes
-    return filters
+        combine = np.all if config.language == "all" else np.any
+        yield f"language={config.language}", combine(texts, axis=0)
 
 
-def _count(name: str, index: Index, keep: pd.Series) -> str:
-    frames = int(index.table["length"][keep].sum())
-    return f"{name}: {int(keep.sum())} episodes, {frames} frames"
+def _episode_names(entries: list[str]) -> set[str]:
+    """The names, those in .txt files included. Raises UserError for a file that cannot be read."""
+    names: set[str] = set()
+    for entry in entries:
+        if entry.endswith(".txt"):
+            try:
+                lines = Path(entry).read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"data.selection.episodes: {entry}: {error}") from error
+            names |= {line.strip() for line in lines if line.strip()}
+        else:
+            names.add(entry)
+    return names
+
+
+def _count(name: str, keep: np.ndarray, lengths: np.ndarray) -> str:
+    return f"{name}: {keep.sum()} episodes, {lengths[keep].sum()} frames"
+
+
+def _add(report: list[str], index: Index, name: str, keep: np.ndarray, lengths: np.ndarray) -> None:
+    """Report a filter. Raises UserError if it left nothing."""
+    report.append(_count(name, keep, lengths))
+    if not keep.any():
+        raise UserError(
+            f"{index.source}: no episode is left by the filter {name}: {'; '.join(report)}"
+        )
 
 
 def split_sessions(
-    index: Index, rows: np.ndarray, val_fraction: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """(train rows, held-out rows), both int64; whole sessions only.
+    index: Index, episodes: Episodes, val_fraction: float
+) -> tuple[Episodes, Episodes]:
+    """(episodes to train on, held-out ones); whole sessions only.
 
     A session is held out if the hash of its name falls below `val_fraction`: a pure function of the
     name, so that adding data moves no episode. If that holds out none of the sessions, or all, the
@@ -86,19 +174,19 @@ def split_sessions(
     if not 0 <= val_fraction < 1:
         raise UserError(f"data.selection.val_fraction={val_fraction} must lie in [0, 1)")
     if val_fraction == 0:
-        return rows, rows[:0]
-    sessions = index.table["session"].to_numpy()[rows]
+        return episodes, episodes.of(np.arange(0))
+    sessions = index.table["session"].to_numpy()[episodes.rows]
     places = {session: _place_of(session) for session in set(sessions)}
     if len(places) == 1:
         raise UserError(
-            f"{index.source}: all {len(rows)} selected episodes are of the one recording session "
-            f"{sessions[0]!r}, none can be held out; set data.selection.val_fraction=0"
+            f"{index.source}: all {len(episodes)} selected episodes are of one recording session, "
+            f"{sessions[0]!r}, so none can be held out; set data.selection.val_fraction=0"
         )
     held_out = {session for session, place in places.items() if place < val_fraction}
     if len(held_out) in (0, len(places)):
         held_out = {min(places, key=lambda session: places[session])}
     is_held_out = np.array([session in held_out for session in sessions])
-    return rows[~is_held_out], rows[is_held_out]
+    return episodes.of(~is_held_out), episodes.of(is_held_out)
 
 
 def _place_of(session: str) -> float:

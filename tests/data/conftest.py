@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mcr.data.index import build_index
 from mcr.data.tfrecord import encode_example, parse_example, read_records, write_records
 
 REFERENCE = Path(__file__).parent / "droid_tfds"
@@ -22,6 +23,12 @@ def expected() -> list[dict]:
 def expected_numbers():
     """`<record>/<field>` -> array; see droid_tfds/README."""
     return dict(np.load(REFERENCE / "expected.npz"))
+
+
+@pytest.fixture(scope="session")
+def reference_index(reference, tmp_path_factory):
+    """The index of the reference shards, for tests that only read it."""
+    return build_index(reference, tmp_path_factory.mktemp("reference") / "index", workers=1)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from mcr.data.droid import RldsDataset
 from mcr.data.index import open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
 from mcr.data.sampling import SamplingConfig, draw_samples
+from mcr.data.selection import Episodes
 from mcr.errors import UserError
 
 
@@ -18,7 +19,7 @@ def config(**options):
 
 def dataset(root, options=None, seed=0):
     index = open_index(root)
-    return ClipDataset(index, np.arange(len(index)), options or config(), seed)
+    return ClipDataset(index, Episodes(np.arange(len(index))), options or config(), seed)
 
 
 def first_batches(root, count=2, size=6, options=None, **loader_options):
@@ -111,7 +112,7 @@ def test_a_batch_that_does_not_divide_is_refused(shards):
     [
         ({"views": ["exterior_image_1_lef"]}, "did you mean 'exterior_image_1_left'"),
         ({"state_keys": ["cartesian"]}, "cartesian"),
-        ({"action_key": "actoin"}, "actoin"),
+        ({"action_space": "defautl"}, "did you mean 'default'"),
         ({"on_error": "ignore"}, "on_error"),
         ({"views": []}, "no views"),
     ],

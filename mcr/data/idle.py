@@ -1,0 +1,150 @@
+"""Idle steps: what a recipe leaves out of the recordings because the robot does nothing in it.
+
+Two ways, both openpi's (Physical Intelligence) for DROID: its published file of ranges to keep, or
+its rule for finding them. Called by `selection.py` when a run starts. The masks here have a bool
+for each step of the data set and are gone after that; what draws samples gets ranges, `KeptSteps`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mcr.data.episode import unique_names
+from mcr.data.index import Index
+from mcr.data.sampling import KeptSteps
+from mcr.errors import UserError
+
+_COMMAND = "action_dict/joint_velocity"
+_CHUNK = 1_000_000  # steps whose commands are in memory at a time
+
+
+def moving_steps(index: Index, change: float, num_steps: int) -> np.ndarray:
+    """Steps that are not idle, bool [total_steps].
+
+    A step is idle if every joint's commanded velocity differs by less than `change` from the step
+    before, and idle steps go out where at least `num_steps` of them follow each other. openpi: 1e-3
+    and 7. It is the change that counts, because a resting arm may be commanded a small constant
+    velocity; so a script that commands a large constant one counts as idle, too.
+    openpi also drops what moves for less than 16 steps, and the last 10 of each range, for the sake
+    of action chunks, of which there are none here.
+
+    Raises UserError for senseless numbers and for a data set without this signal.
+    """
+    if change <= 0 or num_steps < 1:
+        raise UserError(
+            f"data.selection: idle_change={change} must be above 0, idle_steps={num_steps} above 0"
+        )
+    columns = index.columns((_COMMAND,), "data.selection.idle=drop")
+    idle = np.zeros(index.info["total_steps"], bool)
+    for begin in range(1, len(idle), _CHUNK):
+        commands = index.signals[begin - 1 : begin + _CHUNK][:, columns]
+        idle[begin : begin + _CHUNK] = (np.abs(np.diff(commands, axis=0)) < change).all(axis=1)
+    idle[_borders(index)[:-1]] = False  # nothing comes before; no run crosses an episode's end
+    edges = np.flatnonzero(np.diff(idle, prepend=False, append=False))
+    run_lengths = edges[1::2] - edges[::2]
+    idle[idle] = np.repeat(run_lengths >= num_steps, run_lengths)
+    return ~idle
+
+
+def listed_steps(index: Index, path: str) -> tuple[np.ndarray, str]:
+    """Steps that a file of ranges keeps, bool [total_steps], and what became of the episodes.
+
+    path: JSON, {"<recording_folderpath>--<file_path>": [[first, one past the last], ...], ...} as
+    `droid_sample_ranges_v1_0_1.json` has it. An episode is found by the last five components of its
+    `file_path`; in a tree of upstream's, which has none, by its name. A key may be a name itself.
+
+    Raises UserError for a file of another form and for ranges that an episode does not have.
+    """
+    by_row, found = _ranges_by_row(index, _read_ranges(Path(path)))
+    mask = np.zeros(index.info["total_steps"], bool)
+    for row, ranges in by_row.items():
+        start, length = int(index.starts[row]), int(index.lengths[row])
+        for begin, end in ranges:
+            if begin < 0 or end > length:
+                raise UserError(
+                    f"{path}: keeps steps {begin} to {end} of {index.names[row].decode()}, which "
+                    f"has {length}; it was made for other data"
+                )
+            mask[start + begin : start + end] = True
+    return mask, found
+
+
+def _read_ranges(path: Path) -> dict[str, list[list[int]]]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"data.selection.keep_ranges={path}: no readable JSON ({error})") from error
+    if not isinstance(content, dict) or not all(map(_are_ranges, content.values())):
+        raise UserError(f"{path}: not of the form {{episode: [[first, one past the last], ...]}}")
+    return content
+
+
+def _are_ranges(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(step) is int for step in pair)
+        for pair in value
+    )
+
+
+def _ranges_by_row(
+    index: Index, ranges: dict[str, list[list[int]]]
+) -> tuple[dict[int, list[list[int]]], str]:
+    paths = [key.rpartition("--")[2] for key in ranges]
+    by_path = {_tail(path): value for path, value in zip(paths, ranges.values(), strict=True)}
+    by_name = dict(zip(unique_names(paths), ranges.values(), strict=True))
+    matched_by_path, matched_by_name = {}, {}
+    table = index.table[["name", "file_path"]]
+    for row, (name, path) in enumerate(table.itertuples(index=False)):
+        if path and _tail(path) in by_path:
+            matched_by_path[row] = by_path[_tail(path)]
+        elif name in by_path:
+            matched_by_name[row] = by_path[name]
+        elif not path and name in by_name:
+            matched_by_name[row] = by_name[name]
+    num_lost = len(table) - len(matched_by_path) - len(matched_by_name)
+    return matched_by_path | matched_by_name, (
+        f"{len(matched_by_path)} episodes found in it by path, {len(matched_by_name)} by name, "
+        f"{num_lost} not"
+    )
+
+
+def _tail(path: str) -> str:
+    """<lab>/<outcome>/<date>/<recording>/trajectory.h5: what does not depend on the bucket."""
+    return "/".join(path.split("/")[-5:])
+
+
+# --------------------------------------------------------------------------- masks to ranges
+
+
+def kept_steps(index: Index, mask: np.ndarray) -> KeptSteps:
+    """The ranges of a mask [total_steps], for every episode of the index."""
+    starts = np.asarray(index.starts)
+    border = _borders(index)
+    begins = np.flatnonzero(mask & (border[:-1] | ~np.roll(mask, 1)))
+    ends = np.flatnonzero(mask & (border[1:] | ~np.roll(mask, -1))) + 1
+    in_file = np.argsort(starts)
+    rows = in_file[np.searchsorted(starts[in_file], begins, side="right") - 1]
+    # the arrays also hold the steps of episodes that the index left out
+    is_indexed = (starts[rows] <= begins) & (begins < starts[rows] + index.lengths[rows])
+    by_row = np.flatnonzero(is_indexed)[np.argsort(rows[is_indexed], kind="stable")]
+    rows, begins, sizes = rows[by_row], begins[by_row], (ends - begins)[by_row]
+    lengths = np.bincount(rows, sizes, len(index)).astype(np.int64)
+    return KeptSteps(
+        begins=(begins - starts[rows]).astype(np.int32),
+        offsets=np.cumsum(sizes) - sizes,
+        bases=np.cumsum(lengths) - lengths,
+        lengths=lengths,
+    )
+
+
+def _borders(index: Index) -> np.ndarray:
+    """bool [total_steps + 1]: does an episode begin here, or end before here?"""
+    border = np.zeros(index.info["total_steps"] + 1, bool)
+    border[[0, -1]] = True
+    border[index.starts] = True
+    border[index.starts + index.lengths] = True
+    return border

@@ -1,0 +1,185 @@
+"""Spaces: which signals are a robot's state and action, and in what form the losses see them.
+
+The index stores signals as they were recorded. A `Space` picks the columns that a recipe names and
+computes from them, batch by batch in `loader.py`, what is not recorded as such; nothing derived is
+stored. `data.action_space` is one of
+
+    default             `action`; in DROID the same numbers as cartesian_position
+    cartesian_position  commanded pose (xyz in m, Euler angles; base frame), gripper position
+    cartesian_velocity  commanded velocity of the pose, gripper velocity
+    joint_position      commanded joint angles, gripper position
+    joint_velocity      commanded joint velocities, gripper velocity
+    delta               commanded pose relative to the observed one, gripper position (absolute):
+                        p_commanded - p_observed in the base frame, R_observed^T R_commanded
+
+all but the first from `action_dict`. DROID's robot interface takes the gripper as a velocity in the
+velocity spaces and as a position in the others, and so do we (openpi's policies for DROID: always a
+position). DROID's velocities are shares of the controller's limits, -1 .. 1.
+
+`data.rotation` says how poses write their rotation: "euler", three angles that jump at +-pi, or
+"6d", the first two columns of the rotation matrix one after the other (Zhou et al., CVPR 2019,
+arXiv 1812.07035), which nothing makes jump. DROID's angles turn about the fixed axes x, y, z, in
+this order (its `droid/misc/transformations.py`: SciPy's lower-case "xyz").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from einops import rearrange
+
+from mcr.data.index import Index
+from mcr.errors import UserError, require_choice
+
+if TYPE_CHECKING:
+    from scipy.spatial.transform import Rotation
+
+_OBSERVED, _COMMANDED = "cartesian_position", "action_dict/cartesian_position"  # poses
+_GRIPPER_POSITION, _GRIPPER_VELOCITY = (
+    "action_dict/gripper_position",
+    "action_dict/gripper_velocity",
+)
+ACTION_SPACES = {
+    "default": ("action",),
+    "cartesian_position": (_COMMANDED, _GRIPPER_POSITION),
+    "cartesian_velocity": ("action_dict/cartesian_velocity", _GRIPPER_VELOCITY),
+    "joint_position": ("action_dict/joint_position", _GRIPPER_POSITION),
+    "joint_velocity": ("action_dict/joint_velocity", _GRIPPER_VELOCITY),
+    "delta": (_OBSERVED, _COMMANDED, _GRIPPER_POSITION),  # from which it is computed
+}
+_POSE_SIZE = 6  # x, y, z and three Euler angles
+_ROTATION_SIZES = {"euler": 3, "6d": 6}
+_NUM_COMPARED, _SAME = 256, 1e-4  # steps, metres and radians: is `action` the commanded pose?
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a recipe takes from the signals of a step.
+
+    name:    how it is made: the same name, the same numbers
+    columns: the stored columns that it reads, int64 [C]
+    size:    how many numbers it gives, D
+    compute: float32 [..., C] -> float32 [..., D]; None = as stored
+    """
+
+    name: str
+    columns: np.ndarray
+    size: int
+    compute: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def read(self, signals: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """float32 [..., D] at `steps` (int64 [...]) of an index's `signals`."""
+        stored = signals[steps[..., None], self.columns]
+        return self.compute(stored) if self.compute else stored
+
+
+def signal_space(index: Index, keys: tuple[str, ...], rotation: str) -> Space:
+    """The named signals side by side; the poses among them with the rotation as asked for.
+
+    Raises UserError for signals that the data set lacks, and for a pose that is not one.
+    """
+    require_choice("data.rotation", rotation, _ROTATION_SIZES)
+    columns, name = index.columns(keys, "data.state_keys"), " + ".join(keys)
+    begins = _pose_columns(index, keys) if rotation == "6d" else ()
+    if not begins:
+        return Space(name, columns, len(columns))
+    size = len(columns) + len(begins) * (_ROTATION_SIZES["6d"] - 3)
+    return Space(f"{name}, 6d", columns, size, partial(_with_6d, begins=begins))
+
+
+def action_space(index: Index, name: str, rotation: str) -> Space:
+    """The space `name` of ACTION_SPACES.
+
+    Raises UserError for signals that the data set lacks, for a pose that is not one, and for "6d"
+    where nothing tells whether `action` is a pose.
+    """
+    keys = ACTION_SPACES[require_choice("data.action_space", name, ACTION_SPACES)]
+    columns = index.columns(keys, f"data.action_space={name}")
+    if name != "delta":
+        return signal_space(index, keys, rotation)
+    require_choice("data.rotation", rotation, _ROTATION_SIZES)
+    _pose_columns(index, keys)  # are they poses?
+    size = len(columns) - 2 * _POSE_SIZE + 3 + _ROTATION_SIZES[rotation]
+    return Space(f"delta, {rotation}", columns, size, partial(_relative, rotation=rotation))
+
+
+# --------------------------------------------------------------------------- which are poses
+
+
+def _pose_columns(index: Index, keys: tuple[str, ...]) -> tuple[int, ...]:
+    """Where, in the signals side by side, a pose begins. Raises UserError if one cannot be."""
+    begins, position = [], 0
+    for key in keys:
+        width = len(index.columns((key,)))
+        if key in (_OBSERVED, _COMMANDED) and width != _POSE_SIZE:
+            raise UserError(
+                f"{index.source}: {key} has {width} numbers, not xyz and three Euler angles; use "
+                "data.rotation=euler and an action_space without poses"
+            )
+        if key in (_OBSERVED, _COMMANDED) or (key == "action" and _action_is_pose(index)):
+            begins.append(position)
+        position += width
+    return tuple(begins)
+
+
+def _action_is_pose(index: Index) -> bool:
+    """Does `action` begin with the commanded pose? By its numbers: no data set says so."""
+    if _COMMANDED not in index.info["columns"]:
+        raise UserError(
+            f"{index.source}: without {_COMMANDED} nothing tells whether `action` is a pose whose "
+            "angles could be written as data.rotation=6d; use euler"
+        )
+    steps = np.linspace(0, index.info["total_steps"] - 1, _NUM_COMPARED).astype(np.int64)
+    action = index.signals[steps[:, None], index.columns(("action",))]
+    pose = index.signals[steps[:, None], index.columns((_COMMANDED,))]
+    if pose.shape[1] != _POSE_SIZE or action.shape[1] < _POSE_SIZE:
+        return False
+    same = np.abs(action[:, :_POSE_SIZE] - pose).max(axis=1) < _SAME
+    return bool(same.mean() > 0.9)
+
+
+# --------------------------------------------------------------------------- computing
+
+
+def _with_6d(stored: np.ndarray, begins: tuple[int, ...]) -> np.ndarray:
+    """Euler angles of the poses that begin at `begins` as 6-D; everything else as it was."""
+    pieces, done = [], 0
+    for begin in begins:
+        angles = stored[..., begin + 3 : begin + _POSE_SIZE]
+        pieces += [stored[..., done : begin + 3], _numbers(_rotations(angles), "6d", angles.shape)]
+        done = begin + _POSE_SIZE
+    return np.concatenate([*pieces, stored[..., done:]], axis=-1)
+
+
+def _relative(stored: np.ndarray, rotation: str) -> np.ndarray:
+    """Observed pose, commanded pose, rest -> commanded relative to observed pose, rest."""
+    observed, commanded, rest = np.split(stored, [_POSE_SIZE, 2 * _POSE_SIZE], axis=-1)
+    turn = _rotations(observed[..., 3:]).inv() * _rotations(commanded[..., 3:])
+    return np.concatenate(
+        [
+            commanded[..., :3] - observed[..., :3],
+            _numbers(turn, rotation, stored.shape),
+            rest,
+        ],
+        axis=-1,
+    )
+
+
+def _rotations(angles: np.ndarray) -> Rotation:
+    """All rotations of Euler angles [..., 3], in one flat sequence."""
+    from scipy.spatial.transform import Rotation  # 0.5 s and 20 MB, for those who need it
+
+    return Rotation.from_euler("xyz", angles.reshape(-1, 3))
+
+
+def _numbers(rotations: Rotation, form: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A flat sequence of rotations as float32 [*shape[:-1], 3 or 6]."""
+    if form == "euler":
+        numbers = rotations.as_euler("xyz")
+    else:
+        numbers = rearrange(rotations.as_matrix()[:, :, :2], "n row column -> n (column row)")
+    return numbers.astype(np.float32).reshape(*shape[:-1], _ROTATION_SIZES[form])

@@ -1,0 +1,72 @@
+"""Statistics: mean, deviation and percentiles of a space, over all steps of a data set.
+
+Computed on first use in one pass over the index's signals and kept in its `statistics.json`; where
+that cannot be written they are computed for every run. They are of the whole data set, whatever the
+recipe filters or holds out, so that runs on parts of it, and their validation, share one scale. The
+losses' normaliser (`training/pretrainer.py`) uses mean and deviation; the rest is for policies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import uuid
+from pathlib import Path
+
+import numpy as np
+
+from mcr.data.index import Index
+from mcr.data.processes import progress_bar
+from mcr.data.spaces import Space
+from mcr.errors import UserError
+
+_CHUNK = 100_000  # steps that are in memory at a time
+_MAX_STEPS_FOR_PERCENTILES = 1_000_000
+
+
+def space_statistics(index: Index, space: Space) -> dict[str, list[float]]:
+    """{"mean", "std", "q01", "q99"}, each of the length D. Raises UserError for a damaged file."""
+    path = index.path / "statistics.json"
+    try:
+        known = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); delete it and run again") from error
+    if space.name not in known:
+        known[space.name] = _compute(index, space)
+        _store(path, known)
+    return known[space.name]
+
+
+def _compute(index: Index, space: Space) -> dict[str, list[float]]:
+    """Percentiles are those of an even subsample."""
+    total = index.info["total_steps"]
+    stride = -(-total // _MAX_STEPS_FOR_PERCENTILES)
+    mean, square = np.zeros(space.size), np.zeros(space.size)
+    sample = []
+    with progress_bar(None, f"statistics of {space.name}", "steps", total) as bar:
+        for begin in range(0, total, _CHUNK):
+            steps = np.arange(begin, min(begin + _CHUNK, total))
+            values = space.read(index.signals, steps).astype(np.float64)
+            # Chan's update: exact where sums of squares would cancel
+            shift = values.mean(0) - mean
+            mean += shift * len(steps) / (begin + len(steps))
+            square += values.var(0) * len(steps)
+            square += shift**2 * begin * len(steps) / (begin + len(steps))
+            sample.append(values[-begin % stride :: stride])
+            bar.update(len(steps))
+    low, high = np.quantile(np.concatenate(sample), [0.01, 0.99], axis=0)
+    std = np.sqrt(square / total)
+    numbers = {"mean": mean, "std": std, "q01": low, "q99": high}
+    return {name: values.tolist() for name, values in numbers.items()}
+
+
+def _store(path: Path, content: dict[str, dict[str, list[float]]]) -> None:
+    """Write it whole or not at all; of two runs at once the later wins, which costs time only."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        partial.write_text(json.dumps(content, indent=1))
+        partial.replace(path)
+    except OSError as error:
+        print(f"{path}: {error.strerror}; the statistics are computed anew for every run")
+        with contextlib.suppress(OSError):  # where nothing can be written, nothing is left over
+            partial.unlink()
