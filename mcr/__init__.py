@@ -12,18 +12,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mcr.errors import UserError
+    from mcr.models.catalogue import list_models
     from mcr.models.encoder import Encoder, load_mcr, load_model
     from mcr.models.export import export_encoder
+    from mcr.models.fine_tuning import count_parameters, param_groups
+    from mcr.models.hub_upload import push_to_hub
+    from mcr.models.verify import verify
 
 __version__ = "0.1.0"
-__all__ = ["Encoder", "UserError", "export_encoder", "load_mcr", "load_model"]
+__all__ = [
+    "Encoder",
+    "UserError",
+    "count_parameters",
+    "export_encoder",
+    "list_models",
+    "load_mcr",
+    "load_model",
+    "param_groups",
+    "push_to_hub",
+    "verify",
+]
 
 _HOMES = {
     "Encoder": "mcr.models.encoder",
     "UserError": "mcr.errors",
+    "count_parameters": "mcr.models.fine_tuning",
     "export_encoder": "mcr.models.export",
+    "list_models": "mcr.models.catalogue",
     "load_mcr": "mcr.models.encoder",
     "load_model": "mcr.models.encoder",
+    "param_groups": "mcr.models.fine_tuning",
+    "push_to_hub": "mcr.models.hub_upload",
+    "verify": "mcr.models.verify",
 }
 
 

@@ -26,37 +26,54 @@ Network = TypeVar("Network", bound=nn.Module)
 class Backbone:
     """How to construct one network.
 
-    family: torchvision's class; arguments: what its constructor is given; embed_dim: features.
+    family: torchvision's class; arguments: what its constructor is given; embed_dim: features;
+    num_registers: further tokens beside the class token (Darcet et al. 2023), without a position.
     """
 
     family: type[ResNet] | type[VisionTransformer]
     arguments: Mapping[str, Any]
     embed_dim: int
+    num_registers: int = 0
 
 
-def _resnet(block: type[BasicBlock] | type[Bottleneck], layers: list[int]) -> Backbone:
-    return Backbone(ResNet, {"block": block, "layers": layers}, 512 * block.expansion)
+def _resnet(
+    block: type[BasicBlock] | type[Bottleneck], layers: list[int], head: int = 0
+) -> Backbone:
+    """head: features of a last linear layer `fc`; 0 = none, the pooled map is the output."""
+    arguments = {"block": block, "layers": layers} | ({"num_classes": head} if head else {})
+    return Backbone(ResNet, arguments, head or 512 * block.expansion)
 
 
-def _vit(width: int, num_heads: int) -> Backbone:
-    """Twelve layers on 16 x 16 patches; the MLP is four times as wide, as in the ViT paper."""
+def _vit(
+    width: int, num_heads: int, patch: int = 16, num_layers: int = 12, num_registers: int = 0
+) -> Backbone:
+    """The MLP is four times as wide, as in the ViT paper."""
     arguments = {
-        "patch_size": 16,
-        "num_layers": 12,
+        "patch_size": patch,
+        "num_layers": num_layers,
         "num_heads": num_heads,
         "hidden_dim": width,
         "mlp_dim": 4 * width,
     }
-    return Backbone(VisionTransformer, arguments, width)
+    return Backbone(VisionTransformer, arguments, width, num_registers)
 
 
 BACKBONES = {
     "resnet18": _resnet(BasicBlock, [2, 2, 2, 2]),
     "resnet34": _resnet(BasicBlock, [3, 4, 6, 3]),
     "resnet50": _resnet(Bottleneck, [3, 4, 6, 3]),
+    "resnet50_fc1024": _resnet(Bottleneck, [3, 4, 6, 3], head=1024),  # VIP's
     "vit_ti_16": _vit(192, num_heads=3),
     "vit_s_16": _vit(384, num_heads=6),
+    "vit_s_16_h12": _vit(384, num_heads=12),  # MVP's and MoCo v3's; the same tensors as vit_s_16
     "vit_b_16": _vit(768, num_heads=12),
+    "vit_l_16": _vit(1024, num_heads=16, num_layers=24),
+    "vit_s_14": _vit(384, num_heads=6, patch=14),
+    "vit_b_14": _vit(768, num_heads=12, patch=14),
+    "vit_l_14": _vit(1024, num_heads=16, patch=14, num_layers=24),
+    "vit_s_14_reg4": _vit(384, num_heads=6, patch=14, num_registers=4),
+    "vit_b_14_reg4": _vit(768, num_heads=12, patch=14, num_registers=4),
+    "vit_l_14_reg4": _vit(1024, num_heads=16, patch=14, num_layers=24, num_registers=4),
 }
 
 
@@ -83,9 +100,27 @@ def construct(network_class: type[Network], name: str, image_size: int) -> Netwo
             )
         arguments["image_size"] = image_size
     network = network_class(**arguments)
-    setattr(network, "fc" if isinstance(network, ResNet) else "heads", nn.Identity())
+    if "num_classes" not in arguments:
+        setattr(network, "fc" if isinstance(network, ResNet) else "heads", nn.Identity())
+    if backbone.num_registers:
+        _add_registers(network, backbone.num_registers)
     network.embed_dim = backbone.embed_dim  # type: ignore[assignment]
     return network
+
+
+def _add_registers(network: Any, num_registers: int) -> None:
+    """Lengthen the class token to [1, 1 + R, D] and the positions likewise.
+
+    torchvision puts the class token before the patches, whatever its length, and returns the first
+    of all tokens, so that its own `forward` then is that of a ViT with registers.
+    """
+    width = network.class_token.shape[-1]
+    tokens = torch.empty(1, num_registers, width).normal_(std=0.02)
+    positions = network.encoder.pos_embedding
+    no_position = torch.zeros(1, num_registers, width)
+    positions = torch.cat([positions[:, :1], no_position, positions[:, 1:]], dim=1)
+    network.class_token = nn.Parameter(torch.cat([network.class_token, tokens], dim=1).detach())
+    network.encoder.pos_embedding = nn.Parameter(positions.detach())
 
 
 def identify_backbone(tensors: Mapping[str, Tensor]) -> str:
@@ -93,20 +128,31 @@ def identify_backbone(tensors: Mapping[str, Tensor]) -> str:
 
     The likeness is that of sets, shared / all, because every name of a ResNet-18 is also one of a
     ResNet-34. It tolerates a few missing or foreign tensors, so that an error can name them.
-    Raises UserError when less than half agrees.
+    Raises UserError when less than half agrees, or when tensors cannot tell which it is: attention
+    heads leave no trace in them.
     """
     shapes = {(name, tensor.shape) for name, tensor in tensors.items()}
+    is_vit = any(name.startswith("encoder.layers.") for name in tensors)
+    family = VisionTransformer if is_vit else ResNet
     likeness = {
         name: len(shapes & known) / len(shapes | known)
-        for name, known in ((name, _shapes(name)) for name in BACKBONES)
+        for name, known in (
+            (name, _shapes(name)) for name in BACKBONES if BACKBONES[name].family is family
+        )
     }
-    best = max(likeness, key=likeness.__getitem__)
-    if likeness[best] < 0.5:
+    most = max(likeness.values())
+    if most < 0.5:
         raise UserError(
             f"its {len(tensors)} tensors ({', '.join(list(tensors)[:3])}, ...) are those of no "
             f"encoder known here ({', '.join(BACKBONES)})"
         )
-    return best
+    best = [name for name in likeness if likeness[name] == most]
+    if len(best) > 1:
+        raise UserError(
+            f"it may be a {' or a '.join(best)}, which differ in the number of attention heads and "
+            f"not in their tensors: say which, as in load_model(..., backbone={best[0]!r})"
+        )
+    return best[0]
 
 
 @cache
@@ -131,6 +177,6 @@ def freeze_batch_norm(network: nn.Module) -> None:
     or switched to training, and tensors and their names stay the same.
     """
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if type(module) is nn.BatchNorm2d:
             module.__class__ = FixedBatchNorm2d
             module.eval()

@@ -1,8 +1,8 @@
 """Encoder: weights that people can use without reading a paper. `load_model` is the way in.
 
 An Encoder is torchvision's network, same tensors and layer names, that takes raw images, applies
-its own preprocessing and stays frozen. Which files can be read is in `models.layouts`; training
-works on bare backbones and never on this.
+its own preprocessing and stays frozen. What can be loaded is in `models.sources`, which files can
+be read in `models.layouts`; training works on bare backbones and never on this.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.models import ResNet, VisionTransformer
 
 from mcr.errors import UserError, nearest, require_choice
 from mcr.models.backbones import BACKBONES, Network, construct, freeze_batch_norm
-from mcr.models.layouts import Weights, read_weights
+from mcr.models.layouts import Weights
 from mcr.models.preprocessing import Preprocessing
+from mcr.models.sources import TIMM, read_source
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +32,18 @@ OUTPUTS = ("pooled", "spatial", "tokens")
 
 
 class Encoder(nn.Module):
-    """What all loaded encoders share; always mixed into one of torchvision's networks.
+    """What all loaded encoders share; mixed into torchvision's networks, or around one of timm's.
 
-    backbone: its name; embed_dim: the width D of its features; preprocessing: what it expects.
+    backbone: its name; embed_dim: the width D of its features; preprocessing: what it expects;
+    feature_norm: what is applied to features, None, "layer_norm" or "statistics".
     """
 
     backbone: str
     embed_dim: int
     preprocessing: Preprocessing
+    feature_norm: str | None = None
+    _learning: frozenset[str] = frozenset()  # names of the parameters that `unfreeze` let learn
+    _grad_checkpointing = False
 
     def forward(self, images: Any) -> Tensor:
         """Raw images -> pooled features, float [..., D]: see `Preprocessing` for what `images` is.
@@ -50,21 +57,25 @@ class Encoder(nn.Module):
 
         output: "pooled"  [..., D]         the mean over the picture; of a ViT, its class token
                 "spatial" [..., D, h, w]   the last feature map
-                "tokens"  [..., h * w, D]  the same map, row by row; no class token
+                "tokens"  [..., h * w, D]  the same map, row by row; no class or register token
+        Of VIP, whose last layer comes after pooling, maps have 2048 channels and D is 1024.
+        Raises UserError for images that are no raw images, and if somebody else thawed weights.
         """
-        require_choice("output", output, OUTPUTS)
+        self._require_frozen()
         # Upstream: the network is bare, and its example omits the normalisation that training used.
         pixels = self.preprocess(images)
-        pixels = pixels.to(next(self.parameters()).dtype)
         leading = pixels.shape[:-3]
-        pixels = pixels.reshape(-1, *pixels.shape[-3:])
-        if output == "pooled":
-            features = self._pooled(pixels)
-        else:
-            features = self._spatial(pixels)
-            if output == "tokens":
-                features = rearrange(features, "b d h w -> b (h w) d")
+        features = self.encode(pixels.reshape(-1, *pixels.shape[-3:]), output)
         return features.reshape(*leading, *features.shape[1:])
+
+    def encode(self, pixels: Tensor, output: str = "pooled") -> Tensor:
+        """What `preprocess` returned, [B, 3, S, S] -> features as from `features`, unchecked."""
+        require_choice("output", output, OUTPUTS)
+        pixels = pixels.to(next(self.parameters()).dtype)
+        if output == "pooled":
+            return self._normalise(self._pooled(pixels), dim=-1)
+        features = self._normalise(self._spatial(pixels), dim=-3)
+        return rearrange(features, "b d h w -> b (h w) d") if output == "tokens" else features
 
     def preprocess(self, images: Any) -> Tensor:
         """Raw images -> what enters the network, float32 [..., 3, S, S] on the encoder's device."""
@@ -85,10 +96,116 @@ class Encoder(nn.Module):
             "num_classes": 0,
         }
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Its layers from output to input: `unfreeze(encoder.stages[:n])` lets the last n learn."""
+        raise NotImplementedError
+
+    @property
+    def grad_cam_layer(self) -> nn.Module:
+        """The layer whose output Grad-CAM explains: a map [B, C, h, w], or a ViT's [B, N, D]."""
+        raise NotImplementedError
+
+    # ----------------------------------------------------------------------- what may learn
+
+    def unfreeze(self, layers: str | Iterable[str]) -> None:
+        """Let these layers learn, beside those that do already; statistics stay fixed.
+
+        layers: names ("layer4", "layer4.1.conv2", "encoder.layers") or part of `stages`.
+        Under DistributedDataParallel, unfreeze before wrapping, or wrap again.
+        Raises UserError for a layer without parameters; then nothing is changed.
+        """
+        parameters = dict(self.named_parameters())
+        chosen: set[str] = set()
+        for layer in [layers] if isinstance(layers, str) else layers:
+            names = {name for name in parameters if name == layer or name.startswith(f"{layer}.")}
+            if not names:
+                paths = [name.split(".") for name in parameters]
+                known = {".".join(path[:depth]) for path in paths for depth in (1, 2)}
+                raise UserError(
+                    f"trainable={layer!r} has no parameters in this {self.backbone}"
+                    f"{nearest(layer, known)}"
+                )
+            chosen |= names
+        for name in chosen:
+            parameters[name].requires_grad_(True)
+        self._learning |= chosen
+
+    def freeze(self) -> None:
+        """Let nothing learn, as after loading; gradients go, for optimisers look at them."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        self._learning = frozenset()
+
+    def requires_grad_(self, requires_grad: bool = True) -> Encoder:
+        """`encoder.requires_grad_()` unfreezes all of it, `requires_grad_(False)` freezes it."""
+        self.freeze()
+        if requires_grad:
+            self.unfreeze([name for name, _ in self.named_parameters()])
+        return self
+
     def train(self, mode: bool = True) -> Encoder:
         """Stay in eval mode: `policy.train()` must move no statistic, even of trainable layers."""
         super().train(False)
         return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute a stage's activations in the backward pass instead of keeping them."""
+        self._grad_checkpointing = enable
+
+    def _require_frozen(self) -> None:
+        """Raise when `policy.requires_grad_(True)` or its like reached weights through our back."""
+        thawed = [
+            name
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad and name not in self._learning
+        ]
+        if thawed:
+            raise UserError(
+                f"{len(thawed)} frozen parameters of the encoder were set to learn from outside "
+                f"({_shorten(thawed)}): if that is meant, call encoder.unfreeze(layers) or "
+                "encoder.requires_grad_(); if not, call encoder.freeze()"
+            )
+
+    def _run(self, layer: nn.Module, features: Tensor) -> Tensor:
+        if self._grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(layer, features, use_reentrant=False)
+        return layer(features)
+
+    # ----------------------------------------------------------------------- on top of features
+
+    def _set_feature_norm(self, norm: str | tuple[Tensor, Tensor]) -> None:
+        if isinstance(norm, str):
+            self.feature_norm = require_choice("feature_norm", norm, ("layer_norm",))
+            return
+        mean, std = (torch.as_tensor(each).detach().clone().float() for each in norm)
+        expected = (self.embed_dim,)
+        if tuple(mean.shape) != expected or tuple(std.shape) != expected:
+            raise UserError(
+                f"feature_norm has the shapes {tuple(mean.shape)} and {tuple(std.shape)}: give the "
+                f"mean and the standard deviation of features over a data set, {expected} each"
+            )
+        if not (mean.isfinite().all() and std.isfinite().all() and (std >= 0).all()):
+            raise UserError("feature_norm must be finite, and its standard deviation not negative")
+        # A unit that never moves in the data would explode when it does: it is only shifted.
+        std = torch.where(std > 1e-6 * std.max(), std, 1.0)
+        self.feature_norm = "statistics"
+        self.register_buffer("feature_mean", mean)
+        self.register_buffer("feature_std", std)
+
+    def _normalise(self, features: Tensor, dim: int) -> Tensor:
+        """LayerNorm without parameters, or data set statistics, over the axis `dim` of features."""
+        if self.feature_norm == "layer_norm":
+            features = features.movedim(dim, -1)
+            return F.layer_norm(features, features.shape[-1:]).movedim(-1, dim)
+        if self.feature_norm == "statistics":
+            shape = [self.embed_dim, 1, 1] if dim == -3 else [self.embed_dim]
+            mean, std = (self.get_buffer(f"feature_{kind}").view(shape) for kind in ("mean", "std"))
+            return ((features.float() - mean.float()) / std.float()).to(features.dtype)
+        return features
+
+    # ----------------------------------------------------------------------- of each network
 
     def _pooled(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [B, 3, S, S] -> [B, D]."""
@@ -100,35 +217,76 @@ class Encoder(nn.Module):
 
 
 class ResNetEncoder(Encoder, ResNet):
-    """A torchvision ResNet with `fc` an Identity; `layer4` is the usual target of Grad-CAM."""
+    """A torchvision ResNet; `fc` is an Identity, but VIP's is a layer."""
+
+    layer4: nn.Sequential
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        head = ("fc",) if isinstance(self.fc, nn.Linear) else ()
+        return (*head, "layer4", "layer3", "layer2", "layer1", "bn1", "conv1")
+
+    @property
+    def grad_cam_layer(self) -> nn.Module:
+        return self.layer4
 
     def _pooled(self, pixels: Tensor) -> Tensor:
-        return ResNet.forward(self, pixels)
+        pooled = self.get_submodule("avgpool")(self._spatial(pixels))
+        return self.get_submodule("fc")(pooled.flatten(1))
 
     def _spatial(self, pixels: Tensor) -> Tensor:
-        stem = ("conv1", "bn1", "relu", "maxpool")
-        for name in (*stem, "layer1", "layer2", "layer3", "layer4"):
+        for name in ("conv1", "bn1", "relu", "maxpool"):
             pixels = self.get_submodule(name)(pixels)
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            pixels = self._run(self.get_submodule(name), pixels)
         return pixels
 
 
 class VisionTransformerEncoder(Encoder, VisionTransformer):
-    """A torchvision VisionTransformer with `heads` an Identity."""
+    """A torchvision VisionTransformer with `heads` an Identity.
+
+    `class_token` is [1, 1 + R, D] where the network has R registers.
+    """
 
     conv_proj: nn.Module
     class_token: Tensor
-    encoder: nn.Module
+    encoder: Any
+    patch_size: int
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        blocks = [f"encoder.layers.{name}" for name, _ in self.encoder.layers.named_children()]
+        return (
+            "encoder.ln",
+            *reversed(blocks),
+            "encoder.pos_embedding",
+            "class_token",
+            "conv_proj",
+        )
+
+    @property
+    def grad_cam_layer(self) -> nn.Module:
+        return self.encoder.layers[-1].ln_1  # beyond it only the class token reaches the output
 
     def _pooled(self, pixels: Tensor) -> Tensor:
-        return VisionTransformer.forward(self, pixels)
+        return self._tokens(pixels)[:, 0]
 
     def _spatial(self, pixels: Tensor) -> Tensor:
-        grid = self.conv_proj(pixels)
-        height = grid.shape[-2]
-        tokens = rearrange(grid, "b d h w -> b (h w) d")
-        class_token = self.class_token.expand(len(tokens), -1, -1)
-        tokens = self.encoder(torch.cat([class_token, tokens], dim=1))[:, 1:]
-        return rearrange(tokens, "b (h w) d -> b d h w", h=height)
+        patches = self._tokens(pixels)[:, self.class_token.shape[1] :]
+        height = pixels.shape[-2] // self.patch_size
+        return rearrange(patches, "b (h w) d -> b d h w", h=height)
+
+    def _tokens(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels -> [B, 1 + R + h * w, D]: class token, registers, patches."""
+        patches = rearrange(self.conv_proj(pixels), "b d h w -> b (h w) d")
+        class_token = self.class_token.expand(len(patches), -1, -1)
+        tokens = torch.cat([class_token, patches], dim=1)
+        if not self._grad_checkpointing:
+            return self.encoder(tokens)
+        tokens = tokens + self.encoder.pos_embedding  # what self.encoder does, block by block
+        for block in self.encoder.layers:
+            tokens = self._run(block, tokens)
+        return self.encoder.ln(tokens)
 
 
 _ENCODERS: dict[type[nn.Module], type[Encoder]] = {
@@ -138,22 +296,32 @@ _ENCODERS: dict[type[nn.Module], type[Encoder]] = {
 
 
 def load_model(
-    path: str | Path, device: torch.device | str | None = None, trainable: Iterable[str] = ()
+    source: str | Path,
+    device: torch.device | str | None = None,
+    trainable: str | Iterable[str] = (),
+    backbone: str | None = None,
+    feature_norm: str | tuple[Tensor, Tensor] | None = None,
 ) -> Encoder:
     """Load an encoder: frozen, in eval mode, with its preprocessing inside.
 
-    path: upstream's released file or training snapshot, R3M's model.pt, a training checkpoint or an
-        export of ours (the folder, or the .safetensors in it).
+    source: a file (upstream's released weights or snapshot, R3M's, VIP's, MVP's, VC-1's, DINOv2's,
+        torchvision's, a training checkpoint of ours), the folder of an export, or a name: one of
+        `list_models()`, "torchvision:resnet50", "timm:NAME", "hf:org/name[/file][@revision]".
     device: where to put it; None = the CPU.
-    trainable: layers that shall learn, by name ("layer4", "layer4.1.conv2", "encoder.layers");
-        batch normalisation keeps its statistics in them too.
+    trainable: layers that shall learn, by name; see `Encoder.unfreeze`.
+    backbone: which network the file is for, where its tensors cannot tell ("vit_s_16_h12"), or the
+        network of timm that it fills ("timm:NAME").
+    feature_norm: what is applied to features: "layer_norm", over the width and without parameters,
+        or (mean, std), float [D] each, of a data set's features, which become part of the encoder's
+        state dict.
 
     Every tensor of the network comes from the file, or UserError says what is wrong with it.
     Nothing in the file is executed. The number of tensors is logged at level INFO.
     """
-    weights = read_weights(path)
-    encoder = build_encoder(weights)
-    _unfreeze(encoder, [trainable] if isinstance(trainable, str) else list(trainable))
+    encoder = build_encoder(read_source(source, backbone))
+    encoder.unfreeze(trainable)
+    if feature_norm is not None:
+        encoder._set_feature_norm(feature_norm)
     return encoder if device is None else encoder.to(device)
 
 
@@ -170,24 +338,38 @@ def load_mcr(
         "or use mcr.load_model, which takes raw images",
         stacklevel=2,
     )
-    weights = read_weights(ckpt_path)
-    network = _fill(BACKBONES[weights.backbone].family, weights).eval()
+    weights = read_source(ckpt_path)
+    if weights.backbone not in BACKBONES:
+        raise UserError(f"{ckpt_path}: a {weights.backbone} has no bare network: use load_model")
+    network = _fill(_construct(BACKBONES[weights.backbone].family, weights), weights).eval()
     return network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def build_encoder(weights: Weights) -> Encoder:
     """The frozen encoder on the CPU. It takes the tensors of `weights` over, without a copy."""
-    encoder = _fill(_ENCODERS[BACKBONES[weights.backbone].family], weights)
+    if weights.backbone.startswith(TIMM):
+        from mcr.models import timm_encoder  # an extra
+
+        network = _fill(timm_encoder.construct(weights.backbone), weights)
+        encoder: Encoder = timm_encoder.TimmEncoder(network)
+    else:
+        family = BACKBONES[weights.backbone].family
+        encoder = _fill(_construct(_ENCODERS[family], weights), weights)
+        freeze_batch_norm(encoder)
     encoder.backbone = weights.backbone
     encoder.preprocessing = weights.preprocessing
-    freeze_batch_norm(encoder)
-    return encoder.requires_grad_(False).eval()
+    encoder.freeze()
+    return encoder.eval()
 
 
-def _fill(network_class: type[Network], weights: Weights) -> Network:
-    """Construct the network without initialising it and give it all of the tensors, strictly."""
+def _construct(network_class: type[Network], weights: Weights) -> Network:
+    """The network without memory for its tensors, which `_fill` brings."""
     with torch.device("meta"):
-        network = construct(network_class, weights.backbone, weights.preprocessing.image_size)
+        return construct(network_class, weights.backbone, weights.preprocessing.image_size)
+
+
+def _fill(network: Network, weights: Weights) -> Network:
+    """Give the network all of the tensors, strictly."""
     expected = network.state_dict()
     _require_same(weights, expected)
     network.load_state_dict(weights.tensors, strict=True, assign=True)
@@ -234,22 +416,3 @@ def _kind(tensor: Tensor) -> str:
 def _shorten(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
-
-
-def _unfreeze(encoder: Encoder, layers: list[str]) -> None:
-    """Let the parameters of these layers learn."""
-    paths = [name.split(".") for name, _ in encoder.named_parameters()]
-    known = {".".join(path[:depth]) for path in paths for depth in (1, 2)}
-    for layer in layers:
-        chosen = [
-            parameter
-            for name, parameter in encoder.named_parameters()
-            if name == layer or name.startswith(f"{layer}.")
-        ]
-        if not chosen:
-            raise UserError(
-                f"trainable={layer!r} has no parameters in this {encoder.backbone}"
-                f"{nearest(layer, known)}"
-            )
-        for parameter in chosen:
-            parameter.requires_grad_(True)

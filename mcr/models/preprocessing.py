@@ -7,6 +7,7 @@ and the normalisation from here.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -25,6 +26,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Float pictures may leave [0, 1] by this much: bfloat16 and resampling round.
 _RANGE_TOLERANCE = 4e-3
+
+# Images that nowhere exceed one of 255 levels are nearly black, or were divided by 255 twice.
+_DARKEST = 1.02 / 255
 
 
 @dataclass(frozen=True)
@@ -97,21 +101,29 @@ class Preprocessing:
             [..., 3, H, W] or [..., H, W, 3] with any leading dimensions, or none.
         returns: float32 [..., 3, image_size, image_size]; gradients flow to float input.
         raises: UserError for any other shape, dtype or range, naming the likely mistake. Checking
-            the range of float images on a GPU waits for it; uint8 images need no check.
+            the range of float images on a GPU waits for it; uint8 images there are not checked.
+        warns: when all images are black, as floats cast to uint8 are.
 
-        Equals torchvision's Resize, CenterCrop, Normalize on float images. A picture that already
-        is image_size x image_size is taken as cropped and only normalised, as in R3M and MCR.
+        Equals torchvision's Resize, CenterCrop, Normalize on float images; bicubic overshoot is
+        clipped, as in Pillow. A picture that already is image_size x image_size is taken as cropped
+        and only normalised, as in R3M and MCR. What no check can see: BGR for RGB, height and width
+        swapped, three grey frames in the place of the colours.
         """
         if isinstance(images, list | tuple):
             if not images:
                 raise UserError("there are no images in this list: pass at least one")
             return _stack([self(image, device) for image in images])
-        pixels = _in_unit_range(_channels_first(images).to(device))
+        pixels = _channels_first(images)
+        if pixels.dtype == torch.uint8 and pixels.device.type == "cpu":
+            _question_darkness(int(pixels.max()))
+        pixels = _in_unit_range(pixels.to(device))
         leading, (channels, height, width) = pixels.shape[:-3], pixels.shape[-3:]
         pixels = pixels.reshape(-1, channels, height, width)
         if (height, width) != (self.image_size, self.image_size):
             mode = InterpolationMode(self.interpolation)
             pixels = transforms.resize(pixels, [self.resize], mode, antialias=True)
+            if self.interpolation == "bicubic":
+                pixels = pixels.clamp(0, 1)
             pixels = transforms.center_crop(pixels, [self.image_size])
         pixels = transforms.normalize(pixels, list(self.mean), list(self.std))
         return pixels.reshape(*leading, *pixels.shape[-3:])
@@ -145,8 +157,12 @@ def _channels_first(images: Any) -> Tensor:
         raise UserError(f"images have the shape {shape}: {_shape_advice(shape)}")
     if 0 in shape:
         raise UserError(f"images have the shape {shape}: there is no picture in it")
-    last_is_channels = shape[-1] == 3 and (is_numpy or shape[-3] != 3)
-    return images.movedim(-1, -3) if last_is_channels else images
+    if shape[-1] == shape[-3]:
+        raise UserError(
+            f"images have the shape {shape}: both the last and the third last could be the three "
+            "colours; pass pictures more than 3 pixels wide and high"
+        )
+    return images.movedim(-1, -3) if shape[-1] == 3 else images
 
 
 def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -162,6 +178,14 @@ def _shape_advice(shape: tuple[int, ...]) -> str:
         return "a grey or depth picture has one channel; repeat it three times if that is meant"
     if 4 in (shape[-1], shape[-3]):
         return "four channels; drop alpha or depth and pass RGB alone"
+    for channels in (shape[-3], shape[-1]):
+        if channels in (6, 9, 12):
+            return (
+                f"{channels} channels; frames stacked as channels? give each its own place, "
+                f"[..., {channels // 3}, 3, H, W]"
+            )
+    if len(shape) >= 4 and shape[-4] == 3:
+        return "[..., 3, T, H, W]? put time before the colours, [..., T, 3, H, W]"
     return "expected [..., 3, H, W] or [..., H, W, 3]"
 
 
@@ -170,10 +194,9 @@ def _in_unit_range(images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         return images.float() / 255
     if not images.is_floating_point():
-        raise UserError(
-            f"images are {str(images.dtype).removeprefix('torch.')}: pass uint8 in 0..255 or "
-            "float in [0, 1]"
-        )
+        kind = str(images.dtype).removeprefix("torch.")
+        is_depth = "; looks like depth or 16-bit colour" if kind in ("uint16", "int16") else ""
+        raise UserError(f"images are {kind}{is_depth}: pass uint8 in 0..255 or float in [0, 1]")
     images = images.float()
     # one transfer from the device; NaN and infinity show in the extremes
     low, high = torch.stack(torch.aminmax(images.detach())).tolist()
@@ -183,7 +206,32 @@ def _in_unit_range(images: Tensor) -> Tensor:
         raise UserError(
             f"images span [{low:.3g}, {high:.3g}], not [0, 1]: {_range_advice(low, high)}"
         )
+    if 0 < high < _DARKEST and _off_the_grid(images):
+        raise UserError(
+            f"images span [{low:.3g}, {high:.3g}], below one of 255 levels: looks divided by 255 "
+            "twice; divide once, or pass uint8, also if they really are that dark"
+        )
+    _question_darkness(high * 255)
     return images
+
+
+def _question_darkness(brightest: float) -> None:
+    """Black pictures exist (a dead camera, padding), so they are taken; but not in silence.
+
+    brightest: of 255 levels. Floats in [0, 1] that were cast to uint8 have none above 1.
+    """
+    if brightest < 1.5:
+        warnings.warn(
+            "all images of this call are black: a dead camera, padding, or floats in [0, 1] that "
+            "were cast to uint8 and must be multiplied by 255 before",
+            stacklevel=2,
+        )
+
+
+def _off_the_grid(images: Tensor) -> bool:
+    """Some value lies well between two of the 255 levels, so no 8-bit camera made it."""
+    levels = 255 * images.detach()
+    return bool((levels - levels.round()).abs().max() > 0.02)
 
 
 def _range_advice(low: float, high: float) -> str:

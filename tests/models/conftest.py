@@ -104,3 +104,26 @@ def snapshot(network: nn.Module) -> Callable[..., dict[str, Tensor]]:
         return {f"module.{name}": tensor for name, tensor in tensors.items()}
 
     return make
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training checkpoint of that ResNet-18 at 64 pixels, which are quick to encode."""
+    path = tmp_path_factory.mktemp("checkpoint") / "small.pt"
+    content = {
+        "format": "mcr-checkpoint-1",
+        "step": 1200,
+        "encoder": network.state_dict(),
+        "encoder_config": {
+            "backbone": "resnet18",
+            "image_size": 64,
+            "resize": 73,
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+            "interpolation": "bilinear",
+        },
+        "config": {"steps": 1200, "loss_weights": {"dynamics_alignment": 0.5}},
+        "dataset": {"name": "sample_droid", "fingerprint": "abc123", "episodes": 16},
+    }
+    torch.save(content, path)
+    return path

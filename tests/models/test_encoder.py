@@ -13,6 +13,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.distributed import HashStore
 
 import mcr
 from mcr.errors import UserError
@@ -60,9 +61,13 @@ def test_leading_dimensions(encoder):
     torch.testing.assert_close(encoder(IMAGES[:, None, None]), pooled[:, None, None])
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+SMALL = [name for name in BACKBONES if not name.startswith(("vit_l", "vit_b_14"))]
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_every_backbone_serves_every_output(name):
-    backbone, preprocessing = build_backbone(name, 32).eval(), Preprocessing.for_size(32)
+    size = 28 if "_14" in name else 32
+    backbone, preprocessing = build_backbone(name, size).eval(), Preprocessing.for_size(size)
     weights = Weights(Path("memory"), "test", backbone.state_dict(), name, preprocessing)
     encoder = build_encoder(weights)
     with torch.no_grad():
@@ -70,8 +75,10 @@ def test_every_backbone_serves_every_output(name):
     width = BACKBONES[name].embed_dim
     assert encoder(IMAGES).shape == (2, width) == (2, encoder.embed_dim) == (2, backbone.embed_dim)
     spatial = encoder.features(IMAGES, "spatial")
-    assert spatial.shape[:2] == (2, width)
-    assert encoder.features(IMAGES, "tokens").shape == (2, spatial[0, 0].numel(), width)
+    channels = 2048 if name.startswith("resnet50") else width  # VIP's last layer comes after
+    assert spatial.shape[:2] == (2, channels)
+    assert encoder.features(IMAGES, "tokens").shape == (2, spatial[0, 0].numel(), channels)
+    assert encoder.grad_cam_layer in list(encoder.modules())
 
 
 def test_outputs_of_a_resnet(encoder):
@@ -95,13 +102,6 @@ def test_outputs_of_a_vit(vit):
     torch.testing.assert_close(spatial.flatten(-2).mT, all_tokens[0][:, 1:])
     torch.testing.assert_close(tokens[0], all_tokens[0][:, 1:])
     torch.testing.assert_close(pooled, all_tokens[0][:, 0])
-
-
-def test_other_precisions(encoder):
-    expected = encoder(IMAGES)
-    half = encoder.to(torch.bfloat16)(IMAGES)
-    assert half.dtype == torch.bfloat16
-    assert nn.functional.cosine_similarity(half.float(), expected).min() > 0.99
 
 
 def test_pretrained_cfg(encoder):
@@ -153,6 +153,25 @@ def through_torch_save(module):
     return torch.load(file, weights_only=False)
 
 
+def through_ddp(module):
+    """DistributedDataParallel around a policy, as it broadcasts and hooks parameters."""
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=HashStore())
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(Policy(module))
+        train_a_little(wrapped)
+        return wrapped.module.encoder
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def through_state_dict(module, assign=False):
+    """Into a policy whose encoder was loaded afresh, with a head that has learnt something."""
+    trained, fresh = Policy(copy.deepcopy(module)), Policy(module)
+    train_a_little(trained)
+    fresh.load_state_dict(trained.state_dict(), assign=assign)
+    return fresh.encoder
+
+
 TRIPS = {
     "as loaded": lambda module: module,
     "deepcopy": copy.deepcopy,
@@ -160,6 +179,11 @@ TRIPS = {
     "torch.save": through_torch_save,
     "to": lambda module: module.to("cpu", memory_format=torch.channels_last),
     "float": lambda module: module.double().float(),
+    "DDP": through_ddp,
+    "load_state_dict": through_state_dict,
+    "load_state_dict, assign": lambda module: through_state_dict(module, assign=True),
+    "share_memory": lambda module: module.share_memory(),
+    "apply": lambda module: module.apply(lambda each: each.train()),
     "compiled": lambda module: torch.compile(module, backend="eager"),
 }
 
@@ -206,12 +230,71 @@ def test_partial_unfreezing(released):
     assert changed == learning  # so no statistic
 
 
+def test_other_precisions_stay_frozen(encoder):
+    dtype = torch.bfloat16
+    expected = encoder(IMAGES)
+    encoder = encoder.to(dtype)
+    before = copy.deepcopy(encoder.state_dict())
+    policy = Policy(encoder)
+    policy.head.to(dtype)
+    train_a_little(policy)
+    assert all(torch.equal(t, before[name]) for name, t in encoder.state_dict().items())
+    features = encoder(IMAGES)
+    assert features.dtype == dtype
+    assert nn.functional.cosine_similarity(features.float(), expected).min() > 0.99
+
+
 @pytest.mark.parametrize(
     "name, hint", [("layer5", "did you mean 'layer"), ("fc", "choose from: bn1")]
 )
 def test_unknown_layers_to_train(name, hint, released):
     with pytest.raises(UserError, match=f"trainable='{name}' has no parameters .*{hint}"):
         mcr.load_model(released, trainable=name)
+
+
+# --------------------------------------------------------------------------- norms of features
+
+
+def test_layer_norm_has_no_parameters(released, encoder):
+    normed = mcr.load_model(released, feature_norm="layer_norm")
+    assert list(normed.state_dict()) == list(encoder.state_dict())
+    expected = nn.functional.layer_norm(encoder(IMAGES), (512,))
+    torch.testing.assert_close(normed(IMAGES), expected)
+    tokens = nn.functional.layer_norm(encoder.features(IMAGES, "tokens"), (512,))
+    torch.testing.assert_close(normed.features(IMAGES, "tokens"), tokens)
+    spatial = normed.features(IMAGES, "spatial")
+    torch.testing.assert_close(spatial.flatten(-2).mT, tokens)
+
+
+def test_statistics_travel_in_the_state_dict(released, encoder):
+    z = encoder(IMAGES)
+    mean, std = z.mean(0), z.std(0)
+    std[7] = 0  # a unit that never moves is only shifted
+    normed = mcr.load_model(released, feature_norm=(mean, std))
+    std = std.where(std > 0, torch.tensor(1.0))
+    torch.testing.assert_close(normed(IMAGES), (z - mean) / std)
+    spatial = (encoder.features(IMAGES, "spatial") - mean[:, None, None]) / std[:, None, None]
+    torch.testing.assert_close(normed.features(IMAGES, "spatial"), spatial)
+    added = set(normed.state_dict()) - set(encoder.state_dict())
+    assert added == {"feature_mean", "feature_std"}
+    with pytest.raises(RuntimeError, match="feature_mean"):  # never silently without them
+        encoder.load_state_dict(normed.state_dict())
+    half = normed.to(torch.bfloat16)(IMAGES)
+    assert half.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "norm, message",
+    [
+        ("layernorm", "did you mean 'layer_norm'"),
+        ((torch.zeros(3), torch.ones(3)), r"shapes \(3,\) and \(3,\): .* \(512,\) each"),
+        ((torch.zeros(512), -torch.ones(512)), "not negative"),
+        ((torch.full((512,), torch.nan), torch.ones(512)), "must be finite"),
+    ],
+)
+def test_wrong_norms(norm, message, released):
+    with pytest.raises(UserError, match=message):
+        mcr.load_model(released, feature_norm=norm)
 
 
 # --------------------------------------------------------------------------- load_mcr, import

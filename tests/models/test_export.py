@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import mcr
 from mcr.errors import UserError
+from mcr.models import catalogue
 from mcr.models import export as export_module
 from mcr.models.export import export_encoder
 
@@ -34,7 +36,7 @@ def test_folder(source, network, tmp_path):
     out = tmp_path / "deep" / "mcr_v1.0"
     export = export_encoder(source, out)
     assert (export.num_tensors, export.embed_dim, export.backbone) == (120, 512, "resnet18")
-    assert names(out) == ["README.md", "config.json", "model.safetensors"]
+    assert names(out) == ["README.md", "config.json", "model.safetensors", "recipe.yaml"]
     assert names(out.parent) == ["mcr_v1.0"]
     assert list(load_file(out / "model.safetensors")) and len(export.sha256) == 64
     assert torch.equal(mcr.load_model(out)(IMAGES), mcr.load_model(source)(IMAGES))
@@ -56,7 +58,7 @@ def test_model_card(source, tmp_path):
         export.sha256,
     ):
         assert fact in card
-    assert 'mcr.load_model("out")' in card and '"root": "resources/sample_droid"' in card
+    assert 'mcr.load_model("out")' in card and "| data.root | resources/sample_droid |" in card
     assert "Licence" in card and "None" not in card
 
 
@@ -122,8 +124,42 @@ def test_an_empty_folder_may_be_filled(source, tmp_path):
 
 
 def test_other_formats_are_refused(source, tmp_path):
-    with pytest.raises(UserError, match=r"give a folder .* or a \.pth file"):
-        export_encoder(source, tmp_path / "encoder.onnx")
+    with pytest.raises(UserError, match=r"give a folder .*, or a \.pth, \.onnx or \.pt2 file"):
+        export_encoder(source, tmp_path / "encoder.bin")
+
+
+def test_what_only_the_run_knows_is_kept(checkpoint, tmp_path):
+    """The last held-out metrics up to the checkpoint, the command, the whole config."""
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    torch.save(checkpoint, run / "checkpoints" / "step_00001200.pt")
+    entries = [
+        {"step": step, "split": split, "contrast/accuracy": accuracy}
+        for step, split, accuracy in [(600, "val", 0.3), (1200, "val", 0.875), (1200, "train", 1.0)]
+    ]
+    entries += [{"step": 1800, "split": "val", "contrast/accuracy": 0.9}]  # after the checkpoint
+    log = "".join(f"{json.dumps(entry)}\n" for entry in entries)
+    (run / "metrics.jsonl").write_text(log + '{"step": 24')  # a killed writer's last line
+    launch = {"command": "mcr-train steps=1200", "hardware": "an abacus"}
+    (run / "launch.json").write_text(json.dumps(launch))
+    out = export_encoder(run / "checkpoints" / "step_00001200.pt", tmp_path / "out").path
+    assert names(out) == ["README.md", "config.json", "model.safetensors", "recipe.yaml"]
+    card = (out / "README.md").read_text()
+    for fact in ("| contrast/accuracy | 0.875 |", "`mcr-train steps=1200`", "| an abacus |"):
+        assert fact in card
+    assert '--config-path "$PWD/out" --config-name recipe' in card
+    recipe = OmegaConf.load(out / "recipe.yaml")
+    assert recipe.pop("defaults") == ["config", "_self_"] and recipe == checkpoint["config"]
+    again = export_encoder(out, tmp_path / "again").path
+    for name in ("config.json", "recipe.yaml"):
+        assert (again / name).read_text() == (out / name).read_text()
+    assert "| contrast/accuracy | 0.875 |" in (again / "README.md").read_text()
+
+
+def test_terms_of_published_weights_are_passed_on(released, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "identify", lambda _: catalogue.MODELS["vc1_vitb"])
+    export_encoder(released, tmp_path / "out")
+    assert "| weights | CC BY-NC 4.0 |" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_failing_export_leaves_the_old_one(source, tmp_path, monkeypatch):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import logging
 import os
 import pickle
+import warnings
+import zipfile
 
 import pytest
 import torch
@@ -46,10 +50,15 @@ def test_files_of_others(content, network, snapshot, save):
     assert_holds(save(content(network, snapshot)), network)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
-def test_every_layout_reads_what_its_entry_says(layout, network, checkpoint, save):
+# Those with timm's names are in test_vision_transformer.py, VIP's last layer in test_sources.py.
+@pytest.mark.parametrize(
+    "layout", [each for each in LAYOUTS if not each.timm_names], ids=lambda layout: layout.name
+)
+def test_every_layout_reads_what_its_entry_says(layout, make_network, checkpoint, save):
+    network = make_network("vit_ti_16" if layout.mark.startswith("heads") else "resnet18")
     tensors = {layout.prefix + name: tensor for name, tensor in network.state_dict().items()}
     tensors |= {f"{name}weight": torch.zeros(2) for name in layout.ignored}
+    tensors |= {layout.mark: torch.zeros(1000, 2)} if layout.mark else {}
     content = {layout.holder: tensors} if layout.holder else tensors
     path = save({**checkpoint, **content} if layout.described else content)
     assert read_weights(path).layout == layout.name
@@ -108,8 +117,8 @@ WRONG_TENSORS = {
         r"released.*do not fill a resnet18: 1 missing \(bn1.weight\)",
     ),
     "extra": (
-        lambda t: t.update({"fc.weight": torch.zeros(2), "fc.bias": torch.zeros(2)}),
-        r"2 unexpected \(fc.weight, fc.bias\)",
+        lambda t: t.update({"fc2.weight": torch.zeros(2), "fc2.bias": torch.zeros(2)}),
+        r"2 unexpected \(fc2.weight, fc2.bias\)",
     ),
     "renamed": (
         lambda t: t.update({"bn_1.bias": t.pop("bn1.bias")}),
@@ -187,6 +196,21 @@ def test_wrong_content(change, message, checkpoint, save):
 
 # --------------------------------------------------------------------------- wrong files
 
+
+def zipped(*names):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, "content")
+    return file.getvalue()
+
+
+def scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is on its way out
+        return torch.jit.script(nn.Linear(2, 2)).save_to_buffer()
+
+
 WRONG_FILES = {
     "empty": (lambda good: b"", "it is empty"),
     "web page": (lambda good: b"\n<!DOCTYPE html><html>Not found</html>", "it is a web page"),
@@ -197,7 +221,15 @@ WRONG_FILES = {
     "text": (lambda good: b"hello", "not a file of torch.save"),
     "cut off": (lambda good: good[: len(good) // 2], r"damaged or cut off at [\d,]+ bytes"),
     "cut off early": (lambda good: good[:10], "damaged or cut off at 10 bytes"),
-    "other zip": (lambda good: b"PK\x05\x06" + bytes(18), "not a file of torch.save"),
+    "empty zip": (lambda good: b"PK\x05\x06" + bytes(18), "not a file of torch.save"),
+    "other zip": (
+        lambda good: zipped("notes.txt"),
+        r"zip archive with notes.txt in it.* unpack it",
+    ),
+    "NumPy's zip": (lambda good: zipped("a.npy", "b.npy"), "zip archive with a.npy, b.npy in it"),
+    "TorchScript": (lambda good: scripted(), "it is a TorchScript program, not weights"),
+    "compressed": (lambda good: gzip.compress(good[:100]), "not a file of torch.save"),
+    "JSON": (lambda good: b'{"error": "not found"}', "not a file of torch.save"),
     "plain pickle": (lambda good: pickle.dumps({"a": 1}, protocol=4), "not a file of torch.save"),
     "old plain pickle": (lambda good: pickle.dumps({"a": 1}, protocol=2), "damaged or"),
     "old pickle, cut off": (lambda good: b"\x80\x02}q\x00", "damaged or"),

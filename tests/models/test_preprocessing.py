@@ -74,6 +74,8 @@ EQUIVALENT = {
     "torch uint8 CHW": lambda p: torch.from_numpy(p).movedim(-1, 0),
     "torch uint8 HWC": lambda p: torch.from_numpy(p),
     "torch float64": lambda p: torch.from_numpy(p).movedim(-1, 0).double() / 255,
+    "as ToTensor gives it": lambda p: transforms.ToTensor()(Image.fromarray(p)),
+    "not contiguous": lambda p: torch.from_numpy(p.repeat(2, axis=0))[::2],
 }
 
 
@@ -86,7 +88,26 @@ def test_half_floats_lose_no_more_than_their_rounding(chw):
     torch.testing.assert_close(PREPROCESS(chw.bfloat16()), PREPROCESS(chw), rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("leading", [(), (1,), (2,), (2, 3, 1)])
+def test_bicubic_is_clipped_as_in_pillow():
+    preprocess = Preprocessing(interpolation="bicubic")
+    picture = torch.zeros(3, 300, 300)
+    picture[:, :, 100:200] = 1  # overshoots at the edges
+    levels = preprocess(picture) * torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    levels = levels + torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
+    assert levels.min() >= -1e-6 and levels.max() <= 1 + 1e-6
+    image = Image.fromarray((255 * picture).byte().movedim(0, -1).numpy())
+    image = transforms.Resize(256, transforms.InterpolationMode.BICUBIC)(image)
+    expected = transforms.ToTensor()(transforms.CenterCrop(224)(image))
+    assert (levels - expected).abs().max() < 1.5 / 255
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "CMYK"])
+def test_pillow_modes_of_eight_bits_are_converted(mode, pixels):
+    image = Image.fromarray(pixels).convert(mode)
+    torch.testing.assert_close(PREPROCESS(image), PREPROCESS(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("leading", [(), (1,), (2,), (2, 3, 2)])  # a picture, ..., [B, T, V]
 def test_leading_dimensions_stay(leading, pixels):
     images = np.broadcast_to(pixels, (*leading, *pixels.shape))
     out = PREPROCESS(images)
@@ -118,14 +139,34 @@ WRONG = {
     "scaled to [-1, 1]": (lambda x: 2 * x - 1, r"looks scaled to \[-1, 1\] or normalised"),
     "0..255 floats": (lambda x: 255 * x, "looks like 0..255 floats; divide by 255"),
     "0..255 floats, normalised": (lambda x: NORMALISE(255 * x), r"pass uint8 in 0..255 or float"),
+    "scaled by 127.5": (lambda x: 255 * x / 127.5 - 1, r"looks scaled to \[-1, 1\] or normalised"),
+    "half a batch normalised": (lambda x: torch.stack([x, NORMALISE(x)]), "normalised already"),
+    "one of a list normalised": (lambda x: [x, NORMALISE(x)], "normalised already"),
+    "one of a batch times 255": (lambda x: torch.stack([x, 255 * x]), "looks like 0..255 floats"),
+    "divided by 255 twice": (lambda x: x / 255, "looks divided by 255 twice"),
+    "divided by 255 twice, half": (lambda x: (x / 255).half(), "looks divided by 255 twice"),
     "a resampling overshoot": (lambda x: 1.1 * x, r"pass images.clip\(0, 1\)"),
     "int64 pixels": (lambda x: (255 * x).long(), "images are int64: pass uint8"),
+    "int32 pixels": (lambda x: (255 * x).int(), "images are int32: pass uint8"),
+    "16-bit depth": (lambda x: (9000 * x).numpy().astype(np.uint16), "uint16; looks like depth"),
+    "complex": (lambda x: np.zeros((3, 8, 8), complex), "of the type complex128 array"),
     "bool": (lambda x: x > 0.5, "images are bool"),
     "NaN": (lambda x: torch.where(x > 0.5, torch.nan, x), "NaN or infinity"),
     "infinity": (lambda x: torch.where(x > 0.5, torch.inf, x), "NaN or infinity"),
     "grey": (lambda x: x[0], "grey or depth picture has one channel"),
     "grey with a channel": (lambda x: x[:1], "grey or depth picture has one channel"),
     "four channels": (lambda x: torch.cat([x, x[:1]]), "four channels; drop alpha"),
+    "two frames stacked as channels": (
+        lambda x: torch.cat([x, x]),
+        r"6 channels; frames stacked as channels\? .*\[..., 2, 3, H, W\]",
+    ),
+    "colours before time": (
+        lambda x: x[None, :, None].expand(2, 3, 7, -1, -1),
+        r"put time before the colours, \[..., T, 3, H, W\]",
+    ),
+    "colours in the middle": (lambda x: x.movedim(0, 1), r"expected \[..., 3, H, W\]"),
+    "three pixels wide": (lambda x: x[..., :3], "both the last and the third last could be the"),
+    "one picture empty": (lambda x: x[..., :0], "there is no picture in it"),
     "flattened": (
         lambda x: x.reshape(5, 64, 540),
         r"expected \[..., 3, H, W\] or \[..., H, W, 3\]",
@@ -145,6 +186,28 @@ def test_wrong_input_is_refused_with_the_likely_mistake(convert, message, chw):
     picture = (chw - chw.min()) / (chw.max() - chw.min())  # it uses the whole range
     with pytest.raises(UserError, match=message):
         PREPROCESS(convert(picture))
+
+
+DARK = {
+    "black, uint8": lambda x: torch.zeros_like(x, dtype=torch.uint8),
+    "black, float": lambda x: torch.zeros_like(x),
+    "floats cast to uint8": lambda x: x.byte(),
+    "one level of noise": lambda x: (x > 0.5) / 255,
+}
+
+
+@pytest.mark.parametrize("convert", DARK.values(), ids=DARK)
+def test_black_pictures_are_taken_with_a_warning(convert, chw):
+    picture = convert((chw - chw.min()) / (chw.max() - chw.min()))
+    with pytest.warns(UserWarning, match="all images of this call are black: .*cast to uint8"):
+        out = PREPROCESS(picture)
+    levels = picture.float() / 255 if picture.dtype == torch.uint8 else picture
+    torch.testing.assert_close(out, REFERENCE(levels))
+
+
+def test_a_black_picture_among_others_is_nothing_special(chw, recwarn):
+    PREPROCESS(torch.stack([chw, torch.zeros_like(chw)]))
+    assert not recwarn.list
 
 
 def test_config_round_trip():

@@ -1,0 +1,152 @@
+"""Sources: whatever people give to `load_model` -> the weights it means.
+
+    path                                   a file or folder, here or in a folder of MCR_WEIGHTS_PATH
+    mcr_resnet50, vc1_vitb, ...            a name of the catalogue
+    torchvision:resnet50[.IMAGENET1K_V1]   torchvision's, from its cache or downloaded
+    timm:NAME[.TAG]                        timm's, from its cache or downloaded
+    hf:org/name[/file][@revision]          a repository on the Hugging Face Hub
+
+A path that exists wins over a name. What is in a file is the matter of `models.layouts`.
+"""
+
+from __future__ import annotations
+
+import urllib.error
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+from mcr.errors import UserError, import_extra, nearest, require_choice
+from mcr.models import catalogue, hub
+from mcr.models.backbones import BACKBONES
+from mcr.models.layouts import Weights, read_weights
+from mcr.models.preprocessing import Preprocessing
+
+TIMM = "timm:"
+TORCHVISION = "torchvision:"
+_CLASSIFIERS = [name for name in torchvision.models.list_models() if name in BACKBONES]
+
+
+def read_source(source: str | Path, backbone: str | None = None) -> Weights:
+    """The weights that `source` means; see above and `load_model`.
+
+    backbone: which network a file is for, where its tensors cannot tell, or "timm:NAME".
+    Raises UserError when there is no such thing, or it is not what it should be.
+    """
+    name = str(source)
+    if backbone is not None and not backbone.startswith(TIMM):
+        require_choice("backbone", backbone, BACKBONES)
+    if not Path(name).expanduser().exists():
+        if name.startswith((TIMM, TORCHVISION)) or name in catalogue.MODELS:
+            return _read_name(name, backbone)
+        if name.startswith(hub.SCHEME):
+            return _read_path(hub.download(name), backbone)
+    return _read_path(_search(name), backbone)
+
+
+def _read_name(name: str, backbone: str | None) -> Weights:
+    if name.startswith(TIMM):
+        weights = _timm().read_pretrained(name)
+    elif name.startswith(TORCHVISION):
+        weights = _read_torchvision(name)
+    else:
+        weights = _read_published(catalogue.MODELS[name])
+    if backbone not in (None, weights.backbone):
+        raise UserError(f"{name} is a {weights.backbone}, not the {backbone} that was asked for")
+    return weights
+
+
+def _search(name: str) -> Path:
+    """The path `name`, or the first of that name in the folders of MCR_WEIGHTS_PATH."""
+    path = Path(name).expanduser()
+    places = [path, *(folder / path for folder in catalogue.weight_folders())]
+    for place in places:
+        if place.exists():
+            return place
+    looked = f", neither here nor in {catalogue.FOLDERS}" if len(places) > 1 else ""
+    is_name = not path.suffix and path.name == name
+    raise UserError(
+        f"{name}: no such file{looked}; check the path to the weights"
+        + (f", or the name of the encoder{nearest(name, catalogue.MODELS)}" if is_name else "")
+    )
+
+
+def _read_path(path: Path, backbone: str | None) -> Weights:
+    if backbone is not None and backbone.startswith(TIMM):
+        return _timm().read_file(path, backbone)
+    weights = read_weights(path, backbone)
+    if weights.layout == "torchvision classifier":
+        return replace(weights, preprocessing=_seen_by(path.name) or weights.preprocessing)
+    return weights
+
+
+def _read_published(model: catalogue.Model) -> Weights:
+    weights = read_weights(catalogue.find(model), model.backbone)
+    return replace(weights, preprocessing=model.preprocessing or weights.preprocessing)
+
+
+def _timm() -> Any:
+    import_extra("timm", "timm")
+    from mcr.models import timm_encoder
+
+    return timm_encoder
+
+
+# --------------------------------------------------------------------------- torchvision
+
+
+def _read_torchvision(name: str) -> Weights:
+    """The classifier's network without its last layer."""
+    backbone, _, tag = name.removeprefix(TORCHVISION).partition(".")
+    kinds = torchvision.models.get_model_weights(require_choice("network", backbone, _CLASSIFIERS))
+    kind = kinds[require_choice("weights", tag, kinds.__members__)] if tag else kinds.DEFAULT
+    path = _torchvision_file(kind.url)
+    return replace(read_weights(path, backbone), preprocessing=_preprocessing(kind))
+
+
+def _torchvision_file(url: str) -> Path:
+    """From the folders of MCR_WEIGHTS_PATH, torch.hub's cache, or downloaded into that.
+
+    The end of the name, as in resnet50-11ad3fa6.pth, is how the file's SHA-256 must begin.
+    """
+    name = url.rpartition("/")[2]
+    begin = Path(name).stem.rpartition("-")[2]
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    places = [folder / name for folder in (*catalogue.weight_folders(), cache)]
+    path = next((place for place in places if place.exists()), None)
+    if path is None:
+        cache.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(cache / name), hash_prefix=begin)
+        except (urllib.error.URLError, RuntimeError) as error:  # no network, or a wrong hash
+            raise UserError(
+                f"{url}: not downloaded ({error}); put the file into {cache} or into a folder of "
+                f"{catalogue.FOLDERS}"
+            ) from error
+        return cache / name
+    if not catalogue.sha256(path).startswith(begin):
+        raise UserError(f"{path}: its sha256 does not begin with {begin}: download it again")
+    return path
+
+
+def _seen_by(file: str) -> Preprocessing | None:
+    """What the torchvision weights of this file name expect."""
+    for name in _CLASSIFIERS:
+        for kind in torchvision.models.get_model_weights(name):
+            if kind.url.endswith(f"/{file}"):
+                return _preprocessing(kind)
+    return None
+
+
+def _preprocessing(kind: Any) -> Preprocessing:
+    seen = kind.transforms()
+    return Preprocessing(
+        image_size=seen.crop_size[0],
+        resize=seen.resize_size[0],
+        mean=tuple(seen.mean),
+        std=tuple(seen.std),
+        interpolation=seen.interpolation.value,
+    )

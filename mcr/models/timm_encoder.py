@@ -1,0 +1,171 @@
+"""timm's networks as encoders: `timm:NAME`, with timm's weights or a file's.
+
+DINOv3 and hundreds of others, with the preprocessing that timm records for them. Imported only when
+asked for: needs `pip install 'mcr[timm]'`. What every encoder does is in `models.encoder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+
+from mcr.errors import UserError, nearest
+from mcr.models.backbones import freeze_batch_norm
+from mcr.models.encoder import Encoder
+from mcr.models.layouts import Weights, read_tensors
+from mcr.models.preprocessing import Preprocessing
+
+_SCHEME = "timm:"
+
+
+class TimmEncoder(Encoder):
+    """An Encoder around a network of timm, `network`, whose classifier is removed.
+
+    Pooled features are what the classifier would get; "spatial" is the last feature map, which not
+    every network of timm has, and may be of another width than the pooled features.
+    """
+
+    network: Any
+
+    def __init__(self, network: Any):
+        super().__init__()
+        self.network = network
+        self.embed_dim = getattr(network, "head_hidden_size", None) or network.num_features
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Tokens and positions, then the layers; sequences of blocks count block by block."""
+        names = [name for name, _ in self.network.named_parameters(recurse=False)]
+        for name, child in self.network.named_children():
+            if isinstance(child, nn.Sequential | nn.ModuleList):
+                names += [f"{name}.{part}" for part, _ in child.named_children()]
+            else:
+                names.append(name)
+        learning = {name for name, _ in self.network.named_parameters()}
+        return tuple(
+            f"network.{name}"
+            for name in reversed(names)
+            if name in learning or any(each.startswith(f"{name}.") for each in learning)
+        )
+
+    @property
+    def grad_cam_layer(self) -> nn.Module:
+        if hasattr(self.network, "blocks"):  # a ViT: beyond it only the class token counts
+            return self.network.blocks[-1].norm1
+        return self.network.get_submodule(self.network.feature_info[-1]["module"])
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.network.set_grad_checkpointing(enable)
+
+    def _pooled(self, pixels: Tensor) -> Tensor:
+        return self.network(pixels)
+
+    def _spatial(self, pixels: Tensor) -> Tensor:
+        maps = self.network.forward_intermediates(
+            pixels, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
+        )
+        return maps[-1]
+
+
+class FixedBatchNormAct2d(BatchNormAct2d):
+    """timm's batch normalisation with its activation; see `backbones.FixedBatchNorm2d`."""
+
+    def train(self, mode: bool = True) -> FixedBatchNormAct2d:
+        super().train(False)
+        return self
+
+
+def construct(backbone: str) -> nn.Module:
+    """The network `timm:NAME` without classifier, random weights, statistics of norms fixed."""
+    network = timm.create_model(_architecture(backbone), num_classes=0)
+    freeze_batch_norm(network)
+    for module in network.modules():
+        if type(module) is BatchNormAct2d:
+            module.__class__ = FixedBatchNormAct2d
+    return network.eval()
+
+
+def read_pretrained(name: str) -> Weights:
+    """timm's own weights of `timm:NAME[.TAG]`, from its cache, the Hub, or their link."""
+    architecture, seen = _architecture(name), _preprocessing(name)
+    if not timm.is_model_pretrained(architecture):
+        raise UserError(
+            f"{name}: timm has no weights for it; give a file: "
+            f"mcr.load_model(FILE, backbone={name!r})"
+        )
+    try:
+        # With its own number of classes timm loads strictly; with another it would not.
+        network = timm.create_model(architecture, pretrained=True)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{name}: timm could not load its weights: {reason}") from error
+    return _weights(Path(name), name, network, seen)
+
+
+def read_file(path: Path, backbone: str) -> Weights:
+    """A file for the network `timm:NAME`: timm's own, or one whose names timm translates."""
+    architecture, seen = _architecture(backbone), _preprocessing(backbone)
+    tensors = read_tensors(path)
+    recorded = _recorded(backbone)
+    classes = recorded.num_classes if _has_classifier(recorded.classifier, tensors) else 0
+    try:
+        network = timm.create_model(
+            architecture,
+            pretrained=True,
+            num_classes=classes,
+            pretrained_cfg_overlay={"state_dict": tensors, "num_classes": classes},
+        )
+    except (RuntimeError, KeyError, AttributeError) as error:  # what its translators raise
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: the tensors do not fill a {backbone}: {reason}") from error
+    return _weights(path, backbone, network, seen)
+
+
+def _has_classifier(names: str | tuple[str, ...] | None, tensors: Mapping[str, Tensor]) -> bool:
+    names = (names,) if isinstance(names, str) else names or ()
+    return any(f"{name}.weight" in tensors for name in names)
+
+
+def _weights(path: Path, backbone: str, network: Any, seen: Preprocessing) -> Weights:
+    network.reset_classifier(0)
+    return Weights(path, "timm model", dict(network.state_dict()), backbone, seen)
+
+
+def _preprocessing(backbone: str) -> Preprocessing:
+    """What timm records of how the network sees pictures."""
+    config = timm.data.resolve_data_config(pretrained_cfg=_recorded(backbone).to_dict())
+    channels, height, width = config["input_size"]
+    if channels != 3 or height != width or config["crop_mode"] != "center":
+        raise UserError(
+            f"{backbone} sees {channels} x {height} x {width} pixels, {config['crop_mode']}: only "
+            "square RGB pictures cut from the centre are prepared here"
+        )
+    return Preprocessing(
+        image_size=height,
+        resize=int(height / config["crop_pct"]),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+    )
+
+
+def _recorded(name: str) -> Any:
+    """timm's record of a network and, behind a dot, of one of its weights."""
+    try:
+        return timm.models.get_pretrained_cfg(_architecture(name))
+    except RuntimeError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+def _architecture(name: str) -> str:
+    architecture = name.removeprefix(_SCHEME)
+    if not timm.is_model(architecture):
+        raise UserError(
+            f"{name}: timm has no such network{nearest(architecture, timm.list_models())}"
+        )
+    return architecture
