@@ -4,7 +4,10 @@
 Run it again after any interruption: it continues, and the tree ends up the same, byte for byte.
 
     python scripts/process_data_multicore.py droid/1.0.1 droid_tree
+    python scripts/process_data_multicore.py droid/1.0.1 droid_tree --engine ray
     python scripts/process_data_multicore.py droid/1.0.1 droid_tree --shard $SLURM_ARRAY_TASK_ID/64
+
+Several machines: by a Ray cluster, or by any scheduler with --shard; see docs/scaling.md.
 
 Exit code: 0 when every episode was written or skipped by a rule, 1 if one failed (the others are
 there), 2 for bad input or a run that had to stop.
@@ -20,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from mcr.data.droid import EXTERIOR_VIEWS
 from mcr.data.extract import ENCODERS, LANGUAGE_RULES, Options, extract
+from mcr.data.processes import ENGINES
 from mcr.errors import UserError, command_line
 
 
@@ -30,6 +34,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("input", help="the RLDS version folder, e.g. droid/1.0.1")
     parser.add_argument("output", help="the tree to write or to continue")
     parser.add_argument("--workers", type=int, help="processes, one shard each; default: all cores")
+    parser.add_argument(
+        "--engine",
+        default="local",
+        help=f"{' or '.join(ENGINES)}: the cores of this machine (default), or of the Ray cluster "
+        "that it belongs to or that $RAY_ADDRESS names (pip install '.[ray]')",
+    )
     parser.add_argument(
         "--views",
         nargs="+",
@@ -80,6 +90,7 @@ def main() -> int:
         parse_part(arguments.shard),
         arguments.limit,
         arguments.manifest,
+        arguments.engine,
     )
     print(summary)
     return 1 if summary.counts["failed"] else 0

@@ -20,7 +20,7 @@ import mmap
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,11 @@ class RldsDataset:
         shards = _find_shards(root)
         sizes, views = _read_schema(root / "features.json")
         return cls(root, shards, sizes, views, _shard_lengths(root, shards))
+
+    def narrow(self, number: int) -> RldsDataset:
+        """The same data set, holding only one of its shards: small, to travel to a worker."""
+        episodes = self.episodes and (self.episodes[number],)
+        return replace(self, shards=(self.shards[number],), episodes=episodes)
 
     def records(self, shard: Path) -> Iterator[Record]:
         """Every episode that a shard should hold, in order, the damaged and the lost included.

@@ -1,8 +1,8 @@
 """Extraction: RLDS shards -> the PNG/pickle tree. Multicore, resumable, loses nothing.
 
-The work is `extract_shard`, a function of one shard and the options. `extract` is one way to map it
-over a data set: a pool of spawned processes on this machine. Pictures never travel between
-processes, so memory grows with the workers, not with the data set.
+The work is `extract_shard`, a function of one shard and the options. `extract` maps it over a data
+set with one of two engines: a pool of spawned processes on this machine, or a Ray cluster. Pictures
+never travel between processes, so memory grows with the workers, not with the data set.
 
 Every record ends as written, already there, skipped (by a rule) or failed (with the error), and
 the manifest says which. Killed at any moment and run again, the tree ends up the same, byte for
@@ -12,6 +12,7 @@ byte. How an episode lies on disk is `episode.py`'s business, what a record mean
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import resource
@@ -19,16 +20,19 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
 
 from mcr.data import pictures
 from mcr.data.droid import EXTERIOR_VIEWS, RldsDataset, missing_shards, scan_file_paths
 from mcr.data.episode import PARTIAL_PREFIX, Episode, unique_names, write_episode
 from mcr.data.manifest import ALREADY_THERE, FAILED, SKIPPED, STATUSES, WRITTEN, Manifest, Outcome
-from mcr.data.processes import num_cores, process_pool, progress_bar
+from mcr.data.processes import ENGINES, num_cores, process_pool, progress_bar
 from mcr.data.tfrecord import BadRecord, Record
 from mcr.errors import UserError, require_choice
 
@@ -244,36 +248,40 @@ def extract(
     part: tuple[int, int] = (1, 1),
     limit: int | None = None,
     manifest: str | Path | None = None,
+    engine: str = "local",
 ) -> Summary:
     """Extract the RLDS data set `source` to the tree `output`, or what is left to do of it.
 
-    workers:  processes; all cores if None
+    workers:  processes of the engine "local"; all cores if None
     part:     (i, n): the i-th of n parts, i from 1; parts may run at once, on several machines
     limit:    only the first so many episodes of the data set
     manifest: folder of the manifest; `<output>.manifest` if None
+    engine:   "local": this machine's cores. "ray": all cores of a Ray cluster (see `ray_engine`)
 
     Raises UserError for bad input, a full disk, a killed worker, an interruption: then, too, all
-    episodes in the tree are whole, and the same call continues.
+    episodes in the tree are whole, and the same call continues. Ray replaces a killed worker: what
+    that one had written counts as "already there".
     """
     started = time.monotonic()
     options = options or Options()
     dataset = RldsDataset.open(source)
     options.check(dataset)
     _check_numbers(part, limit)
+    _check_engine(engine, workers)
     output = Path(output).resolve()
     folder = Path(manifest).resolve() if manifest else output.with_name(f"{output.name}.manifest")
-    book = Manifest(folder, output)
+    book = Manifest(folder, output, _PATIENCE_S[engine])
     book.begin({"dataset": _identity(dataset), **asdict(options), "views": list(options.views)})
-    board = _Board(len(dataset.shards))
-    workers = min(num_cores() if workers is None else workers, len(dataset.shards))
     kept = f"; every episode in {output} is whole, and the same command continues"
-    with process_pool(workers, kept, _take_board, (board,)) as pool, board.stopping():
-        names = _scan_names(pool, dataset)
-        book.keep_names({s.name: n for s, n in zip(dataset.shards, names, strict=True)})
+    with _open_engine(engine, workers, len(dataset.shards), kept) as run:
+        names = book.known_names(dataset.shards)
+        if names is None:
+            names = _scan_names(run, dataset)
+            book.keep_names(dataset.shards, names)
         shares = _shares(dataset, names, part, limit)
         tasks = {
             number: ShardTask(
-                _narrow(dataset, number),
+                dataset.narrow(number),
                 tuple(names[number]),
                 None if limit is None else count,
                 options,
@@ -281,7 +289,8 @@ def extract(
             )
             for number, count in shares.items()
         }
-        results = _map_over_processes(pool, tasks, board, sum(shares.values()), len(options.views))
+        with progress_bar(None, "extracting", "episode", sum(shares.values())) as bar:
+            results = run.extract(tasks, functools.partial(_show, bar, len(options.views)))
     return Summary(
         results=results,
         num_views=len(options.views),
@@ -299,15 +308,18 @@ def _check_numbers(part: tuple[int, int], limit: int | None) -> None:
         raise UserError(f"--shard {part[0]}/{part[1]}: give i/n with i from 1 to n")
 
 
+def _check_engine(engine: str, workers: int | None) -> None:
+    require_choice("--engine", engine, ENGINES)
+    if engine == "ray" and workers is not None:
+        raise UserError(
+            f"--workers {workers}: a Ray cluster has the cores that its nodes were started with "
+            "(ray start --num-cpus); leave --workers out"
+        )
+
+
 def _identity(dataset: RldsDataset) -> str:
     base = dataset.shards[0].name.partition(".tfrecord-")[0]
     return f"{base} in {len(dataset.shards) + len(missing_shards(dataset.shards))} shards"
-
-
-def _narrow(dataset: RldsDataset, number: int) -> RldsDataset:
-    """The same data set, holding only one of its shards."""
-    episodes = dataset.episodes and (dataset.episodes[number],)
-    return replace(dataset, shards=(dataset.shards[number],), episodes=episodes)
 
 
 def _shares(
@@ -324,7 +336,70 @@ def _shares(
     return shares
 
 
-# --------------------------------------------------------------------------- the process pool
+def _scan_names(run: _Engine, dataset: RldsDataset) -> list[list[str]]:
+    """Folder names of all records of all shards: of all, so that no split of the work matters."""
+    paths = run.map(scan_file_paths, dataset.shards)
+    scanned = list(progress_bar(paths, "scanning", "shard", len(dataset.shards)))
+    names = iter(unique_names([path for shard_paths in scanned for path in shard_paths]))
+    return [list(itertools.islice(names, len(shard_paths))) for shard_paths in scanned]
+
+
+# --------------------------------------------------------------------------- the engines
+
+# The system frees the lock of a process that dies at once; of a node that dies, a network file
+# system frees it when its lease runs out (NFS: 90 s), and Ray tries again before that.
+_PATIENCE_S = {"local": 10.0, "ray": 120.0}
+
+_Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+_Show = Callable[[int, int], None]
+
+
+class _Engine(NamedTuple):
+    """Two ways to use the same workers.
+
+    map:     a function over items, results in order
+    extract: `extract_shard` of every task (by shard number); shows how many episodes are done by
+             now, and how many steps of them it wrote
+    """
+
+    map: _Map
+    extract: Callable[[dict[int, ShardTask], _Show], list[ShardResult]]
+
+
+def _show(bar: tqdm, num_views: int, episodes: int, steps: int) -> None:
+    rate = steps * num_views / (bar.format_dict["elapsed"] or 1)
+    bar.set_postfix_str(f"{rate:,.0f} frames/s", refresh=False)
+    bar.update(episodes - bar.n)
+
+
+@contextlib.contextmanager
+def _open_engine(
+    engine: str, workers: int | None, num_shards: int, reassurance: str
+) -> Iterator[_Engine]:
+    if engine == "ray":
+        from mcr.data.ray_engine import ray_cluster, ray_map  # an extra
+
+        with ray_cluster(reassurance):
+            yield _Engine(ray_map, _extract_on_ray)
+        return
+    board = _Board(num_shards)
+    workers = min(num_cores() if workers is None else workers, num_shards)
+    with process_pool(workers, reassurance, _take_board, (board,)) as pool, board.stopping():
+        yield _Engine(pool.map, functools.partial(_extract_in_pool, pool, board))
+
+
+def _extract_on_ray(tasks: dict[int, ShardTask], show: _Show) -> list[ShardResult]:
+    """The bar moves with every shard that is done."""
+    from mcr.data.ray_engine import ray_completed
+
+    results: dict[int, ShardResult] = {}
+    episodes = steps = 0
+    for position, result in ray_completed(extract_shard, tasks.values()):
+        results[position] = result
+        episodes += len(result.outcomes)
+        steps += sum(o.steps for o in result.outcomes if o.status == WRITTEN)
+        show(episodes, steps)
+    return [results[position] for position in sorted(results)]
 
 
 class _Board:
@@ -372,30 +447,15 @@ def _extract_on_board(number: int, task: ShardTask) -> ShardResult:
     return extract_shard(task, post)
 
 
-def _scan_names(pool: ProcessPoolExecutor, dataset: RldsDataset) -> list[list[str]]:
-    """Folder names of all records of all shards: of all, so that no split of the work matters."""
-    paths = pool.map(scan_file_paths, dataset.shards)
-    scanned = list(progress_bar(paths, "scanning", "shard", len(dataset.shards)))
-    names = iter(unique_names([path for shard_paths in scanned for path in shard_paths]))
-    return [list(itertools.islice(names, len(shard_paths))) for shard_paths in scanned]
-
-
-def _map_over_processes(
-    pool: ProcessPoolExecutor,
-    tasks: dict[int, ShardTask],
-    board: _Board,
-    num_records: int,
-    num_views: int,
+def _extract_in_pool(
+    pool: ProcessPoolExecutor, board: _Board, tasks: dict[int, ShardTask], show: _Show
 ) -> list[ShardResult]:
+    """The bar moves with every episode."""
     futures = [pool.submit(_extract_on_board, number, task) for number, task in tasks.items()]
     waiting = set(futures)
-    started = time.monotonic()
-    with progress_bar(None, "extracting", "episode", num_records) as bar:
-        while waiting:
-            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-            rate = sum(board.steps) * num_views / (time.monotonic() - started)
-            bar.set_postfix_str(f"{rate:,.0f} frames/s", refresh=False)
-            bar.update(sum(board.episodes) - bar.n)
-            for future in done:
-                future.result()  # raises what the worker raised
+    while waiting:
+        done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+        show(sum(board.episodes), sum(board.steps))
+        for future in done:
+            future.result()  # raises what the worker raised
     return [future.result() for future in futures]

@@ -1,7 +1,8 @@
 """The manifest of an extraction: what the tree beside it was made from, and what became of it.
 
     <output>.manifest/options.json    what decides the tree's bytes; a run with others is refused
-                      names.json      shard -> the episode folder of each of its records
+                      names.json      shard -> the episode folder of each of its records, and the
+                                      shard's size and date when it was scanned
                       <shard>.json    the outcome of each record, once the shard is done
                       *.lock          held by whoever is at work; freed by the system when it dies
 
@@ -46,10 +47,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The folder above, for the tree `output`."""
+    """The folder above, for the tree `output`.
+
+    patience_s: how long to wait for a lock before calling it another run's
+    """
 
     folder: Path
     output: Path
+    patience_s: float = 10.0
 
     def begin(self, options: dict[str, Any]) -> None:
         """Start a tree, or make sure that this run continues the one begun. Raises UserError."""
@@ -75,23 +80,38 @@ class Manifest:
                 "another folder, or give the manifest of its first run with --manifest"
             )
 
-    def keep_names(self, names: dict[str, list[str]]) -> None:
+    def known_names(self, shards: tuple[Path, ...]) -> list[list[str]] | None:
+        """The folder names of every shard; None if one is new or has changed: scan again."""
+        kept = self._kept_names()
+        pages = [kept.get(shard.name, {}) for shard in shards]
+        if any(
+            page.get("stamp") != _stamp(shard) for page, shard in zip(pages, shards, strict=True)
+        ):
+            return None
+        return [page["names"] for page in pages]
+
+    def keep_names(self, shards: tuple[Path, ...], names: list[list[str]]) -> None:
         """Keep the folder names of every shard; raise UserError if one has changed since.
 
         That happens when shards arrive later that bring a second recording of the same name.
         """
-        path = self.folder / "names.json"
         with self.exclusive("options"):
-            earlier = json.loads(path.read_text()) if path.exists() else {}
-            for shard in earlier.keys() & names.keys():
+            kept = self._kept_names()
+            for shard, shard_names in zip(shards, names, strict=True):
                 # Lengths differ where a truncated shard has been completed since.
-                for old, new in zip(earlier[shard], names[shard], strict=False):
+                earlier = kept.get(shard.name, {}).get("names", [])
+                for old, new in zip(earlier, shard_names, strict=False):
                     if old not in ("", new):
                         raise UserError(
                             f"{self.output} has an episode {old}, which is called {new!r} now that "
                             "the input holds other shards than before; use another output folder"
                         )
-            _write_json(path, earlier | names)
+                kept[shard.name] = {"stamp": _stamp(shard), "names": shard_names}
+            _write_json(self.folder / "names.json", kept)
+
+    def _kept_names(self) -> dict[str, Any]:
+        path = self.folder / "names.json"
+        return json.loads(path.read_text()) if path.exists() else {}
 
     def write_outcomes(self, shard: Path, outcomes: tuple[Outcome, ...], complete: bool) -> None:
         """Write the shard's page. `complete`: these are all its records."""
@@ -128,9 +148,9 @@ class Manifest:
         return self.folder / f"{shard.name}.json"
 
     @contextlib.contextmanager
-    def exclusive(self, what: str, patience_s: float = 10.0) -> Iterator[None]:
+    def exclusive(self, what: str) -> Iterator[None]:
         """Keep other runs out of `what`. Raises UserError if one stays in it."""
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + self.patience_s
         path = self.folder / f"{what}.lock"
         with path.open("a") as file:
             while True:
@@ -144,7 +164,18 @@ class Manifest:
                             "wait for it, or give each run a part of its own with --shard i/n"
                         ) from None
                     time.sleep(0.1)
+                except OSError as error:
+                    raise UserError(
+                        f"{path}: this file system cannot lock files ({error.strerror}), so that "
+                        "two runs could not be kept apart; mount it with locks (Lustre: -o flock)"
+                    ) from error
             yield
+
+
+def _stamp(shard: Path) -> list[int]:
+    """Size and date: enough to see that a shard is not the one that was scanned."""
+    status = shard.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _write_json(path: Path, content: Any) -> None:

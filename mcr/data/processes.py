@@ -1,8 +1,8 @@
-"""A pool of worker processes for work on data, and the progress bar over it.
+"""Worker processes for work on data, and the progress bar over it.
 
 Workers are spawned, not forked: a fork copies the locks of the parent's threads and, once torch or
-an index is loaded, its memory. They end with their parent, however it ends. `extract.py` and
-`clean.py` use it; there is nothing of episodes here.
+an index is loaded, its memory. They end with their parent, however it ends. `extract.py`,
+`index.py` and `clean.py` use it; there is nothing of episodes here. Several machines: `ray_engine`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any
 
 from tqdm import tqdm
 
-from mcr.errors import UserError
+from mcr.errors import UserError, require_choice
+
+ENGINES = ("local", "ray")  # what may do the work: this machine's cores, or a Ray cluster
 
 
 def num_cores() -> int:
@@ -61,6 +64,27 @@ def process_pool(
         raise UserError(f"interrupted{reassurance}") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def ordered_map(
+    function: Callable[[Any], Any], items: Sequence[Any], workers: int = 0, engine: str = "local"
+) -> Iterator[Any]:
+    """`function` of each item, in order, done by an engine.
+
+    workers: processes of the engine "local", 0 = one per core; one is this process itself
+    """
+    require_choice("engine", engine, ENGINES)
+    workers = min(workers or num_cores(), len(items))
+    if engine == "ray":
+        from mcr.data.ray_engine import ray_cluster, ray_map  # an extra
+
+        with ray_cluster():
+            yield from ray_map(function, items)
+    elif workers == 1:
+        yield from map(function, items)
+    else:
+        with process_pool(workers) as pool:
+            yield from pool.map(function, items)
 
 
 class _Worker(SpawnProcess):

@@ -264,6 +264,15 @@ def test_parts_and_limits_add_up_to_the_whole(reference, whole, tmp_path):
     assert digest(tmp_path / "tree") == digest(whole)
 
 
+def test_shards_are_scanned_once_until_they_change(shards, whole, tmp_path):
+    """Many parts on a network file system would otherwise read all of it as many times."""
+    assert "scanning" in run(shards, tmp_path / "tree", "--limit", 1).stderr
+    assert "scanning" not in run(shards, tmp_path / "tree", "--shard", "1/2").stderr
+    os.utime(min(shards.glob("*tfrecord*")))
+    assert "scanning" in run(shards, tmp_path / "tree", "--shard", "2/2").stderr
+    assert digest(tmp_path / "tree") == digest(whole)
+
+
 def test_the_same_run_twice_at_once_does_the_work_once(reference, whole, tmp_path):
     both = [start(reference, tmp_path / "tree", "--workers", 1) for _ in range(2)]
     outputs = [process.communicate(timeout=60)[0] for process in both]
@@ -398,6 +407,7 @@ def test_a_worker_holds_one_episode_at_a_time(make_dataset, make_features, file_
         (["--shard", "5/4"], "i from 1 to n"),
         (["--shard", "four"], "--shard four: give i/n"),
         (["--limit", "0"], "--limit 0"),
+        (["--engine", "rai"], "--engine='rai' is unknown; did you mean 'ray'?"),
         (["--workers", "0"], "--workers 0"),
     ],
 )

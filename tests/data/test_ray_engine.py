@@ -1,0 +1,174 @@
+"""Extraction and indexing on a real Ray cluster of two nodes, which loses processes and a node."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mcr.data import ray_engine
+from mcr.data.extract import extract
+from mcr.data.index import build_index
+from mcr.data.ray_engine import ray_cluster, ray_map
+from mcr.data.tfrecord import encode_example, write_records
+from mcr.errors import UserError
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "process_data_multicore.py"
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head and a second node, a core each; $RAY_ADDRESS names it."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_AUTH_MODE", "disabled")  # or Ray writes a token to the home folder
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args=NODE)
+        cluster.second = cluster.add_node(**NODE)
+        environment.setenv("RAY_ADDRESS", cluster.address)
+        yield cluster
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def large(reference, make_features, tmp_path_factory, file_path) -> Path:
+    """48 episodes of up to 40 steps in 16 shards: seconds of work, to be killed in."""
+    root = tmp_path_factory.mktemp("large")
+    (root / "features.json").write_bytes((reference / "features.json").read_bytes())
+    for shard in range(16):
+        episodes = [make_features(40, file_path(3 * shard + i), record=i) for i in range(3)]
+        path = root / f"large-train.tfrecord-{shard:05d}-of-00016"
+        write_records(path, map(encode_example, episodes))
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(large, tmp_path_factory) -> dict[str, str]:
+    """What this machine alone makes of it."""
+    tree = tmp_path_factory.mktemp("whole") / "tree"
+    assert extract(large, tree, workers=2).counts["written"] == 48
+    return digest(tree)
+
+
+def digest(root: Path) -> dict[str, str]:
+    """Relative path -> SHA-256 of its content, of every file and folder below `root`."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(
+            path.read_bytes() if path.is_file() else b""
+        ).hexdigest()
+        for path in sorted(root.rglob("*"))
+    }
+
+
+def start(large: Path, tree: Path) -> subprocess.Popen:
+    """The script at work in a process group of its own: its first episode is there."""
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, large, tree, "--engine", "ray"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(lambda: list(tree.glob("2*")), process)
+    return process
+
+
+def wait_for(look: Callable[[], list], process: subprocess.Popen) -> list:
+    """What `look` finds as soon as it finds anything, while the process is running."""
+    deadline = time.monotonic() + 60
+    while not (found := look()):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    return found
+
+
+def busy_workers(node) -> list[int]:
+    """Processes of a node that are extracting a shard at the moment."""
+    (raylet,) = node.all_processes["raylet"]
+    children = Path(f"/proc/{raylet.process.pid}/task/{raylet.process.pid}/children").read_text()
+    titles = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children.split()}
+    return [pid for pid, title in titles.items() if b"ray::extract_shard" in title]
+
+
+def count(status: str, stdout: str) -> int:
+    return int(re.search(rf"(\d+) {status}\n", stdout)[1])
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_cleanly_and_this_machine_alone_can_go_on(cluster, large, whole, tmp_path):
+    tree = tmp_path / "tree"
+    process = start(large, tree)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2, stderr
+    assert f"error: interrupted; every episode in {tree} is whole" in stderr
+    assert "Traceback" not in stderr
+    assert 0 < len(list(tree.glob("2*"))) < 48
+    assert not busy_workers(cluster.head_node) + busy_workers(cluster.second)
+    extract(large, tree, workers=2)
+    assert digest(tree) == whole
+
+
+def test_an_index_is_the_same(cluster, large, tmp_path):
+    alone = build_index(large, tmp_path / "alone", workers=1)
+    together = build_index(large, tmp_path / "together", engine="ray")
+    for file in alone.path.iterdir():
+        assert file.read_bytes() == (together.path / file.name).read_bytes()
+
+
+def test_a_killed_worker_and_a_lost_node_lose_nothing(cluster, large, whole, tmp_path):
+    """The last test that needs both nodes."""
+    tree = tmp_path / "tree"
+    process = start(large, tree)
+    (worker,) = wait_for(lambda: busy_workers(cluster.head_node), process)
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: busy_workers(cluster.second), process)
+    cluster.remove_node(cluster.second, allow_graceful=False)
+    assert len(list(tree.glob("2*"))) < 48, "everything was done before the kills"
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert digest(tree) == whole
+    assert count("written", stdout) + count("already there", stdout) == 48
+    assert "48 episodes in 16 shards\n" in stdout
+    assert "extracting: 100%" in stderr and "48/48" in stderr
+    pages = [json.loads(page.read_text()) for page in Path(f"{tree}.manifest").glob("*-of-*.json")]
+    assert [len(page["records"]) for page in pages] == [3] * 16
+
+
+def test_what_goes_wrong_on_a_node_is_one_sentence(cluster, tmp_path, monkeypatch):
+    with (
+        pytest.raises(UserError, match=r"nowhere: No such file.*on the node .*same path; kept"),
+        ray_cluster("; kept"),
+    ):
+        list(ray_map(Path.read_text, [tmp_path / "nowhere"]))
+
+    def kill_itself(item):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(ray_engine, "_MAX_RETRIES", 1)
+    with (
+        pytest.raises(UserError, match="lost its process 2 times.*; kept"),
+        ray_cluster("; kept"),
+    ):
+        list(ray_map(kill_itself, [0]))
+
+
+def test_nobody_at_the_address(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(UserError, match="RAY_ADDRESS=127.0.0.1:1: no Ray cluster"), ray_cluster():
+        pass
+
+
+def test_workers_are_not_an_option_of_a_cluster(reference, tmp_path):
+    with pytest.raises(UserError, match="--workers 2: a Ray cluster has the cores"):
+        extract(reference, tmp_path / "tree", workers=2, engine="ray")
+    assert not list(tmp_path.iterdir())
