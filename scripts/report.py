@@ -1,30 +1,16 @@
 #!/usr/bin/env python
-"""Pictures and final numbers of a training run: curves.png and contact_sheet.png in its folder."""
+"""A training run on one page: summary.html and summary.png, and a contact sheet of its clips."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from mcr.analysis.contact_sheet import draw_contact_sheet
-from mcr.analysis.curves import final_accuracies, plot_curves, read_metrics
 from mcr.data.index import open_index
 from mcr.data.loader import ClipDataset, ClipLoader
 from mcr.data.selection import select_episodes
-from mcr.errors import UserError, command_line
-from mcr.training.config import Config
-
-
-def load_config(run_dir: Path) -> Config:
-    """The config that a run saved. Raises UserError if there is none."""
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give the run_dir of a training run")
-    config = OmegaConf.to_object(
-        OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
-    )
-    assert isinstance(config, Config)
-    return config
+from mcr.errors import command_line
+from mcr.training.summary import final_accuracies, load_config, read_metrics, write_summary
 
 
 @command_line
@@ -33,19 +19,20 @@ def main() -> None:
     parser.add_argument("run_dir", type=Path)
     run_dir = parser.parse_args().run_dir
 
-    config = load_config(run_dir)
-    config.data.workers = 0
-    metrics = read_metrics(run_dir)
-    plot_curves(metrics, run_dir / "curves.png")
-    index = open_index(config.data.root, config.data.index or None)
-    rows, _ = select_episodes(index, config.data.selection)
-    clips = ClipDataset(index, rows, config.data, config.seed)
-    batch = next(iter(ClipLoader(clips, config.data, batch_size=6)))
-    draw_contact_sheet(batch, run_dir / "contact_sheet.png")
-
-    for name, (accuracy, chance) in final_accuracies(metrics).items():
+    summary = write_summary(run_dir)
+    for name, (accuracy, chance) in final_accuracies(read_metrics(run_dir)).items():
         print(f"held-out accuracy of {name}: {accuracy:.1%} (chance {chance:.1%})")
-    print(f"pictures: {run_dir / 'curves.png'}, {run_dir / 'contact_sheet.png'}")
+    print(f"summary: {summary}")
+
+    config = load_config(run_dir)
+    index = open_index(config.data.root, config.data.index or None)
+    episodes, _ = select_episodes(index, config.data.selection)
+    data = replace(config.data, workers=0)
+    clips = ClipDataset(index, episodes, data, config.seed)
+    draw_contact_sheet(
+        next(iter(ClipLoader(clips, data, batch_size=6))), run_dir / "contact_sheet.png"
+    )
+    print(f"contact sheet: {run_dir / 'contact_sheet.png'}")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from mcr.analysis.curves import final_accuracies, read_metrics
 from mcr.data.droid import RldsDataset
 from mcr.data.index import Index
 from mcr.errors import command_line
+from mcr.training.summary import final_accuracies, read_metrics
 
 
 def count_folders(root: Path) -> int:
@@ -42,7 +42,7 @@ def main() -> None:
     for name, (accuracy, chance) in final_accuracies(metrics).items():
         rows.append(("", f"held-out accuracy of {name}: {accuracy:.1%} (chance {chance:.1%})"))
     rows.append(("encoder", f"{out / 'encoder'}: mcr.load_model({str(out / 'encoder')!r})"))
-    rows.append(("pictures", f"{out / 'run/curves.png'}, {out / 'run/contact_sheet.png'}"))
+    rows.append(("summary", f"{out / 'run/summary.html'}: curves, numbers, pictures on one page"))
     for stage, text in rows:
         print(f"  {stage:9} {text}")
 

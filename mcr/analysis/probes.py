@@ -1,0 +1,157 @@
+"""Probes: how much of the robot can be read linearly from an encoder's frozen features.
+
+Losses of differently trained encoders do not compare; this does. Features of training episodes are
+regressed on what the robot is at, is told to do, and how far the episode is; the regression is
+judged on held-out recording sessions. It sees an encoder as a released file and knows nothing of
+how it was trained. Called by scripts/compare_runs.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from einops import rearrange
+
+from mcr.data.frames import FrameReader
+from mcr.data.index import Index
+from mcr.data.selection import Episodes
+from mcr.data.spaces import action_space, signal_space
+from mcr.errors import UserError
+from mcr.models.encoder import Encoder
+
+STRENGTHS = 10.0 ** np.arange(-4, 5)  # of the ridge, per row of standardised features
+MAX_EPISODES = 200  # of either side, evenly chosen
+FRAMES_PER_EPISODE = 32
+NUM_FOLDS = 5
+
+_IMAGES_AT_ONCE = 64
+
+
+def probe_encoder(
+    encoder: Encoder,
+    index: Index,
+    training: Episodes,
+    held_out: Episodes,
+    views: Sequence[str],
+    state_keys: Sequence[str],
+    rotation: str = "6d",
+) -> dict[str, float]:
+    """{"state", "action", "time"} -> R^2 on the held-out episodes, the mean over dimensions.
+
+    1 is perfect; 0 is always answering the mean of the training side, the best without looking.
+
+    views:      cameras; their features stand side by side, as for a policy
+    state_keys: signals of the state; the action is the signal `action`
+    rotation:   of poses among them, see `data.spaces`: as "6d" no number jumps
+
+    Raises UserError if there are no held-out episodes or the data lacks a view or signal.
+    """
+    if len(held_out) == 0:
+        raise UserError(
+            f"{index.source}: no episodes are held out to probe; set data.selection.val_fraction"
+        )
+    steps, held_steps = _choose_steps(index, training), _choose_steps(index, held_out)
+    features = embed_steps(encoder, index, steps, views)
+    held_features = embed_steps(encoder, index, held_steps, views)
+    sessions = index.table["session"].to_numpy()[steps[:, 0]]
+    spaces = {
+        "state": signal_space(index, tuple(state_keys), rotation),
+        "action": action_space(index, "default", rotation),
+    }
+    scores = {}
+    for name, space in spaces.items():
+        targets, held_targets = (
+            space.read(index.signals, index.starts[s[:, 0]] + s[:, 1]) for s in (steps, held_steps)
+        )
+        scores[name] = ridge_score(features, targets, sessions, held_features, held_targets)
+    times, held_times = (
+        (s[:, 1] / (index.lengths[s[:, 0]] - 1))[:, None] for s in (steps, held_steps)
+    )
+    scores["time"] = ridge_score(features, times, sessions, held_features, held_times)
+    return scores
+
+
+def _choose_steps(index: Index, episodes: Episodes) -> np.ndarray:
+    """(row, step) pairs, int64 [n, 2]: evenly chosen episodes, and steps of each."""
+    count = min(MAX_EPISODES, len(episodes))
+    pairs = []
+    for row in episodes.rows[np.linspace(0, len(episodes) - 1, count).astype(int)].tolist():
+        length = int(index.lengths[row])
+        steps = np.linspace(0, length - 1, min(FRAMES_PER_EPISODE, length)).astype(int)
+        pairs += [(row, step) for step in steps.tolist()]
+    return np.array(pairs, np.int64)
+
+
+@torch.no_grad()
+def embed_steps(
+    encoder: Encoder, index: Index, steps: np.ndarray, views: Sequence[str]
+) -> np.ndarray:
+    """Features float32 [n, V * D] of (row, step) pairs int64 [n, 2], views side by side."""
+    for view in views:
+        if view not in index.views:
+            raise UserError(f"{index.source}: no view {view!r}; it has {', '.join(index.views)}")
+    tasks = [(row, index.views.index(view), step) for row, step in steps.tolist() for view in views]
+    embedded = []
+    with contextlib.closing(FrameReader(index)) as reader:
+        for begin in range(0, len(tasks), _IMAGES_AT_ONCE):
+            frames = [reader.read(*task) for task in tasks[begin : begin + _IMAGES_AT_ONCE]]
+            embedded.append(encoder(np.stack(frames)).float().cpu().numpy())
+    return rearrange(np.concatenate(embedded), "(n v) d -> n (v d)", v=len(views))
+
+
+# --------------------------------------------------------------------------- regression
+
+
+def ridge_score(
+    features: np.ndarray,
+    targets: np.ndarray,
+    groups: np.ndarray,
+    held_features: np.ndarray,
+    held_targets: np.ndarray,
+) -> float:
+    """R^2 of ridge regression from features [n, D] to targets [n, K], on the held-out rows.
+
+    groups [n]: the strength is chosen by cross-validation over them, within the training rows.
+    Dimensions of the targets that do not vary in training are left out.
+    """
+    varies = targets.std(axis=0) > 1e-6
+    targets, held_targets = targets[:, varies], held_targets[:, varies]
+    errors = np.zeros(len(STRENGTHS))
+    for fold in _folds(groups):
+        predictions = ridge_predictions(features[~fold], targets[~fold], features[fold])
+        scale = targets[~fold].std(axis=0).clip(1e-6)
+        errors += (((predictions - targets[fold]) / scale) ** 2).mean(axis=2).sum(axis=1)
+    best = int(errors.argmin())
+    predicted = ridge_predictions(features, targets, held_features)[best]
+    wrong = ((predicted - held_targets) ** 2).sum(axis=0)
+    blind = ((held_targets - targets.mean(axis=0)) ** 2).sum(axis=0)
+    return float((1 - wrong / blind.clip(1e-12)).mean())
+
+
+def _folds(groups: np.ndarray) -> list[np.ndarray]:
+    """bool [n] each: whole groups, dealt out over at most NUM_FOLDS folds."""
+    names, members = np.unique(groups, return_inverse=True)
+    if len(names) == 1:
+        raise UserError(
+            f"all episodes to probe with are of the one session '{names[0]}': at least two are "
+            "needed to choose the regression's strength"
+        )
+    count = min(NUM_FOLDS, len(names))
+    return [members % count == fold for fold in range(count)]
+
+
+def ridge_predictions(features: np.ndarray, targets: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Predictions float64 [number of STRENGTHS, q, K] for queries [q, D].
+
+    Closed form; features are standardised by those of the training rows, the intercept is free.
+    """
+    mean, std = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
+    std = np.where(std < 1e-6, 1.0, std)
+    left, values, right = np.linalg.svd((features - mean) / std, full_matrices=False)
+    answers = left.T @ (targets - targets.mean(axis=0))
+    projected = ((queries - mean) / std) @ right.T
+    shrinkage = values / (values**2 + STRENGTHS[:, None] * len(features))
+    return np.einsum("qr,sr,rk->sqk", projected, shrinkage, answers) + targets.mean(axis=0)
