@@ -28,6 +28,7 @@ python -m mcr.training.train --config-name demo data.root="$out/tree" run_dir="$
 banner "4/6  export: checkpoint -> an encoder to share"
 checkpoint=$(ls "$out"/run/checkpoints/step_*.pt | tail -n 1)
 python scripts/export.py "$checkpoint" "$out/encoder"
+python scripts/verify.py "$out/encoder"
 
 banner "5/6  use: mcr.load_model, one line"
 picture=$(ls -d "$out"/tree/*/exterior_image_1_left/0.png | head -n 1)

@@ -1,0 +1,127 @@
+"""Programs: an encoder as one file that runs without `mcr`, for ONNX Runtime or from torch.export.
+
+    images    uint8   [B, 3, S, S]   RGB, resized and cropped by the caller, any B
+    features  float32 [B, D]
+
+Normalisation is inside and the input is uint8, so that no range can be confused. Resizing stays
+outside: every camera has another size, and runtimes optimise programs of a fixed one. How to resize
+is in the file: JSON under "mcr", in ONNX's metadata and in torch.export's extra file. Written by
+`models.export`; each file is run and compared with the encoder before it is accepted.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mcr.errors import UserError, import_extra
+from mcr.models.encoder import Encoder
+from mcr.models.golden import golden_pictures
+from mcr.models.inference import EncoderNetwork, onnx_network
+from mcr.models.preprocessing import Preprocessing
+
+PROGRAM_SUFFIXES = (".onnx", ".pt2")
+DESCRIPTION = "mcr"  # where both formats keep the JSON
+_MAX_ONNX_BYTES = 2_000_000_000  # protobuf holds no more
+_TOLERANCE = 1e-4  # of the largest feature
+
+
+class ImagesToFeatures(nn.Module):
+    """What a program computes: uint8 images [B, 3, S, S] -> pooled features float32 [B, D]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.encoder = encoder
+        seen = encoder.preprocessing
+        self.register_buffer("mean", torch.tensor(seen.mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(seen.std)[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encoder.encode((images.float() / 255 - self.mean) / self.std)
+
+
+def write_program(path: Path, encoder: Encoder, description: dict[str, Any]) -> None:
+    """Write the encoder to `path`, ending in .onnx or .pt2, and compare what the file computes.
+
+    Raises UserError if the extra "onnx" is not installed, or the encoder too large for ONNX.
+    """
+    images = cropped_golden_pictures(encoder.preprocessing)
+    program = ImagesToFeatures(encoder).eval()
+    if path.suffix == ".onnx":
+        _write_onnx(path, program, images, "images", description)
+        computed = onnx_network(path, num_threads=0)(images)
+    else:
+        _write_torch_program(path, program, images, description)
+        with torch.no_grad():
+            computed = torch.export.load(path).module()(images)
+    with torch.no_grad():
+        require_close(computed, encoder(images), path.suffix)
+
+
+def write_network(path: Path, encoder: Encoder, output: str) -> None:
+    """Write the network alone, normalised pixels -> `output`, as ONNX for `onnx_network`."""
+    pixels = encoder.preprocess(list(golden_pictures().values()))
+    network = EncoderNetwork(encoder, output).eval()
+    _write_onnx(path, network, pixels, "pixels", {})
+    with torch.no_grad():
+        require_close(onnx_network(path, num_threads=0)(pixels), network(pixels), path.suffix)
+
+
+def require_close(computed: Tensor, expected: Tensor, what: str) -> None:
+    """Raise RuntimeError unless both agree to 1e-4 of the largest feature."""
+    largest = expected.abs().max().clamp(min=1e-30)  # of a dead encoder it is 0
+    difference = ((computed - expected).abs().max() / largest).item()
+    if not difference <= _TOLERANCE:  # not a number is too different, too
+        raise RuntimeError(f"the {what} program differs from the encoder by {difference:.1e}")
+
+
+def cropped_golden_pictures(preprocessing: Preprocessing) -> Tensor:
+    """The golden pictures as a program takes them: uint8 [4, 3, S, S]."""
+    unnormalised = Preprocessing(
+        preprocessing.image_size,
+        preprocessing.resize,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        interpolation=preprocessing.interpolation,
+    )
+    pixels = unnormalised(list(golden_pictures().values()))
+    return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _write_onnx(
+    path: Path, network: nn.Module, example: Tensor, argument: str, description: dict[str, Any]
+) -> None:
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        import_extra(module, "onnx")
+    if (size := sum(p.numel() * p.element_size() for p in network.parameters())) > _MAX_ONNX_BYTES:
+        raise UserError(
+            f"{path.name}: {size / 1e9:.1f} GB of weights do not fit into one ONNX file (2 GB); "
+            "export to .pt2 or a folder"
+        )
+    program = torch.onnx.export(
+        network,
+        (example,),
+        input_names=[argument],
+        output_names=["features"],
+        dynamic_shapes={argument: {0: torch.export.Dim("batch")}},
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props[DESCRIPTION] = json.dumps(description)
+    program.save(path, external_data=False)
+
+
+def _write_torch_program(
+    path: Path, network: nn.Module, example: Tensor, description: dict[str, Any]
+) -> None:
+    shapes = {"images": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(network, (example,), dynamic_shapes=shapes)
+    torch.export.save(program, path, extra_files={DESCRIPTION: json.dumps(description)})
