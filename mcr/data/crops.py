@@ -7,6 +7,7 @@ Runs on the device, so that only uint8 frames travel. Equals torchvision's
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +26,17 @@ def network_input(
     images = crop_resize(rearrange(frames, "b f c h w -> (b f) c h w"), crops.flatten(0, 1), size)
     # Rows of channels_last memory as vectors: broadcasting over 3 channels would not vectorise.
     rows = rearrange(images, "n c h w -> n h (w c)").float()
-    scale = 1 / (255 * torch.tensor(std, device=rows.device))
-    shift = -torch.tensor(mean, device=rows.device) / torch.tensor(std, device=rows.device)
+    scale, shift = _scale_and_shift(tuple(mean), tuple(std), rows.device)
     rows.mul_(scale.repeat(size)).add_(shift.repeat(size))
     return rearrange(rows, "n h (w c) -> n c h w", c=3)
+
+
+@cache  # to send numbers to a GPU anew for every batch would make the host wait for it
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    scale, shift = 1 / (255 * torch.tensor(std)), -torch.tensor(mean) / torch.tensor(std)
+    return scale.to(device), shift.to(device)
 
 
 def crop_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mcr.data.batch import Batch, Dimensions
 from mcr.errors import UserError
+from mcr.objectives.gather import gather_rows
 
 
 @dataclass
@@ -65,7 +66,10 @@ class ActionPrediction(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             actions = batch.actions.float()
             loss = F.mse_loss(self.actor(self.trunk(embeddings.float())), actions)
-            return loss, {"r2": explained_variance(loss.detach(), actions)}
+            # Against the variance of the global batch, so that the mean of r2 over processes is
+            # the r2 of one process.
+            everyones, _ = gather_rows(actions)
+            return loss, {"r2": explained_variance(loss.detach(), everyones)}
 
 
 def explained_variance(error: Tensor, targets: Tensor) -> Tensor:

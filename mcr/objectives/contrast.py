@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from mcr.errors import UserError, require_choice
+from mcr.objectives.gather import gather_rows
 
 SIMILARITIES = ("l2", "cosine")
 FORMS = ("log_softmax", "epsilon")
@@ -109,10 +111,10 @@ def gather_candidates(embeddings: Tensor) -> tuple[Tensor, int]:
     """The embeddings that may serve as negatives, and where among them the given ones begin.
 
     embeddings [B, D] -> (candidates [N, D], first), with candidates[first : first + B] being the
-    embeddings themselves. All negatives from other clips come through here. One process has only
-    its own batch: N = B, first = 0.
+    embeddings themselves. All negatives from other clips come through here, those of other
+    processes included: N is the size of the global batch, and gradients flow back to its owners.
     """
-    return embeddings, 0
+    return gather_rows(embeddings)
 
 
 def positives_first(logits: Tensor, first: int) -> Tensor:
@@ -122,19 +124,32 @@ def positives_first(logits: Tensor, first: int) -> Tensor:
 
 
 def choose_other_clips(
-    num_clips: int, num_negatives: int, selection: str, device: torch.device
+    num_clips: int, num_negatives: int, selection: str, device: torch.device, group: int = 0
 ) -> Tensor:
     """For each of `num_clips` clips, which clips are its negatives: int64 [num_clips, n].
 
     others:       n distinct clips, never the clip itself: random cyclic shifts of the batch;
                   n = min(num_negatives, num_clips - 1).
     permutation:  n = num_negatives random permutations of the batch.
+    group:        negatives come from the same `group` consecutive clips, as if each group were a
+                  batch of its own; 0 = from all
 
     A pure function of the arguments and of the state of `device`'s global random generator; drawn
     on the device, so that the host does not wait for it.
 
-    Raises UserError if there is no other clip to choose.
+    Raises UserError if there is no other clip to choose, or if groups do not divide the clips.
     """
+    size = group or num_clips
+    if num_clips % size:
+        raise UserError(f"{num_clips} clips do not divide into groups of {group} for negatives")
+    within = _choose_within(size, num_negatives, selection, device)
+    groups = torch.arange(0, num_clips, size, device=device)
+    return rearrange(groups[:, None, None] + within, "g c n -> (g c) n")
+
+
+def _choose_within(
+    num_clips: int, num_negatives: int, selection: str, device: torch.device
+) -> Tensor:
     if selection == "permutation":
         # As upstream, a clip may be its own negative (9% of samples at 32 clips, 3 negatives).
         draws = [torch.randperm(num_clips, device=device) for _ in range(num_negatives)]

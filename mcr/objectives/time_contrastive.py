@@ -31,16 +31,21 @@ class TimeContrastiveConfig(ContrastConfig):
     negatives:     which other clips: "others" = never the clip itself, or "permutation" = random
                    permutations of the batch (the paper's code)
     num_negatives: how many other clips each anchor is compared with; 0 = only its own clip
+    group:         they come from the same `group` consecutive clips; 0 = from the whole global
+                   batch, whichever processes hold it
     """
 
     negatives: str = "others"
     num_negatives: int = 3
+    group: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("negatives", self.negatives, SELECTIONS)
         if self.num_negatives < 0:
             raise UserError(f"num_negatives={self.num_negatives} must be 0 or more; R3M's is 3")
+        if self.group < 0:
+            raise UserError(f"group={self.group} must be 0 (the whole batch) or a number of clips")
 
 
 class TimeContrastive(nn.Module):
@@ -82,7 +87,8 @@ class TimeContrastive(nn.Module):
     def _other_clips(self, anchors: Tensor) -> Tensor:
         """anchors [B, D] -> the same frame of other clips [B, num_negatives, D]."""
         candidates, first = gather_candidates(anchors)
+        config = self.config
         chosen = choose_other_clips(
-            len(candidates), self.config.num_negatives, self.config.negatives, anchors.device
+            len(candidates), config.num_negatives, config.negatives, anchors.device, config.group
         )
         return candidates[chosen[first : first + len(anchors)]]

@@ -22,7 +22,7 @@ _NAME = re.compile(r"step_(\d+)\.pt$")
 def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:
     """Write `<folder>/step_<step>.pt` atomically and delete all but the newest `keep`."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step_{step:08d}.pt"
+    path = checkpoint_path(folder, step)
     partial = path.with_suffix(".partial")
     try:
         with partial.open("wb") as file:
@@ -35,6 +35,10 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
     for old in list_checkpoints(folder)[:-keep]:
         old.unlink()
     return path
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:08d}.pt"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -53,15 +57,3 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
         raise UserError(f"{path}: not a training checkpoint of the format {CHECKPOINT_FORMAT!r}")
     return content
-
-
-def rng_state() -> dict[str, Any]:
-    """State of torch's random number generators on this process."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def restore_rng_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -15,6 +15,7 @@ import mcr
 from mcr.data.loader import DataConfig
 from mcr.errors import UserError, nearest
 from mcr.objectives import ObjectivesConfig
+from mcr.training.engine import EngineConfig, OptimizerConfig
 
 
 @dataclass
@@ -24,19 +25,15 @@ class ModelConfig:
     backbone:    resnet18, resnet34, resnet50, vit_s_16, ... (`mcr.models.backbones.BACKBONES`)
     image_size:  pixels per side that enter it; 176 costs 1.6 times less than 224
     frozen_bn:   batch normalisation keeps its initial statistics (for fine-tuning)
+    ghost_batch: clips whose images share a batch-norm statistic; 0 = all of the global batch,
+                 however many processes hold it. 32 (160 images) trains a larger batch with the
+                 statistics of upstream's; needs objectives.time_contrastive.group
     """
 
     backbone: str = "resnet50"
     image_size: int = 224
     frozen_bn: bool = False
-
-
-@dataclass
-class OptimizerConfig:
-    """Adam, constant rate. Paper: 1e-4."""
-
-    lr: float = 1e-4
-    weight_decay: float = 0.0
+    ghost_batch: int = 0
 
 
 @dataclass
@@ -48,13 +45,17 @@ class Config:
     allow_config_change: resume although the config differs from the one the run began with
     seed:               of initialisation and sampling
     steps:              optimiser steps in all
-    batch_size:         clips per step; five images each
+    batch_size:         clips per step, of all processes together; five images each
     device:             "auto" (a GPU if there is one), "cpu", "cuda", ...
     precision:          "auto" (bf16 on a GPU, else fp32), "fp32", "bf16"
+    deterministic:      the same bits on the same machine every time, also on a GPU; slower there
     normalise_signals:  states and actions by the data set's mean and standard deviation.
                         Upstream: raw, so that radians, metres and gripper weigh as they happen to
     loss_weights:       per objective; 0 leaves it out
     log_every, validate_every, save_every: in steps
+    pictures_every:     steps between pictures (run_dir/pictures and TensorBoard); 0 draws none
+    log_wandb:          log to Weights & Biases too: pip install 'mcr[wandb]'; its own environment
+                        variables apply (WANDB_MODE=offline, WANDB_PROJECT, ...)
     val_clips:          held-out clips per validation
     keep_checkpoints:   the newest k are kept
     """
@@ -67,9 +68,12 @@ class Config:
     batch_size: int = 32
     device: str = "auto"
     precision: str = "auto"
+    deterministic: bool = False
     normalise_signals: bool = True
     log_every: int = 50
     validate_every: int = 2_000
+    pictures_every: int = 10_000
+    log_wandb: bool = False
     val_clips: int = 512
     save_every: int = 2_000
     keep_checkpoints: int = 3
@@ -81,6 +85,7 @@ class Config:
         }
     )
     model: ModelConfig = field(default_factory=ModelConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -93,7 +98,13 @@ FREE_TO_CHANGE = (
     "allow_config_change",
     "steps",
     "device",
+    "deterministic",
+    "engine.recompute",
+    "engine.compile",
+    "engine.bucket_mb",
     "log_every",
+    "pictures_every",
+    "log_wandb",
     "save_every",
     "keep_checkpoints",
     "data.root",
@@ -140,7 +151,8 @@ def check_overrides(arguments: list[str]) -> None:
 
     Hydra would refuse it too, without saying what was meant.
     """
-    known = known_keys(Config)
+    groups = {path.name for path in recipes_folder().iterdir() if path.is_dir()}
+    known = known_keys(Config) | groups
     for argument in arguments:
         key, equals, _ = argument.partition("=")
         key = key.lstrip("+~")

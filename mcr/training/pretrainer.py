@@ -7,6 +7,7 @@ the encoder is thrown away after training.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -18,13 +19,15 @@ from mcr.data.crops import network_input
 from mcr.models.backbones import BACKBONES, build_backbone, freeze_batch_norm
 from mcr.models.preprocessing import Preprocessing
 from mcr.objectives import ObjectivesConfig, build_objectives
+from mcr.objectives.gather import gather_rows
+from mcr.training.batch_norm import synchronise_batch_norm, use_ghost_batches
 
 
 class SignalNormaliser(nn.Module):
     """States and actions to zero mean and unit variance, by statistics that travel in checkpoints.
 
     statistics: {"state" | "action": {"mean": [D], "std": [D]}}. A signal that never changes is only
-    shifted. Angles are treated as numbers: DROID's Euler angles wrap at +-pi.
+    shifted.
     """
 
     def __init__(self, statistics: dict[str, dict[str, list[float]]]):
@@ -53,6 +56,8 @@ class Pretrainer(nn.Module):
     metrics["<objective>/loss"].
     """
 
+    compiled_encoder: Callable[[Tensor], Tensor] | None = None  # used in training if there is one
+
     def __init__(
         self,
         backbone: str,
@@ -62,13 +67,21 @@ class Pretrainer(nn.Module):
         dimensions: Dimensions,
         statistics: dict[str, dict[str, list[float]]] | None,
         frozen_bn: bool = False,
+        ghost_batch: int = 0,
     ):
-        """statistics: None = states and actions as they are (the `paper` recipe)."""
+        """statistics: None = states and actions as they are (the `paper` recipe).
+
+        frozen_bn, ghost_batch: see ModelConfig.
+        """
         super().__init__()
         self.preprocessing = preprocessing
         self.encoder = build_backbone(backbone, preprocessing.image_size)
         if frozen_bn:
             freeze_batch_norm(self.encoder)
+        elif ghost_batch:
+            use_ghost_batches(self.encoder, ghost_batch * NUM_FRAMES)
+        else:
+            synchronise_batch_norm(self.encoder)
         embed_dim = BACKBONES[backbone].embed_dim
         self.objectives = build_objectives(objectives, loss_weights, embed_dim, dimensions)
         self.loss_weights = loss_weights
@@ -90,20 +103,42 @@ class Pretrainer(nn.Module):
         """Embeddings float32 [B, F, D] of a batch's frames."""
         p = self.preprocessing
         images = network_input(batch.frames, batch.crops, p.image_size, p.mean, p.std)
-        return rearrange(self.encoder(images).float(), "(b f) d -> b f d", f=NUM_FRAMES)
+        encode = self.compiled_encoder if self.training else None
+        return rearrange((encode or self.encoder)(images).float(), "(b f) d -> b f d", f=NUM_FRAMES)
 
 
 @torch.no_grad()
 def embedding_health(embeddings: Tensor) -> dict[str, Tensor]:
-    """Is the space collapsing? embeddings: float32 [B, F, D].
+    """Is the space collapsing? embeddings: float32 [B, F, D]; all processes' are judged together.
 
     spread: mean standard deviation over the batch of a dimension; 0 = all images look alike.
     effective_rank: exp of the entropy of the normalised singular values (Roy & Vetterli 2007);
-    between 1 and min(B * F, D).
+    between 1 and min(B * F, D, 1024): of the first 1,024 images, which bounds its cost.
     """
-    centred = rearrange(embeddings, "b f d -> (b f) d")
-    centred = centred - centred.mean(0)
-    share = torch.linalg.svdvals(centred)
+    everyones, _ = gather_rows(rearrange(embeddings, "b f d -> (b f) d"))
+    some = everyones[:1024].double()
+    some = some - some.mean(0)
+    # Singular values by the eigenvalues of the smaller product, in float64 because that squares
+    # them: many times faster than svdvals on a GPU.
+    product = some @ some.mT if len(some) < some.shape[1] else some.mT @ some
+    share = torch.linalg.eigvalsh(product).clamp(min=0).sqrt()
     share = share / share.sum().clamp(min=1e-12)
     entropy = -(share * share.clamp(min=1e-12).log()).sum()
-    return {"embedding/spread": centred.std(0).mean(), "embedding/effective_rank": entropy.exp()}
+    return {"embedding/spread": everyones.std(0).mean(), "embedding/effective_rank": entropy.exp()}
+
+
+def embedding_gradients(model: Pretrainer, embeddings: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """How hard each objective pulls: the norm of the gradient of its weighted loss with respect to
+    an image's embedding, as a mean over images (each as if its own share were the loss).
+
+    embeddings: float32 [B, F, D] of `batch`. Runs the heads once more, but not the encoder; changes
+    no gradient. Draws random numbers as a step does; all processes must call it.
+    """
+    batch = model.normalise(batch)
+    embeddings = embeddings.detach().requires_grad_()
+    norms = {}
+    for name, objective in model.objectives.items():
+        loss, _ = objective(embeddings, batch)
+        (gradient,) = torch.autograd.grad(model.loss_weights[name] * loss, embeddings)
+        norms[f"{name}/embedding_gradient"] = gradient.norm(dim=-1).sum()
+    return norms

@@ -1,11 +1,13 @@
-"""The training run: one readable loop around the Pretrainer.
+"""The training run: one readable loop around the engine's step.
 
     python -m mcr.training.train --config-name mcr data.root=/data/droid/1.0.1
+    torchrun --nproc-per-node 8 -m mcr.training.train data.root=/data/droid/1.0.1
 
 The order of a start: 1. data is opened, 2. the model is built from the seed, 3. config and versions
 are saved (bad input leaves nothing behind), 4. the newest checkpoint, if there is one, replaces
-weights, optimiser, step and random state. After that, step s trains on the samples from number
-s * batch_size on, whatever happened before.
+weights, optimiser and step. After that, step s trains on the samples from number s * batch_size on
+and draws what it draws at random from (seed, s), whatever happened before and however many
+processes there are. All of them run this file; rank 0 writes and talks.
 """
 
 from __future__ import annotations
@@ -13,44 +15,45 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import platform
 import signal
 import sys
-import time
-from collections.abc import Iterator
+from functools import cached_property
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 import mcr
-from mcr.data.batch import Batch
-from mcr.data.crops import network_input
-from mcr.data.index import Index, open_index
+from mcr.data.batch import NUM_FRAMES
+from mcr.data.index import open_index
 from mcr.data.loader import ClipDataset, ClipLoader
 from mcr.data.sampling import VALIDATION
 from mcr.data.selection import select_episodes, split_sessions
+from mcr.data.statistics import space_statistics
 from mcr.errors import UserError, plain_errors, require_choice
 from mcr.models.preprocessing import Preprocessing
 from mcr.training.checkpoint import (
+    checkpoint_path,
     list_checkpoints,
     load_checkpoint,
-    restore_rng_state,
-    rng_state,
     save_checkpoint,
 )
 from mcr.training.config import Config, check_overrides, config_difference, recipes_folder
+from mcr.training.distributed import World
+from mcr.training.engine import PRECISIONS, Engine, Step, make_deterministic, on_device
 from mcr.training.logging import RunLog, mean_of, to_numbers
-from mcr.training.pretrainer import Pretrainer, embedding_health
-
-
-class NonFinite(UserError):
-    """A loss or gradient is not finite; raised before it could reach the weights."""
+from mcr.training.meter import Meter
+from mcr.training.pictures import Painter
+from mcr.training.pretrainer import Pretrainer, embedding_gradients, embedding_health
+from mcr.training.summary import hardware, save_launch, write_summary
+from mcr.training.watch import NonFinite, Verdict, Watch, report_non_finite
 
 
 def train(config: Config) -> Path:
@@ -58,35 +61,49 @@ def train(config: Config) -> Path:
 
     Raises UserError for anything wrong with config, data or checkpoints, before or during the run.
     """
-    run = Run(config)
-    with RunLog(run.folder, run.step, config.steps) as log:
-        run.loop(log)
-    path = run.save()
-    print(f"checkpoint: {path}")
+    world = World.of_environment()
+    _check(config, world)
+    device = _device(config.device, world)
+    make_deterministic(config.deterministic)
+    with world.connected(device):
+        run = Run(config, world, device)
+        with run.open_log() as log:
+            run.loop(log)
+        path = run.save()
+    if world.is_main:
+        print(f"checkpoint: {path}\nsummary: {write_summary(run.folder)}")
     return path
 
 
 class Run:
     """One run's state: data, model, optimiser, step."""
 
-    def __init__(self, config: Config):
-        _check(config)
-        self.config = config
+    def __init__(self, config: Config, world: World, device: torch.device):
+        self.config, self.world, self.device = config, world, device
         self.folder = Path(config.run_dir)
-        self.device = _device(config.device)
+        self.part_size = config.batch_size // config.engine.accumulate
         self.stopped_by_signal = False
+        self.step = 0
         checkpoints = list_checkpoints(self.folder / "checkpoints")
-        if checkpoints and config.resume == "never":
+        newest = world.of_main(checkpoints[-1] if checkpoints else None)
+        if newest and config.resume == "never":
             raise UserError(f"{self.folder}: holds a run; choose another run_dir or resume=auto")
-        checkpoint = load_checkpoint(checkpoints[-1]) if checkpoints else None
+        checkpoint = load_checkpoint(newest) if newest else None
         if checkpoint:
             self._check_unchanged(checkpoint)
         self._open_data()
         self._build()
-        self._save_description()
-        self.step = 0
-        if checkpoint:
-            self._restore(checkpoint, checkpoints[-1])
+        if world.is_main:
+            self._save_description()
+        if checkpoint and newest:
+            self._restore(checkpoint, newest)
+
+    def open_log(self) -> contextlib.AbstractContextManager[RunLog | None]:
+        """The run's log on rank 0, None on the others."""
+        if not self.world.is_main:
+            return contextlib.nullcontext()
+        wandb_config = dataclasses.asdict(self.config) if self.config.log_wandb else None
+        return RunLog(self.folder, self.step, self.config.steps, wandb_config)
 
     # --- building
 
@@ -94,33 +111,53 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         text = OmegaConf.to_yaml(OmegaConf.structured(self.config))
         (self.folder / "config.yaml").write_text(text)
-        (self.folder / "versions.json").write_text(json.dumps(_versions(), indent=1))
+        where = {"processes": self.world.size, "device": hardware(self.device)}
+        (self.folder / "versions.json").write_text(json.dumps(_versions() | where, indent=1))
+        (self.folder / "dataset.json").write_text(json.dumps(self._dataset(), indent=1))
+        save_launch(self.folder, self.data_report)
+
+    def _dataset(self) -> dict[str, Any]:
+        return {
+            "name": self.index.source.name,
+            "fingerprint": self.index.fingerprint,
+            "episodes": self.num_train_episodes,
+        }
 
     def _open_data(self) -> None:
         config = self.config
-        self.index = open_index(config.data.root, config.data.index or None)
-        rows, report = select_episodes(self.index, config.data.selection)
-        train_rows, val_rows = split_sessions(self.index, rows, config.data.selection.val_fraction)
-        print(f"data: {self.index.source} ({self.index.kind})")
-        for line in report:
-            print(f"  {line}")
-        print(f"  {len(train_rows)} episodes to train on, {len(val_rows)} held out by session")
-        self.num_train_episodes = len(train_rows)
-        self.train_set = ClipDataset(self.index, train_rows, config.data, config.seed)
+        self.index = self.world.in_turn(
+            lambda: open_index(config.data.root, config.data.index or None)
+        )
+        selection = config.data.selection
+        episodes, report = select_episodes(self.index, selection)
+        training, held_out = split_sessions(self.index, episodes, selection.val_fraction)
+        parts = f"{len(training)} episodes to train on, {len(held_out)} held out by session"
+        self.data_report = [f"{self.index.source} ({self.index.kind})", *report, parts]
+        self.world.say("data: " + "\n  ".join(self.data_report))
+        self.shown = held_out if len(held_out) else training
+        self.num_train_episodes = len(training)
+        self.train_set = ClipDataset(self.index, training, config.data, config.seed)
         self.val_loader: ClipLoader | None = None
-        if len(val_rows) and config.val_clips:
+        if len(held_out) and config.val_clips:
             # drawn as in training, so that losses compare; the same clips every time, and read in
             # this process, because validation is rare and short
             val_config = dataclasses.replace(config.data, workers=0)
-            val_set = ClipDataset(self.index, val_rows, val_config, config.seed, VALIDATION)
+            val_set = ClipDataset(self.index, held_out, val_config, config.seed, VALIDATION)
             self.val_loader = ClipLoader(
-                val_set, val_config, config.batch_size, num_samples=config.val_clips
+                val_set,
+                val_config,
+                self.part_size,
+                num_samples=config.val_clips,
+                rank=self.world.rank,
+                world_size=self.world.size,
             )
 
     def _build(self) -> None:
         config = self.config
         torch.manual_seed(config.seed)
-        self.statistics = _statistics(self.index, config) if config.normalise_signals else None
+        self.statistics = None
+        if config.normalise_signals:
+            self.statistics = self.world.in_turn(self._statistics)
         self.model = Pretrainer(
             backbone=config.model.backbone,
             preprocessing=Preprocessing.for_size(config.model.image_size),
@@ -129,19 +166,20 @@ class Run:
             dimensions=self.train_set.dimensions,
             statistics=self.statistics,
             frozen_bn=config.model.frozen_bn,
+            ghost_batch=config.model.ghost_batch,
         )
-        self.model.to(self.device).to(memory_format=torch.channels_last)
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(
-            trainable,
-            lr=config.optimizer.lr,
-            weight_decay=config.optimizer.weight_decay,
-            fused=self.device.type == "cuda",
+        self.engine = Engine(
+            self.model,
+            config.engine,
+            config.optimizer,
+            config.precision,
+            self.device,
+            self.world,
         )
-        wants_bf16 = config.precision == "bf16"
-        if config.precision == "auto":
-            wants_bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=wants_bf16)
+
+    def _statistics(self) -> dict[str, dict[str, list[float]]]:
+        spaces = {"state": self.train_set.state_space, "action": self.train_set.action_space}
+        return {name: space_statistics(self.index, space) for name, space in spaces.items()}
 
     # --- stopping and going on
 
@@ -163,30 +201,26 @@ class Run:
             )
         self.model.encoder.load_state_dict(checkpoint["encoder"])
         self.model.objectives.load_state_dict(checkpoint["objectives"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.engine.optimizer.load_state_dict(checkpoint["optimizer"])
         self.step = checkpoint["step"]
-        restore_rng_state(checkpoint["rng"])
-        print(f"resumed from {path} at step {self.step}")
+        self.world.say(f"resumed from {path} at step {self.step}")
 
     def save(self) -> Path:
         """Write a checkpoint of the current step (again if there is one: it is the same)."""
+        folder = self.folder / "checkpoints"
+        if not self.world.is_main:
+            return checkpoint_path(folder, self.step)
         model = self.model
         content = {
             "encoder": model.encoder.state_dict(),
             "encoder_config": model.preprocessing.encoder_config(self.config.model.backbone),
             "objectives": model.objectives.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rng": rng_state(),
+            "optimizer": self.engine.optimizer.state_dict(),
             "config": dataclasses.asdict(self.config),
             "statistics": self.statistics or {},
-            "dataset": {
-                "name": self.index.source.name,
-                "fingerprint": self.index.fingerprint,
-                "episodes": self.num_train_episodes,
-            },
+            "dataset": self._dataset(),
             "versions": _versions(),
         }
-        folder = self.folder / "checkpoints"
         return save_checkpoint(folder, self.step, content, self.config.keep_checkpoints)
 
     def _stop_on_sigterm(self) -> None:
@@ -197,138 +231,127 @@ class Run:
 
     # --- the loop
 
-    def loop(self, log: RunLog) -> None:
-        """Train up to `config.steps`, or until SIGTERM."""
+    def loop(self, log: RunLog | None) -> None:
+        """Train up to `config.steps`, or until SIGTERM to any process."""
         config = self.config
         self._stop_on_sigterm()
         if self.step >= config.steps:
-            print(f"nothing to do: {self.folder} is at step {self.step} of {config.steps}")
+            self.world.say(f"nothing to do: {self.folder} is at step {self.step} of {config.steps}")
             return
-        loader = ClipLoader(
-            self.train_set,
-            config.data,
-            config.batch_size,
-            first_sample=self.step * config.batch_size,
-            pin_memory=self.device.type == "cuda",
-        )
         if self.step == 0:
             self.validate(log)
-        meter = Meter()
-        batches = iter(loader)
-        while self.step < config.steps and not self.stopped_by_signal:
-            with meter.waiting():
-                batch = next(batches).to(self.device)
-            if self.step == 0:
-                self._show_pictures(log, batch)
-            metrics, embeddings = self._train_step(batch)
+            self.draw(log)
+        loader = self._loader()
+        meter, watch = Meter(), Watch(self.device)
+        parts = meter.waiting_for(on_device(loader, self.device))
+        stopping = False
+        while self.step < config.steps and not stopping:
+            seed_draws(config.seed, self.step)
+            step = self.engine.step(islice(parts, config.engine.accumulate), self.stopped_by_signal)
+            watch.add(self.step, step)
             self.step += 1
-            meter.count(embeddings.shape[0] * embeddings.shape[1])
-            log.advance()
-            if self.step % config.log_every == 0 or self.step == config.steps:
-                numbers = to_numbers(metrics | embedding_health(embeddings))
-                skipped = {"skipped_samples": float(loader.num_errors)}
-                log.write(self.step, "train", numbers | meter.read() | skipped)
-            if self.step % config.validate_every == 0 or self.step == config.steps:
+            meter.count(config.batch_size * NUM_FRAMES)
+            if log:
+                log.advance()
+            logs, validates = self._is_due(config.log_every), self._is_due(config.validate_every)
+            saves = self.step % config.save_every == 0
+            draws = config.pictures_every > 0 and self.step % config.pictures_every == 0
+            stopping = self._judge(watch, all_steps=logs or validates or saves)
+            if logs:
+                self._log_training(log, step, meter, loader)
+            if validates:
                 self.validate(log)
-                meter.reset()
-            if self.step % config.save_every == 0:
+            if draws:
+                self.draw(log)
+            if saves:
                 self.save()
+            if validates or draws or saves:
                 meter.reset()
-        if self.stopped_by_signal:
-            print(f"stopped by SIGTERM after step {self.step}; the same command goes on from there")
+        self._judge(watch, all_steps=True)
+        if stopping:
+            self.world.say(
+                f"stopped by SIGTERM after step {self.step}; the same command goes on from there"
+            )
 
-    def _train_step(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        self.model.train()
-        with self.autocast:
-            loss, metrics, embeddings = self.model(batch)
-        self._require_finite(loss, "loss", batch, metrics)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self._require_finite(norm, "gradient norm", batch, metrics)
-        self.optimizer.step()
-        metrics = {"loss": loss.detach(), "gradient_norm": norm, **metrics}
-        return metrics, embeddings.detach()
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.steps
 
-    def _require_finite(
-        self, value: torch.Tensor, what: str, batch: Batch, metrics: dict[str, torch.Tensor]
-    ) -> None:
-        if torch.isfinite(value):
-            return
-        parts = {name: v for name, v in to_numbers(metrics).items() if name.endswith("/loss")}
-        report = {
-            "step": self.step,
-            "what": what,
-            "losses": {name: str(v) for name, v in parts.items()},
-            "samples": batch.samples.tolist(),
-            "clips_with_non_finite_signals": _non_finite_clips(batch),
-        }
-        path = self.folder / "non_finite.json"
-        path.write_text(json.dumps(report, indent=1))
-        raise NonFinite(
-            f"the {what} at step {self.step} is {value.item()} ({parts}); the weights are as they "
-            f"were before it; samples {batch.samples[0]}..{batch.samples[-1]}, clips with "
-            f"non-finite signals: {report['clips_with_non_finite_signals']}; see {path}"
+    def _loader(self) -> ClipLoader:
+        return ClipLoader(
+            self.train_set,
+            self.config.data,
+            self.part_size,
+            first_sample=self.step * self.config.batch_size,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            pin_memory=self.device.type == "cuda",
         )
 
-    @torch.no_grad()
-    def validate(self, log: RunLog) -> None:
-        """Log the metrics of the held-out clips; leaves the random state of training alone."""
+    def _judge(self, watch: Watch, all_steps: bool) -> bool:
+        """Whether a process was asked to stop; raises NonFinite if a step went wrong."""
+        verdicts = watch.verdicts(all_steps)
+        for verdict in verdicts:
+            if verdict.bad_loss or verdict.bad_gradient:
+                losses = to_numbers(self.world.mean(verdict.losses))
+                raise NonFinite(self.world.of_main(self._report(verdict, losses)))
+        return any(verdict.wants_to_stop for verdict in verdicts)
+
+    def _report(self, verdict: Verdict, losses: dict[str, float]) -> str:
+        """Write down which samples a step that went wrong was computed from; rank 0 only."""
+        if not self.world.is_main:
+            return ""
+        first = verdict.number * self.config.batch_size
+        batch = self.train_set.load(list(range(first, first + self.config.batch_size))).batch
+        assert batch is not None  # it has been read before
+        return report_non_finite(self.folder / "non_finite.json", verdict, losses, batch)
+
+    def _log_training(
+        self, log: RunLog | None, step: Step, meter: Meter, loader: ClipLoader
+    ) -> None:
+        skipped = torch.full((), float(loader.num_errors * self.world.size), device=self.device)
+        gradients = embedding_gradients(self.model, step.embeddings, step.batch)
+        metrics = self.world.mean(step.metrics | gradients | {"skipped_samples": skipped})
+        metrics |= embedding_health(step.embeddings)
+        if log:
+            rate = {"learning_rate": self.engine.optimizer.param_groups[0]["lr"]}
+            log.write(self.step, "train", to_numbers(metrics) | rate | meter.read())
+
+    def validate(self, log: RunLog | None) -> None:
+        """Log the metrics of the held-out clips; they are the same for any number of processes."""
         if self.val_loader is None:
             return
-        self.model.eval()
-        devices = [self.device] if self.device.type == "cuda" else []
+        torch.manual_seed(self.config.seed)  # training seeds each of its steps
         results = []
-        with torch.random.fork_rng(devices), self.autocast:
-            torch.manual_seed(self.config.seed)
-            for batch in self.val_loader:
-                loss, metrics, embeddings = self.model(batch.to(self.device))
-                health = embedding_health(embeddings)
-                results.append(to_numbers({"loss": loss, **metrics, **health}))
-        log.write(self.step, "val", mean_of(results))
+        for batch in on_device(self.val_loader, self.device):
+            metrics, embeddings = self.engine.evaluate(batch)
+            results.append(to_numbers(self.world.mean(metrics) | embedding_health(embeddings)))
+        if log:
+            log.write(self.step, "val", mean_of(results))
 
-    def _show_pictures(self, log: RunLog, batch: Batch) -> None:
-        p = self.model.preprocessing
-        frames, crops = batch.frames[:8], batch.crops[:8]
-        log.pictures(0, network_input(frames, crops, p.image_size, p.mean, p.std))
+    def draw(self, log: RunLog | None) -> None:
+        """Draw the pictures of this step; rank 0 does, and the run is as it was."""
+        if log and self.config.pictures_every > 0:
+            log.pictures(self.step, self.painter.draw(self.model, self.step))
 
-
-class Meter:
-    """Images per second, and the share of time spent waiting for data, since the last reading."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self._began = time.perf_counter()
-        self._waited = 0.0
-        self._images = 0
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """The time inside counts as waiting for data."""
-        began = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - began
-
-    def count(self, images: int) -> None:
-        self._images += images
-
-    def read(self) -> dict[str, float]:
-        """{"images_per_s", "data_wait"}; starts anew."""
-        elapsed = max(time.perf_counter() - self._began, 1e-9)
-        result = {"images_per_s": self._images / elapsed, "data_wait": self._waited / elapsed}
-        self.reset()
-        return result
+    @cached_property
+    def painter(self) -> Painter:
+        return Painter(
+            self.folder / "pictures", self.index, self.shown, self.config.data, self.config.seed
+        )
 
 
 # --------------------------------------------------------------------------- details
 
 
-def _check(config: Config) -> None:
+def seed_draws(seed: int, step: int) -> None:
+    """Make what a step draws a function of (seed, step), the same on all processes."""
+    high, low = np.random.SeedSequence((seed, step)).generate_state(2).tolist()
+    torch.manual_seed(high << 32 | low)
+
+
+def _check(config: Config, world: World) -> None:
     require_choice("resume", config.resume, ("auto", "never"))
-    require_choice("precision", config.precision, ("auto", "fp32", "bf16"))
+    require_choice("precision", config.precision, PRECISIONS)
     if not config.data.root:
         raise UserError("data.root is not set: give the RLDS version folder or a tree's root")
     for name in ("steps", "batch_size", "log_every", "validate_every", "save_every"):
@@ -336,31 +359,44 @@ def _check(config: Config) -> None:
             raise UserError(f"{name}={getattr(config, name)} must be at least 1")
     if config.keep_checkpoints < 1:
         raise UserError(f"keep_checkpoints={config.keep_checkpoints} must be at least 1")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("training with several processes is not supported yet; start one")
+    pieces = config.engine.accumulate * world.size
+    if config.batch_size % pieces:
+        raise UserError(
+            f"batch_size={config.batch_size} clips do not divide by {world.size} processes "
+            f"times engine.accumulate={config.engine.accumulate}"
+        )
+    _check_ghost_batch(config, config.batch_size // pieces)
 
 
-def _device(name: str) -> torch.device:
+def _check_ghost_batch(config: Config, share: int) -> None:
+    """share: clips that one process computes at a time"""
+    ghost, contrast = config.model.ghost_batch, config.objectives.time_contrastive
+    if ghost == 0:
+        return
+    if ghost < 0 or share % ghost:
+        raise UserError(
+            f"model.ghost_batch={ghost} must divide the {share} clips that a process has at a time"
+        )
+    is_on = config.loss_weights.get("time_contrastive", 0) > 0 and contrast.num_negatives > 0
+    if is_on and (contrast.group == 0 or ghost % contrast.group):
+        raise UserError(
+            f"model.ghost_batch={ghost} with negatives from other ghost batches would let the "
+            "network tell them by their batch statistics; "
+            f"set objectives.time_contrastive.group={ghost}"
+        )
+
+
+def _device(name: str, world: World) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and world.size > 1:
+        name = f"cuda:{world.local_rank}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from error
     return device
-
-
-def _statistics(index: Index, config: Config) -> dict[str, dict[str, list[float]]]:
-    keys = {"state": tuple(config.data.state_keys), "action": (config.data.action_key,)}
-    return {name: index.statistics(signal_keys) for name, signal_keys in keys.items()}
-
-
-def _non_finite_clips(batch: Batch) -> list[int]:
-    """Sample numbers of the clips whose states or actions are not finite."""
-    signals = (batch.actions, batch.window_states, batch.window_actions)
-    finite = torch.stack([s.flatten(1).isfinite().all(1) for s in signals]).all(0)
-    return batch.samples[~finite].tolist()
 
 
 def _versions() -> dict[str, str]:
@@ -388,7 +424,9 @@ def _main(options: DictConfig) -> None:
     config = OmegaConf.to_object(options)
     assert isinstance(config, Config)
     with plain_errors():
-        train(config)
+        path = train(config)
+    if path.name < checkpoint_path(path.parent, config.steps).name:
+        sys.exit(0)  # what stopped this run stops a sweep, too
 
 
 if __name__ == "__main__":

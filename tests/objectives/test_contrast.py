@@ -201,6 +201,21 @@ def test_choice_is_a_function_of_the_global_seed(selection):
     assert not torch.equal(draw(7), draw(8))
 
 
+@pytest.mark.parametrize("selection", ["others", "permutation"])
+def test_groups_are_batches_of_their_own(selection):
+    torch.manual_seed(0)
+    chosen = choose_other_clips(12, 3, selection, CPU, group=4)
+    assert torch.equal(chosen // 4, (torch.arange(12) // 4)[:, None].expand(12, 3))
+    assert torch.equal(chosen[:4], chosen[4:8] - 4)
+    torch.manual_seed(0)
+    assert torch.equal(chosen[:4], choose_other_clips(4, 3, selection, CPU))
+
+
+def test_groups_must_divide_the_clips():
+    with pytest.raises(UserError, match="10 clips do not divide into groups of 4"):
+        choose_other_clips(10, 3, "others", CPU, group=4)
+
+
 def test_one_clip_has_no_others():
     with pytest.raises(UserError, match="at least 2 clips"):
         choose_other_clips(1, 3, "others", CPU)

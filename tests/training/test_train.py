@@ -47,7 +47,8 @@ def test_a_run_leaves_everything_it_should(tiny):
     path = train(config)
     folder = Path(config.run_dir)
     assert {p.name for p in folder.iterdir()} == {
-        "checkpoints", "config.yaml", "metrics.jsonl", "tensorboard", "versions.json"
+        "checkpoints", "config.yaml", "dataset.json", "launch.json", "metrics.jsonl",
+        "summary.html", "summary.png", "tensorboard", "versions.json"
     }  # fmt: skip
     assert path == list_checkpoints(folder / "checkpoints")[-1]
     assert not list(folder.rglob("*.partial"))
@@ -64,6 +65,16 @@ def test_a_run_leaves_everything_it_should(tiny):
     assert checkpoint["dataset"]["fingerprint"] == open_index(config.data.root).fingerprint
     assert checkpoint["encoder_config"]["backbone"] == "resnet18"
     assert len(checkpoint["statistics"]["state"]["mean"]) == 14
+
+
+def test_statistics_of_the_chosen_spaces_travel_in_the_checkpoint(tiny):
+    options = {"data.action_space": "delta", "data.rotation": "6d", "data.selection.idle": "drop"}
+    config = tiny(steps=1, **options)
+    checkpoint = load_checkpoint(train(config))
+    kept = json.loads((open_index(config.data.root).path / "statistics.json").read_text())
+    assert checkpoint["statistics"]["action"] == kept["delta, 6d"]
+    assert len(checkpoint["statistics"]["action"]["q99"]) == 10
+    assert len(checkpoint["statistics"]["state"]["std"]) == 17
 
 
 def test_the_loss_is_the_weighted_sum(tiny):
@@ -150,6 +161,7 @@ def test_sigterm_saves_and_exits_cleanly(tiny):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert "stopped by SIGTERM" in output
+    assert "not finished" in (Path(config.run_dir) / "summary.html").read_text()
     (path,) = list_checkpoints(Path(config.run_dir) / "checkpoints")
     assert load_checkpoint(path)["step"] >= 2
 
@@ -194,6 +206,13 @@ def test_other_backbones_train(tiny, backbone):
     train(tiny(steps=1, val_clips=0, **{"model.backbone": backbone}))
 
 
+def test_a_run_with_all_that_the_engine_can_do(tiny):
+    group = {"model.ghost_batch": 2, "objectives.time_contrastive.group": 2}
+    engine = {"engine.accumulate": 2, "engine.recompute": True, "precision": "bf16"}
+    path = train(tiny(steps=2, deterministic=True, **group, **engine))
+    assert load_checkpoint(path)["step"] == 2
+
+
 def test_frozen_batch_norm_keeps_its_statistics(tiny):
     path = train(tiny(steps=2, val_clips=0, **{"model.frozen_bn": True}))
     encoder = load_checkpoint(path)["encoder"]
@@ -219,6 +238,9 @@ def test_changed_config_is_shown_and_refused(tiny):
         ({"precision": "fp8"}, "precision"),
         ({"device": "cuda:99"}, "cuda:99"),
         ({"loss_weights.time_contrast": 1.0}, "time_contrastive"),
+        ({"engine.accumulate": 3}, "batch_size=4 clips do not divide by 1 processes times .*=3"),
+        ({"model.ghost_batch": 3}, "ghost_batch=3 must divide the 4 clips"),
+        ({"model.ghost_batch": 2}, "set objectives.time_contrastive.group=2"),
     ],
 )
 def test_bad_values_are_refused_in_a_sentence(tiny, overrides, message):

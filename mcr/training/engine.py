@@ -1,0 +1,272 @@
+"""Engine: one optimiser step of a Pretrainer, on one process or as one of many.
+
+Precision, memory layout, compilation, accumulation, averaging over processes and the optimiser are
+here; what is computed is in `pretrainer.py`, and when, in `train.py`. On a GPU nothing in a step
+makes the host wait: what it has to know of the step it reads later, see `watch.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from functools import partial
+from inspect import signature
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.models.vision_transformer import EncoderBlock
+
+from mcr.data.batch import Batch
+from mcr.errors import UserError, require_choice
+from mcr.objectives.gather import num_processes
+from mcr.training.batch_norm import (
+    GlobalBatchNorm2d,
+    average_running_statistics,
+    statistics_kept,
+)
+from mcr.training.distributed import World
+from mcr.training.pretrainer import Pretrainer
+
+PRECISIONS = ("auto", "fp32", "bf16")
+COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
+
+
+@dataclass
+class OptimizerConfig:
+    """Adam, constant rate. Paper: 1e-4."""
+
+    lr: float = 1e-4
+    weight_decay: float = 0.0
+
+
+@dataclass
+class EngineConfig:
+    """How a step is computed: time, memory and network traffic.
+
+    accumulate:         the batch is computed in this many parts, one after the other, and their
+                        gradients added: memory for one part. Batch statistics and negatives are
+                        those of a part; without them (frozen batch norm or ghost batches, negatives
+                        within the clip or a group) the step equals that of the whole batch
+    recompute:          keep only the inputs of the encoder's blocks and compute the rest again for
+                        the gradient: a fraction of the memory, a third more arithmetic
+    compile:            torch.compile the encoder: "off", "default", "reduce-overhead" (CUDA graphs)
+                        or "max-autotune". Batch norm over several processes splits what can be
+                        compiled; ghost batches do not
+    bucket_mb:          gradients are averaged over processes in pieces of this size, while the
+                        next ones are being computed; larger ones suit a slow network
+    compress_gradients: average them as bfloat16: half the traffic, rounded
+    """
+
+    accumulate: int = 1
+    recompute: bool = False
+    compile: str = "off"
+    bucket_mb: int = 25
+    compress_gradients: bool = False
+
+    def __post_init__(self) -> None:
+        require_choice("engine.compile", self.compile, COMPILE_MODES)
+        for name in ("accumulate", "bucket_mb"):
+            if getattr(self, name) < 1:
+                raise UserError(f"engine.{name}={getattr(self, name)} must be at least 1")
+        if self.recompute and self.compile != "off":
+            raise UserError(
+                "engine.recompute and engine.compile exclude each other: "
+                "torch.compile decides by itself what to compute again"
+            )
+
+
+@dataclass
+class Step:
+    """What a step has left on the device.
+
+    metrics:    scalars of this process's share: "loss", what the Pretrainer measures, and
+                "gradient_norm", which is of the whole batch
+    embeddings: float32 [b, F, D] of this process's share (of its last part)
+    batch:      what they were computed from
+    flags:      float32 [3], the same on all processes: 1 where, on any of them, the loss was not
+                finite, the gradient norm was not, or a stop was asked for
+    """
+
+    metrics: dict[str, Tensor]
+    embeddings: Tensor
+    batch: Batch
+    flags: Tensor
+
+
+class Engine:
+    """Owns the network as it is trained, its optimiser, and how both run on `device`."""
+
+    def __init__(
+        self,
+        model: Pretrainer,
+        config: EngineConfig,
+        optimizer: OptimizerConfig,
+        precision: str,
+        device: torch.device,
+        world: World,
+    ):
+        self.model = model.to(device).to(memory_format=torch.channels_last)
+        self.device = device
+        self._config, self._world = config, world
+        self.autocast = torch.autocast(
+            device.type, torch.bfloat16, enabled=_wants_bf16(precision, device)
+        )
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(
+            trainable, lr=optimizer.lr, weight_decay=optimizer.weight_decay, fused=True
+        )
+        # From the first step on that is not finite, fused Adam leaves the weights as they are.
+        self._broken = torch.zeros((), device=device)
+        self.optimizer.found_inf = self._broken  # type: ignore[attr-defined]
+        if config.recompute:
+            recompute_blocks(model.encoder)
+        if config.compile != "off":
+            _compile(model, config.compile)
+        self._network = _averaging_gradients(model, config) if world.size > 1 else model
+        self._is_rehearsed = world.size == 1
+
+    def step(self, parts: Iterable[Batch], wants_to_stop: bool = False) -> Step:
+        """One optimiser step over `config.accumulate` parts of the batch, taken as needed.
+
+        A step whose loss or gradient is not finite, on whichever process, changes no weight, nor
+        does any after it; its flags say so.
+        """
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        of_parts = []
+        for number, part in enumerate(parts, start=1):
+            if not self._is_rehearsed:
+                self._rehearse(part)
+            metrics, embeddings = self._add_gradients(part, number == self._config.accumulate)
+            of_parts.append(metrics)
+        metrics = _mean(of_parts)
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in self.model.parameters() if p.grad is not None]
+        )
+        stop = torch.full((), wants_to_stop, device=self.device)
+        flags = torch.stack([~metrics["loss"].isfinite(), ~norm.isfinite(), stop]).float()
+        flags = self._world.any(flags)
+        torch.maximum(self._broken, flags[:2].amax(), out=self._broken)
+        self.optimizer.step()
+        average_running_statistics(self.model.encoder)
+        return Step(metrics | {"gradient_norm": norm}, embeddings, part, flags)
+
+    def _rehearse(self, part: Batch) -> None:
+        """A pass that does not count, the first time several processes work together.
+
+        From the first one DistributedDataParallel learns how to lay out its messages. Sums over
+        three or more processes round differently in another layout, so without this the first step
+        after a resume would not be, bit for bit, that of a run that was never interrupted.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), statistics_kept(self.model):
+            self._add_gradients(part, is_last=True)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._is_rehearsed = True
+
+    def _add_gradients(self, part: Batch, is_last: bool) -> tuple[dict[str, Tensor], Tensor]:
+        """(metrics, embeddings); processes average what has added up after the last part."""
+        if self._config.compile == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()
+        alone = isinstance(self._network, DistributedDataParallel) and not is_last
+        with self._network.no_sync() if alone else contextlib.nullcontext():  # type: ignore
+            with self.autocast:
+                loss, metrics, embeddings = self._network(part)
+            (loss / self._config.accumulate).backward()
+        return {"loss": loss.detach(), **metrics}, embeddings.detach()
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """(metrics, embeddings) with the running statistics; all processes must call it."""
+        self.model.eval()
+        with self.autocast:
+            loss, metrics, embeddings = self.model(batch)
+        return {"loss": loss, **metrics}, embeddings
+
+
+def _wants_bf16(precision: str, device: torch.device) -> bool:
+    require_choice("precision", precision, PRECISIONS)
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return precision == "bf16"
+
+
+def _averaging_gradients(model: Pretrainer, config: EngineConfig) -> DistributedDataParallel:
+    # Buffers are equal already, see batch_norm.py. The option not to send them was renamed.
+    names = signature(DistributedDataParallel).parameters
+    sending = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    network = DistributedDataParallel(
+        model,
+        bucket_cap_mb=config.bucket_mb,
+        gradient_as_bucket_view=True,
+        **{sending: False},  # type: ignore[arg-type]
+    )
+    if config.compress_gradients:
+        network.register_comm_hook(None, bf16_compress_hook)
+    return network
+
+
+def _compile(model: Pretrainer, mode: str) -> None:
+    for module in model.encoder.modules():
+        if isinstance(module, GlobalBatchNorm2d) and num_processes() > 1:
+            module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
+    model.compiled_encoder = torch.compile(model.encoder.forward, mode=mode)
+
+
+def recompute_blocks(encoder: nn.Module) -> None:
+    """Let each residual or transformer block keep its input only, and compute the rest twice.
+
+    The second time leaves the running statistics of batch normalisation alone.
+    """
+    for block in encoder.modules():
+        if isinstance(block, (BasicBlock, Bottleneck, EncoderBlock)):
+            block.forward = partial(
+                checkpoint,
+                block.forward,
+                use_reentrant=False,
+                preserve_rng_state=False,  # nothing inside is random
+                context_fn=partial(_first_and_second_pass, block),
+            )
+
+
+def _first_and_second_pass(
+    block: nn.Module,
+) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+    return contextlib.nullcontext(), statistics_kept(block)
+
+
+def _mean(of_parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    if len(of_parts) == 1:
+        return of_parts[0]
+    return {name: torch.stack([m[name] for m in of_parts]).mean(0) for name in of_parts[0]}
+
+
+def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """Each batch on `device`; a GPU copies it beside what it is computing, not in between."""
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in batches)
+        return
+    copies = torch.cuda.Stream(device)
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            moved = batch.to(device)
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(copies)
+        for field in fields(moved):  # their memory is free only when the computing is done, too
+            getattr(moved, field.name).record_stream(computing)
+        yield moved
+
+
+def make_deterministic(wanted: bool) -> None:
+    """Let torch use only kernels that give the same bits every time, and refuse others; or not."""
+    if wanted:  # read when CUDA starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.deterministic = wanted
+    torch.backends.cudnn.benchmark = not wanted

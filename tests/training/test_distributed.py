@@ -1,0 +1,319 @@
+"""Two processes compute what one computes: everything here runs in both and is compared.
+
+Starting processes is what costs, so they are started once (`two`), do all of it, and leave their
+results in files.
+"""
+
+import contextlib
+import faulthandler
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mcr.errors import UserError
+from mcr.objectives.gather import gather_rows
+from mcr.training.batch_norm import statistics_kept, synchronise_batch_norm
+from mcr.training.checkpoint import list_checkpoints, load_checkpoint
+from mcr.training.config import Config, flatten
+from mcr.training.distributed import World
+from mcr.training.engine import EngineConfig
+from mcr.training.train import train
+from tests.training.one_step import (
+    ALONE,
+    CPU,
+    distance,
+    make_engine,
+    one_step,
+    share_of,
+    whole_batch,
+)
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 300
+STEPS = {  # what is compared -> options of `one_step`
+    "global": {},
+    "ghost": {"ghost_batch": 2, "group": 2},
+    "parts": {"engine": EngineConfig(accumulate=2, recompute=True, bucket_mb=1)},
+    "compressed": {"engine": EngineConfig(compress_gradients=True)},
+}
+
+
+# --------------------------------------------------------------------------- what is computed
+
+
+def normalised(world: World) -> dict:
+    """Batch norm forward, backward and running statistics, images of unlike processes."""
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.BatchNorm2d(6))
+    nn.init.normal_(layer[0].weight)
+    synchronise_batch_norm(layer)
+    layer.double()
+    images = (
+        3 * torch.randn(8, 6, 5, 4, dtype=torch.double) + 5 * torch.arange(8)[:, None, None, None]
+    )
+    towards = torch.randn_like(images)
+    mine = slice(world.rank * 8 // world.size, (world.rank + 1) * 8 // world.size)
+    x = images[mine].clone().requires_grad_()
+    with statistics_kept(layer):
+        layer(x)
+    y = layer(x)
+    (y * towards[mine]).sum().backward()
+    weight = torch.stack([layer[0].weight.grad, layer[0].bias.grad])[None]
+    return {
+        "output": gather_rows(y.detach())[0],
+        "gradient": gather_rows(x.grad)[0],
+        "of_parameters": gather_rows(weight)[0].sum(0),
+        "buffers": dict(layer.named_buffers()),
+    }
+
+
+def broken_step(world: World) -> dict:
+    """The last process's actions are not numbers; then a sound step follows."""
+    engine = make_engine(world)
+    before = [p.detach().clone() for p in engine.model.parameters()]
+    batch = whole_batch()
+    batch.actions[-1, 0, 0] = torch.nan
+    broken = engine.step(share_of(batch, world)).flags
+    after = engine.step(share_of(whole_batch(), world), wants_to_stop=world.rank == 0).flags
+    unchanged = all(map(torch.equal, before, engine.model.parameters()))
+    return {"flags": [broken.tolist(), after.tolist()], "unchanged": unchanged}
+
+
+def refusal_of_one(world: World) -> str:
+    """One process cannot; all say why, in turn."""
+
+    def act():
+        if world.rank == world.size - 1:
+            raise UserError("no such file, says the last")
+
+    with pytest.raises(UserError) as error:
+        world.in_turn(act)
+    return str(error.value)
+
+
+def stop_this_process_at(step: int, run_dir: str) -> None:
+    path = Path(run_dir) / "metrics.jsonl"
+    while not (path.exists() and f'"step": {step}, "split": "train"' in path.read_text()):
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+# --------------------------------------------------------------------------- where it is computed
+
+
+def work(folder: Path, rank: int, size: int, ports: list[int], configs: dict) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0])}
+    torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(PATIENCE_S - 10)
+    multiprocessing.set_start_method("fork", force=True)  # of loader workers, as on Linux
+    world = World.of_environment()
+    results = {}
+    with world.connected(CPU):
+        results |= {name: one_step(world, **options) for name, options in STEPS.items()}
+        results["normalised"] = normalised(world)
+        results["broken"] = broken_step(world)
+        results["refusal"] = refusal_of_one(world)
+    torch.save(results, folder / f"results_{rank}.pt")
+    if rank == 1:  # is asked to stop; the other has to follow
+        arguments = (3, configs["stopped"].run_dir)
+        threading.Thread(target=stop_this_process_at, args=arguments, daemon=True).start()
+    for name, port in zip(("stopped", "whole"), ports[1:], strict=True):
+        os.environ["MASTER_PORT"] = str(port)  # the old one may not be free yet
+        train(configs[name])
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
+
+
+@pytest.fixture(scope="module")
+def configs(make_tiny, tmp_path_factory, reference):
+    folder = tmp_path_factory.mktemp("runs")
+    shards = shutil.copytree(reference, folder / "shards", copy_function=shutil.copyfile)
+    same = {"data.root": str(shards), "data.workers": 1, "save_every": 4, "validate_every": 6}
+    same |= {"optimizer.lr": 1e-5}  # so that rounding does not grow from step to step
+    return {
+        "whole": make_tiny(run_dir=str(folder / "whole"), steps=12, **same),
+        "alone": make_tiny(run_dir=str(folder / "alone"), steps=12, **same),
+        "killed": make_tiny(run_dir=str(folder / "killed"), steps=12, **same),
+        "stopped": make_tiny(run_dir=str(folder / "stopped"), steps=2000, **same),
+    }
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, configs) -> list[dict]:
+    """The results of both processes."""
+    folder = tmp_path_factory.mktemp("two")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mcr.training.train"])
+    ports = free_ports(3)
+    processes = [
+        context.Process(target=work, args=(folder, rank, 2, ports, configs)) for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(PATIENCE_S)
+        assert process.exitcode == 0
+    return [torch.load(folder / f"results_{rank}.pt") for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def one() -> dict:
+    torch.set_num_threads(1)
+    results = {name: one_step(ALONE, **options) for name, options in STEPS.items()}
+    return results | {"normalised": normalised(ALONE), "broken": broken_step(ALONE)}
+
+
+# --------------------------------------------------------------------------- comparisons
+
+
+@pytest.mark.parametrize("name", ["global", "ghost", "parts"])
+def test_losses_metrics_and_gradients_are_those_of_one_process(two, one, name):
+    for result in two:
+        for part in ("metrics", "gradients", "buffers", "embeddings", "evaluation"):
+            mine, expected = result[name][part], one[name][part]
+            if part == "embeddings":
+                mine, expected = {"": mine}, {"": expected}
+            assert distance(mine, expected) < 1e-5, part
+    assert two[0][name]["metrics"]["time_contrastive/chance"] == pytest.approx(
+        1 / 5 if name != "ghost" else 1 / 3
+    )
+
+
+def test_compressed_gradients_are_close(two, one):
+    error = distance(two[0]["compressed"]["gradients"], one["global"]["gradients"])
+    assert 1e-4 < error < 1e-2
+
+
+def test_batch_norm_is_that_of_the_concatenated_images(two):
+    """Also against torch's own layer on all images."""
+    torch.manual_seed(0)
+    expected = normalised_by_torch()
+    for result in two:
+        for name in ("output", "gradient", "of_parameters"):
+            torch.testing.assert_close(result["normalised"][name], expected[name])
+        assert distance(result["normalised"]["buffers"], expected["buffers"]) < 1e-12
+
+
+def normalised_by_torch() -> dict:
+    """`normalised` in one process: its layer is an ordinary BatchNorm2d there."""
+    return normalised(ALONE)
+
+
+def test_a_step_that_is_not_finite_on_one_process_changes_nothing_on_any(two, one):
+    for result in (*two, one):
+        broken, after = result["broken"]["flags"]
+        assert broken == [1, 1, 0]
+        assert after == [0, 0, 1]  # a sound step, but the weights stay: the run is over
+        assert result["broken"]["unchanged"]
+
+
+def test_a_user_error_of_one_process_is_raised_by_all(two):
+    assert [result["refusal"] for result in two] == ["no such file, says the last"] * 2
+
+
+def lines(config) -> list[dict]:
+    return [json.loads(line) for line in (Path(config.run_dir) / "metrics.jsonl").open()]
+
+
+def test_a_whole_run_logs_what_one_process_logs(two, configs):
+    train(configs["alone"])
+    mine, expected = lines(configs["whole"]), lines(configs["alone"])
+    assert [line["step"] for line in mine] == [line["step"] for line in expected]
+    pulls = ("dynamics_alignment/embedding_gradient", "time_contrastive/embedding_gradient")
+    health = ("gradient_norm", "action_prediction/r2", "embedding/effective_rank")
+    for name in ("loss", *health, *pulls):
+        values, targets = ([line[name] for line in run if name in line] for run in (mine, expected))
+        assert values == pytest.approx(targets, rel=1e-2), name
+
+
+def test_sigterm_to_one_process_stops_both_and_one_saves(two, configs):
+    path = list_checkpoints(Path(configs["stopped"].run_dir) / "checkpoints")[-1]
+    step = load_checkpoint(path)["step"]
+    assert 3 <= step < 200
+    assert max(line["step"] for line in lines(configs["stopped"])) == step
+
+
+def test_another_number_of_processes_goes_on_with_the_same_samples(two, configs):
+    """Two processes stopped somewhere; one goes on from there as it would have alone."""
+    config = configs["stopped"]
+    config.steps = lines(config)[-1]["step"] + 1
+    train(config)
+    assert lines(config)[-1]["step"] == config.steps
+
+
+# --------------------------------------------------------------------------- torchrun
+
+
+def pid_of_rank(rank: int, run_dir: str) -> int | None:
+    """The process of a run under torchrun, by its environment and its arguments."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            variables = (process / "environ").read_bytes().split(b"\0")
+            of_this_run = run_dir.encode() in (process / "cmdline").read_bytes()
+            if of_this_run and f"RANK={rank}".encode() in variables:
+                return int(process.name)
+    return None
+
+
+def start_torchrun(config, *options: str) -> subprocess.Popen:
+    """The run of `config` in two processes, started as people start it."""
+    chosen = flatten(config).items()
+    defaults = flatten(Config())
+    arguments = [f"{key}={value}" for key, value in chosen if value != defaults[key]]
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, "-m", "mcr.training.train", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_torchrun_restarts_a_killed_run_which_ends_in_the_same_bits(two, configs):
+    config = configs["killed"]
+    process = start_torchrun(config, "--max-restarts=1")
+    try:
+        path = Path(config.run_dir) / "metrics.jsonl"
+        while not (path.exists() and '"step": 5,' in path.read_text()):
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.02)
+        os.kill(pid_of_rank(1, config.run_dir), signal.SIGKILL)
+        output, _ = process.communicate(timeout=PATIENCE_S)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output
+    assert "resumed from" in output and output.count("checkpoint: ") == 1
+    ends = [
+        load_checkpoint(list_checkpoints(Path(configs[name].run_dir) / "checkpoints")[-1])
+        for name in ("whole", "killed")
+    ]
+    for part in ("encoder", "objectives"):
+        different = [
+            key for key in ends[0][part] if not ends[0][part][key].equal(ends[1][part][key])
+        ]
+        assert not different
+    steps = [(line["step"], line["split"]) for line in lines(config)]
+    assert len(steps) == len(set(steps))

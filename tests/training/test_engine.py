@@ -1,0 +1,120 @@
+"""Options of the engine that must not change what is computed, and those that may."""
+
+import pytest
+import torch
+
+from mcr.errors import UserError
+from mcr.training.engine import EngineConfig, Step, make_deterministic
+from mcr.training.watch import Watch
+from tests.training.one_step import (
+    ALONE,
+    NUM_CLIPS,
+    distance,
+    make_engine,
+    one_step,
+    share_of,
+    whole_batch,
+)
+
+# Nothing that one clip's loss has to do with another clip of the batch.
+WITHIN_THE_CLIP = {"negatives": "pair", "num_negatives": 0}
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict:
+    return one_step(ALONE)
+
+
+@pytest.mark.parametrize("batch_norm", [{"frozen_bn": True}, {"ghost_batch": 2}])
+def test_parts_add_up_to_the_whole_batch(batch_norm):
+    options = WITHIN_THE_CLIP | batch_norm
+    whole = one_step(ALONE, **options)
+    parts = one_step(ALONE, engine=EngineConfig(accumulate=4), **options)
+    assert distance(parts["gradients"], whole["gradients"]) < 1e-5
+    assert parts["metrics"]["loss"] == pytest.approx(whole["metrics"]["loss"].item(), rel=1e-5)
+
+
+def test_with_batch_norm_over_parts_they_do_not(plain):
+    parts = one_step(ALONE, engine=EngineConfig(accumulate=4))
+    assert distance(parts["gradients"], plain["gradients"]) > 1e-2
+
+
+def test_recomputing_changes_neither_gradients_nor_running_statistics(plain):
+    again = one_step(ALONE, engine=EngineConfig(recompute=True))
+    assert distance(again["gradients"], plain["gradients"]) < 1e-12
+    assert all(again["buffers"][n].equal(b) for n, b in plain["buffers"].items())
+
+
+def test_recomputing_keeps_less_in_memory():
+    def kept_bytes(**options) -> int:
+        engine = make_engine(ALONE, **options)
+        tensors = {}
+
+        def note(tensor):
+            tensors[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            engine.model(whole_batch())
+        return sum(tensors.values())
+
+    parameters = sum(p.nbytes for p in make_engine(ALONE).model.parameters())
+    plain = kept_bytes() - parameters
+    assert kept_bytes(engine=EngineConfig(recompute=True)) < parameters + plain / 2
+
+
+def test_ghost_batches_are_batches_of_their_own():
+    """Gradients of a batch of two ghosts: the mean of those of each by itself."""
+    options = WITHIN_THE_CLIP | {"ghost_batch": NUM_CLIPS // 2}
+    together = one_step(ALONE, **options)
+    halves = []
+    for half in share_of(whole_batch(), ALONE, 2):
+        engine = make_engine(ALONE, **WITHIN_THE_CLIP)
+        engine.step([half])
+        halves.append({n: p.grad for n, p in engine.model.named_parameters()})
+    mean = {name: (halves[0][name] + halves[1][name]) / 2 for name in halves[0]}
+    assert distance(together["gradients"], mean) < 1e-5
+    assert distance(together["gradients"], one_step(ALONE, **WITHIN_THE_CLIP)["gradients"]) > 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_encoder_computes_the_same(plain, mode):
+    compiled = one_step(ALONE, engine=EngineConfig(compile=mode))
+    assert distance(compiled["gradients"], plain["gradients"]) < 1e-6
+    assert distance(compiled["buffers"], plain["buffers"]) < 1e-6
+    assert distance(compiled["evaluation"], plain["evaluation"]) < 1e-5
+
+
+def test_deterministic_mode_is_switched_on_and_off():
+    make_deterministic(True)
+    assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+    make_deterministic(False)
+    assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.benchmark
+
+
+def test_a_gpus_flags_are_read_one_step_late_and_none_is_lost():
+    watch = Watch(torch.device("cuda"))  # what it watches may lie anywhere
+    flags = [[0.0, 0, 0], [0, 1, 0], [0, 0, 1]]
+    heard = []
+    for number, of_step in enumerate(flags):
+        watch.add(
+            number, Step({"loss": torch.ones(())}, torch.ones(1), None, torch.tensor(of_step))
+        )
+        heard += [verdict.number for verdict in watch.verdicts(all_steps=False)]
+    assert heard == [0, 1]
+    (last,) = watch.verdicts(all_steps=True)
+    assert (last.number, last.bad_loss, last.bad_gradient, last.wants_to_stop) == (2, 0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compile": "fast"}, "engine.compile"),
+        ({"accumulate": 0}, "engine.accumulate=0"),
+        ({"recompute": True, "compile": "default"}, "exclude each other"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        EngineConfig(**options)
