@@ -10,15 +10,20 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    # The recipes lie at the top of the repository and are installed inside the package.
-    packages=[*find_packages(include=["mcr", "mcr.*"]), "mcr.cfgs"],
-    package_dir={"mcr.cfgs": "cfgs"},
-    package_data={"mcr.cfgs": ["*.yaml"], "mcr": ["py.typed"]},
+    # Recipes and test pictures lie outside `mcr/` and are installed inside the package.
+    packages=[*find_packages(include=["mcr", "mcr.*"]), "mcr.cfgs", "mcr.golden"],
+    package_dir={"mcr.cfgs": "cfgs", "mcr.golden": "resources/golden"},
+    package_data={
+        "mcr.cfgs": ["*.yaml", "*.json", "ablation/*.yaml"],
+        "mcr.golden": ["*.png"],
+        "mcr": ["py.typed"],
+    },
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
         "numpy>=2.0",
         "pandas>=2.0",
+        "scipy>=1.11",  # rotations: relative poses, 6-D
         "pillow>=10",
         "einops>=0.7",
         "tensorboard>=2.14",
@@ -39,6 +44,13 @@ setup(
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.1"],
         "hdf5": ["h5py>=3.10"],
         "video": ["av>=12"],
+        "robomimic": [
+            "robomimic==0.3.0",
+            "six>=1.16",  # robomimic imports it without saying so
+            "robosuite==1.5.1",  # 1.5.2 insists on a mink that insists on NumPy 1
+            "mujoco==3.3.0",  # robosuite runs with 3.3 to 3.9; MetaWorld pins this one
+            "h5py>=3.10",
+        ],
         # The tests exercise every extra that installs beside the others.
         "dev": [
             "pytest>=8",
@@ -46,6 +58,7 @@ setup(
             "ruff>=0.9",
             "mypy>=1.13",
             "ray>=2.9",
+            "wandb>=0.17",
             "timm>=1.0",
             "huggingface_hub>=0.24",
             "onnx>=1.16",

@@ -1,5 +1,6 @@
 # Sourced by the other scripts: puts a Python with mcr installed first on PATH and goes to the
 # repository's root. An active virtual environment is used as it is; otherwise .venv is made here.
+# `extras`, if set before, names the extras of setup.py that are installed beside dev: robomimic.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -21,9 +22,14 @@ if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
 fi
 
 # Installing takes minutes (torch brings its CUDA libraries), so only when setup.py has changed.
-stamp="$(python -c 'import sys; print(sys.prefix)')/.mcr-$(cksum <setup.py | tr -d ' ')-$(pwd | cksum | tr -d ' ')"
+extras="dev${extras:+,$extras}"
+stamp="$(python -c 'import sys; print(sys.prefix)')/.mcr-$extras-$(cksum <setup.py | tr -d ' ')-$(pwd | cksum | tr -d ' ')"
 if [ ! -e "$stamp" ]; then
+    if [[ "$extras" == *robomimic* ]] && ! command -v cmake >/dev/null; then
+        echo "error: robomimic's egl_probe is built with cmake: apt-get install cmake g++" >&2
+        exit 2
+    fi
     echo "installing mcr and what it needs; the first time this takes a few minutes"
-    python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+    python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
     touch "$stamp"
 fi

@@ -1,6 +1,12 @@
 #!/usr/bin/env bash
 # Sets itself up and runs the tests:   bash scripts/test.sh [pytest arguments]
+# Those of robomimic alone, for which its extra is installed too:   bash scripts/test.sh robomimic
 set -euo pipefail
+if [ "${1:-}" = robomimic ]; then
+    extras=robomimic
+    shift
+    set -- tests/robomimic --slow "$@"
+fi
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 ruff check .

@@ -31,6 +31,12 @@ def reference() -> Path:
     return REFERENCE / "1.0.0"
 
 
+@pytest.fixture(scope="session")
+def sample() -> Path:
+    """The sample data: 24 simulated episodes. Read only, so give its index another place."""
+    return SAMPLE
+
+
 @pytest.fixture
 def shards(tmp_path, reference) -> Path:
     """A copy of the reference shards that a test may damage."""

@@ -37,7 +37,12 @@ HOMES = {
     "omegaconf": CONFIGURATION,
     "torch": ("mcr/data/batch.py", "mcr/data/crops.py", "mcr/data/loader.py", *WEIGHTS),
     "torchvision": WEIGHTS,
-    "matplotlib": ("mcr/analysis/", "mcr/training/summary.py", "mcr/downstream/"),
+    "matplotlib": (
+        "mcr/analysis/",
+        "mcr/training/pictures.py",
+        "mcr/training/summary.py",
+        "mcr/downstream/",
+    ),
     "ray": ("mcr/data/ray_engine.py",),
     "wandb": ("mcr/training/logging.py",),
     "timm": ("mcr/models/",),

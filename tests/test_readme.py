@@ -22,7 +22,7 @@ from mcr.models.export import export_encoder
 from mcr.training.config import Config, check_overrides, recipes_folder
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/policies.md", "docs/scaling.md")
 
 
 def blocks(document: str, language: str) -> list:
@@ -60,7 +60,9 @@ def check_shapes(source: str, names: dict) -> int:
     return len(claims)
 
 
-@pytest.mark.parametrize("source", blocks("README.md", "python"))
+@pytest.mark.parametrize(
+    "source", blocks("README.md", "python") + blocks("docs/policies.md", "python")
+)
 def test_python_block_runs(source, desk, monkeypatch, recwarn):
     monkeypatch.chdir(desk)
     names = {"__name__": "readme"}
@@ -78,7 +80,7 @@ def test_claimed_shapes_are_compared():
 
 # --------------------------------------------------------------------------- bash
 
-FOREIGN = {"git", "grep", "mypy", "pip", "ruff", "source"}  # other people's programs
+FOREIGN = {"git", "grep", "mypy", "pip", "ray", "ruff", "sbatch", "source"}  # programs of others
 
 
 def check_command(line: str) -> None:
@@ -129,6 +131,9 @@ def check_training(arguments: list[str]) -> None:
         place = arguments.index("--config-name")
         recipe = arguments.pop(place + 1)
         arguments.pop(place)
+    if arguments[:1] == ["--gpus"]:
+        int(arguments[1])
+        arguments = arguments[2:]
     if arguments == ["--help"]:
         return
     check_overrides(arguments)
@@ -188,7 +193,7 @@ def broken_links(document: str, text: str) -> list[str]:
         if target.startswith(("http://", "https://")):
             continue
         file, _, anchor = target.partition("#")
-        path = ROOT / (file or document)
+        path = (ROOT / document).parent / file if file else ROOT / document
         if not path.exists() or (anchor and anchor not in anchors(path)):
             broken.append(target)
     return broken

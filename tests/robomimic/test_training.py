@@ -1,0 +1,122 @@
+"""robomimic's training through our command: the ready config, its refusals, what it leaves."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mcr import UserError
+from mcr.downstream.robomimic.comparison import (
+    Outcome,
+    compare,
+    format_table,
+    wilson_interval,
+)
+from mcr.downstream.robomimic.training import merge, read_config, read_progress, train
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_ready_config_trains_and_prints_the_success_rate(
+    small_config, lift, encoder_path, tmp_path, command
+):
+    result = command(
+        "scripts/train_robomimic.py",
+        *("--config", str(small_config), "--dataset", str(lift), "--weights", encoder_path),
+        *("--output", "runs", "--name", "policy"),
+        folder=tmp_path,
+    )
+    assert "success rate after epoch 2: 0%" in result.stdout
+    (trained,) = (tmp_path / "runs" / "policy").iterdir()
+    progress = read_progress(trained)
+    assert progress.loss.keys() == progress.epoch_s.keys() == {1, 2}
+    assert progress.success == {2: 0.0}
+    checkpoint = torch.load(trained / "models" / "model_epoch_2.pth", weights_only=True)
+    assert checkpoint["algo_name"] == "bc"
+
+
+def test_what_a_user_can_fix_is_one_line(small_config):
+    result = subprocess.run(
+        [
+            *(sys.executable, "scripts/train_robomimic.py"),
+            *("--config", str(small_config), "--dataset", "nowhere.hdf5"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: train.data=nowhere.hdf5")
+
+
+def test_refusals(small_config, lift, tmp_path):
+    config = merge(read_config(small_config), {"train": {"data": str(lift)}})
+    (tmp_path / "exists").mkdir()
+    for changes, complaint in [
+        ({"algo_name": "bcc"}, "did you mean 'bc"),
+        ({"train": {"epochs": 3}}, "'epochs' does not exist"),
+        (
+            {"train": {"output_dir": str(tmp_path)}, "experiment": {"name": "exists"}},
+            "exists: give",
+        ),
+    ]:
+        with pytest.raises(UserError, match=complaint):
+            train(merge(config, changes))
+
+
+def test_configs_that_are_none(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        read_config(tmp_path / "none.json")
+    for content, complaint in [("{", "is not JSON"), ("{}", "lacks algo_name")]:
+        (tmp_path / "bad.json").write_text(content)
+        with pytest.raises(UserError, match=complaint):
+            read_config(tmp_path / "bad.json")
+
+
+def test_merge_is_deep_and_leaves_its_arguments():
+    config = {"a": {"b": 1, "c": 2}, "d": 3}
+    assert merge(config, {"a": {"c": None, "e": 4}}) == {"a": {"b": 1, "c": None, "e": 4}, "d": 3}
+    assert config == {"a": {"b": 1, "c": 2}, "d": 3}
+
+
+# ------------------------------------------------------------------------ the example
+
+
+def test_wilson_interval():
+    # Brown, Cai, DasGupta 2001: n = 10, 0 successes: upper end z^2 / (n + z^2)
+    assert wilson_interval(0, 10) == pytest.approx((0.0, 1.96**2 / (10 + 1.96**2)))
+    assert wilson_interval(10, 10) == pytest.approx((10 / (10 + 1.96**2), 1.0))
+    low, high = wilson_interval(5, 10)
+    assert low + high == pytest.approx(1.0)
+    assert low == pytest.approx(0.2366, abs=1e-4)
+
+
+def test_table_tells_rate_interval_and_ratio():
+    rows = [
+        Outcome("BC", "encoder, features cached", 0.5, 0.01, 15, 20),
+        Outcome("BC", "encoder", 20.0, 0.01, 16, 20),
+    ]
+    lines = format_table(rows).splitlines()
+    assert len({len(line) for line in lines[:3]}) == 1
+    assert lines[1].endswith("15/20 (53% to 89%)")
+    assert lines[3] == "BC, encoder, features cached: epochs are 40 times as fast as in the loop"
+
+
+def test_comparison_refuses_an_existing_folder(tmp_path):
+    with pytest.raises(UserError, match="exists"):
+        compare(tmp_path, ROOT / "cfgs" / "robomimic_bc_mcr.json")
+
+
+@pytest.mark.slow
+def test_example_runs(encoder_path, tmp_path, command):
+    result = command(
+        "scripts/robomimic_example.py",
+        *("--small", "--weights", encoder_path, "--out", str(tmp_path / "out")),
+    )
+    table = result.stdout[result.stdout.index("policy  ") :]
+    assert table.count("BC-RNN") == 6  # five inputs and the ratio
+    for name in ("nothing else", "untrained encoder", "ResNet18Conv from scratch"):
+        assert name in table
+    assert len(list((tmp_path / "out" / "runs").iterdir())) == 10
