@@ -5,12 +5,14 @@
 
 Prints a Markdown table. On a GPU: ResNet-50, batches of 160 to 2,560 images, 224 and 176 pixels,
 all modes, in less than 8 minutes. On a CPU: a ResNet-18 on 64 pixels, in less than 2. Everything is
-measured in this one job, the limits too: a large matrix product and a large copy.
+measured in this one job, the limits too: large products and convolutions, and a large copy.
 
 Upstream's way: float32, NCHW, Adam without fused kernels, `.item()` for every metric of every step;
 its images lie ready, cropped, on the device. Ours begins with uint8 frames and crops them in the
 step. "Real data" reads the embedded sample's shards, decodes and sends them while the step runs;
-the last column compares it with the same mode on a batch that lies ready.
+the last column compares it with the same mode on a batch that lies ready. On a CPU time is that of
+one core given to this process, so that other work on the machine does not count, nor do the loader's
+own processes.
 
 The arithmetic of an image is counted by torch (forward and backward). A ResNet-50 moves at best
 346 MB per image of 224 pixels through memory (bfloat16, fused); other networks have no such figure.
@@ -25,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -102,6 +105,11 @@ def rows_for_cpu(clips: int, size: int) -> list[Row]:
 # --------------------------------------------------------------------------- the machine's limits
 
 
+def clock(device: torch.device) -> float:
+    """Seconds: of the wall, or on a CPU of this process's work."""
+    return time.perf_counter() if device.type == "cuda" else time.process_time()
+
+
 def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -112,23 +120,31 @@ def best_time(act: Callable[[], object], device: torch.device, rounds: int = 20)
     times = []
     for number in range(rounds + 3):
         synchronise(device)
-        began = time.perf_counter()
+        began = clock(device)
         act()
         synchronise(device)
         if number >= 3:
-            times.append(time.perf_counter() - began)
+            times.append(clock(device) - began)
     return min(times)
 
 
 def peak_arithmetic(device: torch.device) -> dict[str, float]:
-    """FLOP/s of a square matrix product of random numbers, by precision (fp32 on a GPU: TF32, which
-    is what torch uses for convolutions of float32)."""
-    size = 8192 if device.type == "cuda" else 1024
+    """FLOP/s by precision: the better of a matrix product and a 3 x 3 convolution of random numbers.
+
+    fp32 on a GPU is TF32, which is what torch uses for convolutions of float32.
+    """
+    size, images = (8192, 512) if device.type == "cuda" else (1024, 16)
     rates = {}
     torch.set_float32_matmul_precision("high")
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-        rates[name] = 2 * size**3 / best_time(lambda a=a, b=b: a @ b, device)
+        kernel = torch.randn(256, 256, 3, 3, device=device, dtype=dtype)
+        x = torch.randn(images, 256, 28, 28, device=device, dtype=dtype)
+        kernel, x = (t.to(memory_format=torch.channels_last) for t in (kernel, x))
+        product = 2 * size**3 / best_time(partial(torch.mm, a, b), device)
+        convolution = partial(torch.nn.functional.conv2d, x, kernel, padding=1)
+        rate = 2 * x.numel() * 256 * 9 / best_time(convolution, device)
+        rates[name] = max(product, rate)
     torch.set_float32_matmul_precision("highest")
     return rates
 
@@ -229,20 +245,20 @@ def images_per_second(
     step: Step, batches: Iterator[Batch], device: torch.device, seconds: float
 ) -> float:
     """Steady state, after a warm-up of at least three steps and a third of the time."""
-    warm_until = time.perf_counter() + seconds / 3
+    warm_until = clock(device) + seconds / 3
     for number in itertools.count():
-        if number >= 3 and time.perf_counter() > warm_until:
+        if number >= 3 and clock(device) > warm_until:
             break
         step(next(batches))
     synchronise(device)
-    began, images, steps = time.perf_counter(), 0, 0
-    while steps < 3 or time.perf_counter() - began < seconds:
+    began, images, steps = clock(device), 0, 0
+    while steps < 3 or clock(device) - began < seconds:
         batch = next(batches)
         step(batch)
         images += len(batch.samples) * NUM_FRAMES
         steps += 1
     synchronise(device)
-    return images / (time.perf_counter() - began)
+    return images / (clock(device) - began)
 
 
 def host_waits(engine: Engine, batch: Batch) -> str:
@@ -347,26 +363,38 @@ def main() -> None:
     )
     parser.add_argument("--backbone", default="resnet50" if has_gpu else "resnet18")
     parser.add_argument("--source", type=Path, default=SOURCE, help="an RLDS version folder")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of measuring, per row")
+    seconds = 3.0 if has_gpu else 2.0
+    parser.add_argument("--seconds", type=float, default=seconds, help="of measuring, per row")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=1 if has_gpu else 2,
+        help="rows are measured in turn, the best kept: a CPU is shared with others",
+    )
     parser.add_argument("--workers", type=int, default=max(1, num_cores() - 1))
-    parser.add_argument("--clips", type=int, default=16, help="per batch, on a CPU")
+    parser.add_argument("--clips", type=int, default=8, help="per batch, on a CPU")
     parser.add_argument("--size", type=int, default=64, help="pixels, on a CPU")
     parser.add_argument("--budget", type=float, default=420, help="seconds, then no further row")
     arguments = parser.parse_args()
     began = time.monotonic()
     device = torch.device("cuda" if has_gpu else "cpu")
+    if not has_gpu:
+        torch.set_num_threads(1)
     make_deterministic(False)
     report = Report(arguments.backbone, device)
     rows = rows_for_gpu() if has_gpu else rows_for_cpu(arguments.clips, arguments.size)
     with tempfile.TemporaryDirectory() as folder:
         index = open_index(arguments.source, Path(folder) / "index")
         config = DataConfig(workers=arguments.workers)
-        for row in rows:
+        best = [0.0] * len(rows)
+        for turn, (number, row) in itertools.product(range(arguments.rounds), enumerate(rows)):
             if time.monotonic() - began > arguments.budget:
                 print(f"out of time: {row}", file=sys.stderr)
                 continue
             rate = measure(row, arguments.backbone, index, config, device, arguments.seconds)
-            report.add(row, rate)
+            best[number] = max(best[number], rate)
+            if turn == arguments.rounds - 1:
+                report.add(row, best[number])
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def run(script: str, *arguments: str, folder: Path = ROOT) -> subprocess.Complet
     """Run a script as a user does; its output in the error if it fails."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
-        "OMP_THREAD_LIMIT": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
         "LP_NUM_THREADS": "0",  # Mesa renders in the thread that asks
     }
     result = subprocess.run(

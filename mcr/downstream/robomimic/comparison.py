@@ -81,7 +81,7 @@ def compare(
     folder:    must not exist; holds data sets, configs, runs and logs afterwards
     config:    robomimic's JSON of what the policies share
     weights:   what `load_model` reads; None = only the untrained encoder takes part
-    processes: runs at a time; more than one get a single thread each
+    processes: runs at a time, of two threads and about 2 GB each
     """
     folder, scale = Path(folder).resolve(), scale or Scale()
     if folder.exists():
@@ -100,9 +100,7 @@ def compare(
         for algorithm in _ALGORITHMS
     }
     with ThreadPoolExecutor(processes) as pool:  # of processes that train
-        runs = [
-            pool.submit(_run, folder, *key, config, processes) for key, config in configs.items()
-        ]
+        runs = [pool.submit(_run, folder, *key, config) for key, config in configs.items()]
         outcomes = [run.result() for run in runs]
     print("\n" + format_table(outcomes))
     return outcomes
@@ -156,15 +154,14 @@ def _see_pictures(backbone: str, kwargs: Config, core_kwargs: Config | None = No
     return {"observation": {"encoder": {"rgb": {"core_kwargs": core}}}}
 
 
-def _run(folder: Path, algorithm: str, name: str, config: Config, processes: int) -> Outcome:
+def _run(folder: Path, algorithm: str, name: str, config: Config) -> Outcome:
     """Train and try in a process of its own, as from the command line."""
     slug = f"{algorithm} {name}".lower().replace(",", "").replace(" ", "_")
     config = merge(config, {"experiment": {"name": slug}})
     path, log = folder / f"{slug}.json", folder / f"{slug}.log"
     path.write_text(json.dumps(config, indent=4))
-    environment = dict(os.environ)
-    if processes > 1:
-        environment["OMP_THREAD_LIMIT"] = "1"  # robomimic asks torch for two
+    # robomimic asks torch for two threads, however many runs share the cores: they must not spin
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
     command = [sys.executable, "-c", _TRAIN, str(path)]
     with log.open("w") as file:
         result = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
