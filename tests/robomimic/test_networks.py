@@ -49,7 +49,7 @@ GOAL = OrderedDict(camera=[3, SIDE, SIDE])
 CPU = torch.device("cpu")
 # robomimic's recurrent networks check the shapes that they are asked about as if they were arrays
 # of T entries, of which the first is T.
-STEPS = {key: np.full(T, T) for key in SHAPES}
+STEPS = {key: torch.full((T,), T) for key in SHAPES}
 
 
 @pytest.fixture(autouse=True)
@@ -303,10 +303,10 @@ def test_rnn_mimo_mlp(encoder_kwargs):
     check_shape(network(obs=inputs), network.output_shape({"obs": STEPS}))
     state, outputs = network.get_rnn_init_state(B, CPU), []
     for step in range(T):
-        now = {key: values[:, step] for key, values in inputs.items()}
-        output, state = network.forward_step(rnn_state=state, obs=now)
+        now = {key: values[:, step : step + 1] for key, values in inputs.items()}
+        output, state = network(rnn_init_state=state, return_state=True, obs=now)
         outputs.append(output["action"])
-    torch.testing.assert_close(torch.stack(outputs, dim=1), network(obs=inputs)["action"])
+    torch.testing.assert_close(torch.cat(outputs, dim=1), network(obs=inputs)["action"])
     check_step(network, lambda: network(obs=inputs)["action"].square().mean())
 
 

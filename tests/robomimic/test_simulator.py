@@ -89,7 +89,7 @@ def test_light_rendering_has_no_shadows(lift):
     full.reset()
     full.reset_to({"states": state})
     raw = full.env._get_observations(force_update=True)["agentview_image"][::-1].astype(float)
-    assert light.mean() - raw.mean() > 0.5
+    assert np.abs(light - raw).mean() > 0.3
 
 
 def test_rollouts_follow_the_global_seed():
