@@ -41,8 +41,8 @@ train(read_config(sys.argv[1]))
 _ALGORITHMS: dict[str, Config] = {
     "BC": {},
     "BC-RNN": {
-        "train": {"seq_length": 10, "batch_size": 8},
-        "algo": {"rnn": {"enabled": True, "horizon": 10, "hidden_dim": 256}},
+        "train": {"seq_length": 5, "batch_size": 8},
+        "algo": {"rnn": {"enabled": True, "horizon": 5, "hidden_dim": 256}},
     },
 }
 
