@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import sys
 
 import pandas as pd
 import pytest
@@ -36,7 +37,7 @@ def line(step, split, accuracy):
 
 
 @pytest.fixture
-def run_dir(tmp_path, tiny):
+def run_dir(tmp_path, tiny, monkeypatch):
     """A run's folder as it is after a few steps."""
     lines = [
         line(1, "train", 0.21),
@@ -48,6 +49,7 @@ def run_dir(tmp_path, tiny):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
     config = tiny(steps=9, run_dir=str(tmp_path), **{"optimizer.lr": 0.123})
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "mcr.training.train", "a.b=c d"])
     save_launch(tmp_path, ["the data", "7 episodes <b>"])
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step_00000005.pt").write_bytes(b"x")
@@ -106,7 +108,7 @@ def test_page_holds_all_of_it_and_needs_no_other_file(run_dir):
         "<code>optimizer.lr</code></td><td>0.123</td><td>0.0001",
         "7 episodes &lt;b&gt;",
         f'mcr.load_model("{run_dir / "checkpoints" / "step_00000005.pt"}")'.replace('"', "&quot;"),
-        "pytest",  # the command
+        "-m mcr.training.train &#x27;a.b=c d&#x27;",  # the command
     ):
         assert fact in page, fact
     assert "run_dir" not in page.split("Changed from")[1].split("<h2>")[0]
