@@ -2,7 +2,8 @@
 
     python scripts/robomimic_example.py --weights demo_output/encoder
 
-On two cores the default takes about 20 minutes, --small about five.
+On a CPU the policies that learn or look through a network in the loop take most of the time.
+--small shows in a few minutes that all of it runs.
 """
 
 import argparse
