@@ -28,11 +28,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from hardware import processor
 from PIL import Image
 
 from mcr.data.extract import Options, extract
-from mcr.data.processes import num_cores, process_pool
+from mcr.data.processes import num_cores, process_pool, processor
 from mcr.downstream.features import FeatureConfig, Job, Worker, make_job
 from mcr.downstream.recordings import open_recordings
 from mcr.models.encoder import load_model

@@ -29,8 +29,8 @@ import time
 from pathlib import Path
 
 import torch
-from hardware import processor
 
+from mcr.data.processes import processor
 from mcr.training.checkpoint import list_checkpoints, load_checkpoint
 
 ROOT = Path(__file__).parents[1]

@@ -29,7 +29,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from hardware import processor
 from torch.utils.data import DataLoader, IterableDataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone, not installed
@@ -42,6 +41,7 @@ from mcr.data.extract import Options, extract
 from mcr.data.index import open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
 from mcr.data.pictures import decode
+from mcr.data.processes import processor
 from mcr.data.selection import Episodes
 from mcr.data.tfrecord import encode_example, write_records
 from mcr.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD

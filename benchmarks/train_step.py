@@ -31,14 +31,13 @@ from pathlib import Path
 
 import torch
 import torchvision
-from hardware import processor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mcr.data.batch import NUM_FRAMES, Batch
 from mcr.data.crops import network_input
 from mcr.data.index import Index, open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
-from mcr.data.processes import num_cores
+from mcr.data.processes import num_cores, processor
 from mcr.data.selection import SelectionConfig, select_episodes
 from mcr.models.backbones import build_backbone
 from mcr.models.preprocessing import Preprocessing

@@ -6,7 +6,7 @@ variants. Called by scripts/compare_runs.py, which gathers the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +24,11 @@ def summarise_runs(runs: pd.DataFrame, first: str = "") -> pd.DataFrame:
     groups = runs.drop(columns="seed").groupby("variant")
     table = groups.agg(["mean", "std"]).rename(columns={"std": "sd"}, level=1)
     table.insert(0, ("seeds", ""), groups.size())
-    order = sorted(table.index, key=lambda name: (name != first, name))
-    return table.loc[order]
+    return table.loc[_in_order(table.index, first)]
+
+
+def _in_order(variants: Iterable[str], first: str) -> list[str]:
+    return sorted(variants, key=lambda name: (name != first, name))
 
 
 def to_markdown(table: pd.DataFrame) -> str:
@@ -56,7 +59,7 @@ def plot_comparison(
     runs, first: as for `summarise_runs`. A dashed line carries the first variant's mean down.
     """
     means = runs.groupby("variant")[list(metrics)].mean()
-    order = sorted(means.index, key=lambda name: (name != first, name))
+    order = _in_order(means.index, first)
     figure = Figure(
         figsize=(1.6 + 2.1 * len(metrics), 1.1 + 0.3 * len(order)), layout="constrained"
     )

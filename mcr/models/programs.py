@@ -11,6 +11,7 @@ is in the file: JSON under "mcr", in ONNX's metadata and in torch.export's extra
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -84,13 +85,7 @@ def require_close(computed: Tensor, expected: Tensor, what: str) -> None:
 
 def cropped_golden_pictures(preprocessing: Preprocessing) -> Tensor:
     """The golden pictures as a program takes them: uint8 [4, 3, S, S]."""
-    unnormalised = Preprocessing(
-        preprocessing.image_size,
-        preprocessing.resize,
-        mean=(0, 0, 0),
-        std=(1, 1, 1),
-        interpolation=preprocessing.interpolation,
-    )
+    unnormalised = dataclasses.replace(preprocessing, mean=(0, 0, 0), std=(1, 1, 1))
     pixels = unnormalised(list(golden_pictures().values()))
     return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
 

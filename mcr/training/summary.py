@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import platform
 import shlex
 import sys
 from datetime import datetime
@@ -27,6 +26,7 @@ from matplotlib.ticker import MaxNLocator
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mcr.data.processes import processor
 from mcr.errors import UserError
 from mcr.training.checkpoint import list_checkpoints
 from mcr.training.config import Config, flatten
@@ -54,11 +54,7 @@ def hardware(device: torch.device) -> str:
     """What the run computes on, for people."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} ({torch.cuda.device_count()} visible)"
-    model = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        lines = info.read_text().splitlines()
-        model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), model)
-    return f"{model}, {os.cpu_count()} cores, threads: {torch.get_num_threads()}"
+    return f"{processor()}, threads: {torch.get_num_threads()}"
 
 
 # --------------------------------------------------------------------------- reading

@@ -1,5 +1,6 @@
 """Data sets and records made to order from the reference shards, for the tests of `mcr.data`."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -64,20 +65,61 @@ def _values(feature):
         return feature.ints()
 
 
+def write_shards(root: Path, features_json: Path, name: str, shards: list[list[dict]]) -> Path:
+    """A folder in DROID's layout, without dataset_info.json: [[features, ...] per shard]."""
+    root.mkdir(parents=True)
+    shutil.copyfile(features_json, root / "features.json")
+    for number, episodes in enumerate(shards):
+        path = root / f"{name}-train.tfrecord-{number:05d}-of-{len(shards):05d}"
+        write_records(path, map(encode_example, episodes))
+    return root
+
+
 @pytest.fixture
 def make_dataset(tmp_path, reference):
     """make_dataset([[features, ...] per shard], name="made") -> folder in DROID's layout."""
 
     def make(shards: list[list[dict]], name: str = "made") -> Path:
-        root = tmp_path / name / "1.0.0"
-        root.mkdir(parents=True)
-        shutil.copyfile(reference / "features.json", root / "features.json")
+        root = write_shards(tmp_path / name / "1.0.0", reference / "features.json", name, shards)
         info = {"splits": [{"name": "train", "shardLengths": [str(len(s)) for s in shards]}]}
         (root / "dataset_info.json").write_text(json.dumps(info))
-        for number, episodes in enumerate(shards):
-            path = root / f"{name}-train.tfrecord-{number:05d}-of-{len(shards):05d}"
-            write_records(path, map(encode_example, episodes))
         return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_large(reference, make_features, tmp_path_factory, file_path):
+    """make_large(num_shards, episodes, length) -> folder, enough work to be killed in.
+
+    episodes: per shard; length: in steps, as far as the reference's episodes go
+    """
+
+    def make(num_shards: int, episodes: int, length: int) -> Path:
+        shards = [
+            [
+                make_features(length, file_path(episodes * shard + i), record=i)
+                for i in range(episodes)
+            ]
+            for shard in range(num_shards)
+        ]
+        root = tmp_path_factory.mktemp("large") / "1.0.0"
+        return write_shards(root, reference / "features.json", "large", shards)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digest():
+    """digest(root) -> path relative to it -> SHA-256, of every file and folder below it."""
+
+    def make(root: Path) -> dict[str, str]:
+        return {
+            str(path.relative_to(root)): hashlib.sha256(
+                path.read_bytes() if path.is_file() else b""
+            ).hexdigest()
+            for path in sorted(root.rglob("*"))
+        }
 
     return make
 

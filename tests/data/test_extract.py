@@ -21,7 +21,6 @@ from mcr.data.droid import EXTERIOR_VIEWS, RldsDataset
 from mcr.data.episode import LANGUAGES
 from mcr.data.extract import Options, ShardTask, extract, extract_shard
 from mcr.data.manifest import Manifest
-from mcr.data.tfrecord import encode_example, write_records
 from mcr.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "process_data_multicore.py"
@@ -40,16 +39,6 @@ def run(*arguments, **options) -> subprocess.CompletedProcess:
     with start(*arguments, **options) as process:
         stdout, stderr = process.communicate(timeout=60)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
-
-
-def digest(root: Path) -> dict[str, str]:
-    """Relative path -> SHA-256 of its content, of every file and folder below `root`."""
-    return {
-        str(path.relative_to(root)): hashlib.sha256(
-            path.read_bytes() if path.is_file() else b""
-        ).hexdigest()
-        for path in sorted(root.rglob("*"))
-    }
 
 
 def children(pid: int) -> list[int]:
@@ -253,7 +242,7 @@ def test_missing_shards_are_a_warning(shards, tmp_path):
 # --------------------------------------------------------------------------- running again
 
 
-def test_parts_and_limits_add_up_to_the_whole(reference, whole, tmp_path):
+def test_parts_and_limits_add_up_to_the_whole(reference, whole, tmp_path, digest):
     counts = extract(reference, tmp_path / "tree", limit=3, workers=1).counts
     assert counts["written"] == 3
     both = [start(reference, tmp_path / "tree", "--shard", f"{i}/2") for i in (1, 2)]  # at once
@@ -264,7 +253,7 @@ def test_parts_and_limits_add_up_to_the_whole(reference, whole, tmp_path):
     assert digest(tmp_path / "tree") == digest(whole)
 
 
-def test_shards_are_scanned_once_until_they_change(shards, whole, tmp_path):
+def test_shards_are_scanned_once_until_they_change(shards, whole, tmp_path, digest):
     """Many parts on a network file system would otherwise read all of it as many times."""
     assert "scanning" in run(shards, tmp_path / "tree", "--limit", 1).stderr
     assert "scanning" not in run(shards, tmp_path / "tree", "--shard", "1/2").stderr
@@ -273,7 +262,7 @@ def test_shards_are_scanned_once_until_they_change(shards, whole, tmp_path):
     assert digest(tmp_path / "tree") == digest(whole)
 
 
-def test_the_same_run_twice_at_once_does_the_work_once(reference, whole, tmp_path):
+def test_the_same_run_twice_at_once_does_the_work_once(reference, whole, tmp_path, digest):
     both = [start(reference, tmp_path / "tree", "--workers", 1) for _ in range(2)]
     outputs = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
@@ -282,7 +271,7 @@ def test_the_same_run_twice_at_once_does_the_work_once(reference, whole, tmp_pat
     assert digest(tmp_path / "tree") == digest(whole)
 
 
-def test_a_finished_tree_is_left_as_it_is(reference, whole):
+def test_a_finished_tree_is_left_as_it_is(reference, whole, digest):
     before = digest(whole)
     times = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     summary = extract(reference, whole, workers=1)
@@ -291,7 +280,7 @@ def test_a_finished_tree_is_left_as_it_is(reference, whole):
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == times
 
 
-def test_an_episode_that_was_removed_is_written_again(reference, whole, tmp_path):
+def test_an_episode_that_was_removed_is_written_again(reference, whole, tmp_path, digest):
     extract(reference, tmp_path / "tree", workers=1)
     victim = min((tmp_path / "tree").iterdir())
     victim.rename(tmp_path / "elsewhere")
@@ -300,18 +289,12 @@ def test_an_episode_that_was_removed_is_written_again(reference, whole, tmp_path
 
 
 @pytest.fixture(scope="module")
-def large(reference, make_features, tmp_path_factory, file_path) -> Path:
+def large(make_large) -> Path:
     """24 episodes of 30 steps in 6 shards: over a second of work, to be killed in."""
-    root = tmp_path_factory.mktemp("large")
-    (root / "features.json").write_bytes((reference / "features.json").read_bytes())
-    for shard in range(6):
-        episodes = [make_features(30, file_path(4 * shard + i), record=i) for i in range(4)]
-        path = root / f"large-train.tfrecord-{shard:05d}-of-00006"
-        write_records(path, map(encode_example, episodes))
-    return root
+    return make_large(num_shards=6, episodes=4, length=30)
 
 
-def test_killed_at_any_moment_and_run_again_the_tree_is_the_same(large, tmp_path):
+def test_killed_at_any_moment_and_run_again_the_tree_is_the_same(large, tmp_path, digest):
     undisturbed = extract(large, tmp_path / "undisturbed", workers=2)
     assert undisturbed.counts["written"] == 24
     tree = tmp_path / "tree"
@@ -358,7 +341,7 @@ def test_ctrl_c_stops_cleanly(large, tmp_path):
     assert not list(tmp_path.glob("tree/.partial-*"))
 
 
-def test_a_full_disk_stops_the_run_with_one_sentence(reference, whole, tmp_path):
+def test_a_full_disk_stops_the_run_with_one_sentence(reference, whole, tmp_path, digest):
     """The limit on the size of a file stands for the disk's: no test may fill a disk."""
 
     def limit_files():

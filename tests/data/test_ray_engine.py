@@ -1,6 +1,5 @@
 """Extraction and indexing on a real Ray cluster of two nodes, which loses processes and a node."""
 
-import hashlib
 import json
 import os
 import re
@@ -17,7 +16,6 @@ from mcr.data import ray_engine
 from mcr.data.extract import extract
 from mcr.data.index import build_index
 from mcr.data.ray_engine import ray_cluster, ray_map
-from mcr.data.tfrecord import encode_example, write_records
 from mcr.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "process_data_multicore.py"
@@ -40,33 +38,17 @@ def cluster():
 
 
 @pytest.fixture(scope="module")
-def large(reference, make_features, tmp_path_factory, file_path) -> Path:
+def large(make_large) -> Path:
     """48 episodes of up to 40 steps in 16 shards: seconds of work, to be killed in."""
-    root = tmp_path_factory.mktemp("large")
-    (root / "features.json").write_bytes((reference / "features.json").read_bytes())
-    for shard in range(16):
-        episodes = [make_features(40, file_path(3 * shard + i), record=i) for i in range(3)]
-        path = root / f"large-train.tfrecord-{shard:05d}-of-00016"
-        write_records(path, map(encode_example, episodes))
-    return root
+    return make_large(num_shards=16, episodes=3, length=40)
 
 
 @pytest.fixture(scope="module")
-def whole(large, tmp_path_factory) -> dict[str, str]:
+def whole(large, tmp_path_factory, digest) -> dict[str, str]:
     """What this machine alone makes of it."""
     tree = tmp_path_factory.mktemp("whole") / "tree"
     assert extract(large, tree, workers=2).counts["written"] == 48
     return digest(tree)
-
-
-def digest(root: Path) -> dict[str, str]:
-    """Relative path -> SHA-256 of its content, of every file and folder below `root`."""
-    return {
-        str(path.relative_to(root)): hashlib.sha256(
-            path.read_bytes() if path.is_file() else b""
-        ).hexdigest()
-        for path in sorted(root.rglob("*"))
-    }
 
 
 def start(large: Path, tree: Path) -> subprocess.Popen:
@@ -104,7 +86,9 @@ def count(status: str, stdout: str) -> int:
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_cleanly_and_this_machine_alone_can_go_on(cluster, large, whole, tmp_path):
+def test_ctrl_c_stops_cleanly_and_this_machine_alone_can_go_on(
+    cluster, large, whole, tmp_path, digest
+):
     tree = tmp_path / "tree"
     process = start(large, tree)
     os.killpg(process.pid, signal.SIGINT)
@@ -125,7 +109,7 @@ def test_an_index_is_the_same(cluster, large, tmp_path):
         assert file.read_bytes() == (together.path / file.name).read_bytes()
 
 
-def test_a_killed_worker_and_a_lost_node_lose_nothing(cluster, large, whole, tmp_path):
+def test_a_killed_worker_and_a_lost_node_lose_nothing(cluster, large, whole, tmp_path, digest):
     """The last test that needs both nodes."""
     tree = tmp_path / "tree"
     process = start(large, tree)

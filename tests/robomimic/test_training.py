@@ -12,7 +12,6 @@ from mcr.downstream.robomimic.comparison import (
     Outcome,
     compare,
     format_table,
-    wilson_interval,
 )
 from mcr.downstream.robomimic.training import merge, read_config, read_progress, train
 
@@ -83,15 +82,6 @@ def test_merge_is_deep_and_leaves_its_arguments():
 
 
 # ------------------------------------------------------------------------ the example
-
-
-def test_wilson_interval():
-    # Brown, Cai, DasGupta 2001: n = 10, 0 successes: upper end z^2 / (n + z^2)
-    assert wilson_interval(0, 10) == pytest.approx((0.0, 1.96**2 / (10 + 1.96**2)))
-    assert wilson_interval(10, 10) == pytest.approx((10 / (10 + 1.96**2), 1.0))
-    low, high = wilson_interval(5, 10)
-    assert low + high == pytest.approx(1.0)
-    assert low == pytest.approx(0.2366, abs=1e-4)
 
 
 def test_table_tells_rate_interval_and_ratio():

@@ -8,7 +8,6 @@ ResNet-18 learning from scratch. Called by scripts/robomimic_example.py.
 from __future__ import annotations
 
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -18,16 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from mcr.downstream.results import wilson_interval
 from mcr.downstream.robomimic.cached_features import write_features
 from mcr.downstream.robomimic.demonstrations import record_lift
 from mcr.downstream.robomimic.training import merge, read_config, read_progress
 from mcr.errors import UserError
-from mcr.models.backbones import build_backbone
-from mcr.models.encoder import load_model
-from mcr.models.layouts import CHECKPOINT_FORMAT
-from mcr.models.preprocessing import Preprocessing
+from mcr.models.untrained import write_untrained, write_untrained_like
 
 Config = dict[str, Any]  # robomimic's, or changes to it
 
@@ -89,7 +84,12 @@ def compare(
     shared = merge(read_config(config), _scaled(scale, folder))
     low_dim = shared["observation"]["modalities"]["obs"]["low_dim"]
     folder.mkdir(parents=True)
-    encoders = {"untrained encoder": str(write_untrained(folder / "untrained.pt", like=weights))}
+    untrained = folder / "untrained.pt"
+    if weights:
+        write_untrained_like(untrained, weights)
+    else:
+        write_untrained(untrained, *UNTRAINED)
+    encoders = {"untrained encoder": str(untrained)}
     if weights:
         encoders["encoder"] = weights
     print(f"recording {scale.demonstrations} demonstrations", flush=True)
@@ -183,25 +183,6 @@ def _run(folder: Path, algorithm: str, name: str, config: Config) -> Outcome:
     return outcome
 
 
-def write_untrained(path: Path, like: str | None = None, seed: int = 0) -> Path:
-    """A checkpoint of random weights, of the network and preprocessing that `like` has."""
-    torch.manual_seed(seed)
-    backbone, size = UNTRAINED
-    if like is None:
-        preprocessing = Preprocessing.for_size(size)
-    else:
-        encoder = load_model(like)
-        backbone, preprocessing = encoder.backbone, encoder.preprocessing
-    network = build_backbone(backbone, preprocessing.image_size)
-    content = {
-        "format": CHECKPOINT_FORMAT,
-        "encoder": network.state_dict(),
-        "encoder_config": preprocessing.encoder_config(backbone),
-    }
-    torch.save(content, path)
-    return path
-
-
 def format_table(outcomes: list[Outcome]) -> str:
     """A row each; success with its 95% interval; how much faster epochs on cached features are."""
     lines = [f"{'policy':8}{'sees proprioception and':36}{'s/epoch':>8}{'loss':>9}{'success':>22}"]
@@ -220,12 +201,3 @@ def format_table(outcomes: list[Outcome]) -> str:
                 f"{algorithm}, {name}: epochs are {ratio:.0f} times as fast as in the loop"
             )
     return "\n".join(lines)
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """The 95% interval of a success rate (Wilson 1927)."""
-    z = 1.96
-    share, scale = successes / trials, 1 + z**2 / trials
-    centre = share + z**2 / (2 * trials)
-    margin = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    return max(0.0, (centre - margin) / scale), min(1.0, (centre + margin) / scale)
