@@ -40,7 +40,8 @@ class DataConfig:
     state_keys:  signals of a window's states, concatenated
     action_space: default (the signal `action`), cartesian_position, cartesian_velocity,
                  joint_position, joint_velocity or delta: see `mcr/data/spaces.py`
-    rotation:    of poses in states and actions: "euler" angles, which jump at +-pi, or "6d"
+    rotation:    of poses in states and actions: "6d", or "euler" angles, which jump at +-pi:
+        DROID's gripper points down, where roll is either of them
     workers:     loader processes; 0 reads in the training process
     prefetch:    batches that each worker keeps ready
     on_error:    "raise" stops at the first unreadable frame; "skip" draws that sample anew
@@ -56,7 +57,7 @@ class DataConfig:
         default_factory=lambda: ["cartesian_position", "gripper_position", "joint_position"]
     )
     action_space: str = "default"
-    rotation: str = "euler"
+    rotation: str = "6d"
     workers: int = 4
     prefetch: int = 4
     on_error: str = "raise"

@@ -48,9 +48,9 @@ def test_batch_has_the_contracts_shapes_and_types(shards):
     assert shapes == {
         "frames": (6, 5, 3, 180, 320),
         "crops": (6, 5, 4),
-        "actions": (6, 5, 7),
-        "window_states": (6, 2, 3, 14),
-        "window_actions": (6, 2, 2, 7),
+        "actions": (6, 5, 10),
+        "window_states": (6, 2, 3, 17),
+        "window_actions": (6, 2, 2, 10),
         "samples": (6,),
     }
     assert batch.frames.dtype == torch.uint8
@@ -67,7 +67,7 @@ def test_batch_holds_what_was_drawn(shards):
         for shard in rlds.shards
         for episode in map(rlds.parse, rlds.records(shard))
     }
-    (batch,) = first_batches(shards, 1)
+    (batch,) = first_batches(shards, 1, options=config(rotation="euler"))
     draw = draw_samples(0, 0, 6, np.asarray(index.lengths), 2, (180, 320), SamplingConfig())
     for i in range(6):
         signals = episodes[index.names[draw.episodes[i]].decode()].signals

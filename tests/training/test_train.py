@@ -64,11 +64,11 @@ def test_a_run_leaves_everything_it_should(tiny):
     assert checkpoint["step"] == 4
     assert checkpoint["dataset"]["fingerprint"] == open_index(config.data.root).fingerprint
     assert checkpoint["encoder_config"]["backbone"] == "resnet18"
-    assert len(checkpoint["statistics"]["state"]["mean"]) == 14
+    assert len(checkpoint["statistics"]["state"]["mean"]) == 17
 
 
 def test_statistics_of_the_chosen_spaces_travel_in_the_checkpoint(tiny):
-    options = {"data.action_space": "delta", "data.rotation": "6d", "data.selection.idle": "drop"}
+    options = {"data.action_space": "delta", "data.selection.idle": "drop"}
     config = tiny(steps=1, **options)
     checkpoint = load_checkpoint(train(config))
     kept = json.loads((open_index(config.data.root).path / "statistics.json").read_text())
