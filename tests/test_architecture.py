@@ -49,7 +49,7 @@ HOMES = {
     "huggingface_hub": ("mcr/models/",),
     "onnx": ("mcr/models/",),
     "onnxruntime": ("mcr/models/",),
-    "h5py": ("mcr/downstream/",),
+    "h5py": ("mcr/downstream/", "mcr/analysis/masked_pictures.py"),
     "av": ("mcr/downstream/",),
     "robomimic": ("mcr/downstream/robomimic",),
     "robosuite": ("mcr/downstream/",),

@@ -117,16 +117,27 @@ class Preprocessing:
         if pixels.dtype == torch.uint8 and pixels.device.type == "cpu":
             _question_darkness(int(pixels.max()))
         pixels = _in_unit_range(pixels.to(device))
-        leading, (channels, height, width) = pixels.shape[:-3], pixels.shape[-3:]
-        pixels = pixels.reshape(-1, channels, height, width)
-        if (height, width) != (self.image_size, self.image_size):
-            mode = InterpolationMode(self.interpolation)
-            pixels = transforms.resize(pixels, [self.resize], mode, antialias=True)
-            if self.interpolation == "bicubic":
-                pixels = pixels.clamp(0, 1)
-            pixels = transforms.center_crop(pixels, [self.image_size])
+        leading = pixels.shape[:-3]
+        pixels = pixels.reshape(-1, *pixels.shape[-3:])
+        pixels = self._fit(pixels, InterpolationMode(self.interpolation))
         pixels = transforms.normalize(pixels, list(self.mean), list(self.std))
         return pixels.reshape(*leading, *pixels.shape[-3:])
+
+    def fit_masks(self, masks: Tensor) -> Tensor:
+        """Masks of pictures, bool [N, H, W] -> of what enters the network, bool [N, S, S].
+
+        Resized and cropped as pictures are, each pixel from the nearest one.
+        """
+        return self._fit(masks[:, None].float(), InterpolationMode.NEAREST_EXACT)[:, 0].bool()
+
+    def _fit(self, pixels: Tensor, mode: InterpolationMode) -> Tensor:
+        """[N, C, H, W] -> [N, C, S, S]."""
+        if pixels.shape[-2:] == (self.image_size, self.image_size):
+            return pixels
+        pixels = transforms.resize(pixels, [self.resize], mode, antialias=True)
+        if mode == InterpolationMode.BICUBIC:
+            pixels = pixels.clamp(0, 1)
+        return transforms.center_crop(pixels, [self.image_size])
 
 
 def _stack(pictures: list[Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from mcr.analysis.probes import (
     STRENGTHS,
     embed_steps,
+    mlp_predictions,
     probe_encoder,
     ridge_predictions,
     ridge_score,
@@ -117,3 +118,34 @@ def test_probes_of_a_real_encoder(encoder, shards, monkeypatch):
     assert all(np.isfinite(score) and score <= 1 for score in scores.values())
     with pytest.raises(UserError, match="val_fraction"):
         probe_encoder(encoder, index, training, episodes.of(np.arange(0)), index.views[:1], keys)
+
+
+def test_network_learns_what_is_not_linear(generator):
+    features, held = generator.normal(size=(600, 4)), generator.normal(size=(200, 4))
+    groups = np.arange(600) // 100
+    targets, held_targets = (np.abs(x[:, :1]) * [[1, -50]] + 7 for x in (features, held))
+    assert ridge_score(features, targets, groups, held, held_targets) < 0.05
+    predicted = mlp_predictions(features, targets, groups, held, seed=0)
+    error = ((predicted - held_targets) ** 2).mean(0) / held_targets.var(0)
+    assert (error < 0.1).all()
+
+
+def test_network_says_the_mean_where_features_say_nothing(generator):
+    features, held = generator.normal(size=(120, 50)), generator.normal(size=(40, 50))
+    targets, groups = generator.normal(3, 1, size=(120, 2)), np.arange(120) // 30
+    predicted = mlp_predictions(features, targets, groups, held, seed=1)
+    assert np.abs(predicted - targets.mean(0)).max() < 0.5  # stopped before it learnt by heart
+
+
+def test_network_depends_on_the_seed_only(generator):
+    features, targets = generator.normal(size=(60, 3)), generator.normal(size=(60, 1))
+    targets += features[:, :1]
+    groups = np.arange(60) // 20
+    state = torch.random.get_rng_state()
+    with torch.no_grad():  # the caller may have switched gradients off
+        first, again, other = (
+            mlp_predictions(features, targets, groups, features, seed) for seed in (0, 0, 1)
+        )
+    assert torch.equal(torch.random.get_rng_state(), state)
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-3

@@ -236,3 +236,19 @@ def test_bad_configs_are_refused(change, message):
 def test_an_incomplete_config_is_refused():
     with pytest.raises(UserError, match="lacks backbone, resize"):
         Preprocessing.from_config({"image_size": 224, "mean": [], "std": [], "interpolation": ""})
+
+
+@pytest.mark.parametrize("size", [(90, 120), (180, 100), (37, 64), (64, 64), (500, 500)])
+def test_masks_stay_on_what_they_mark(size):
+    mask = torch.zeros(2, *size, dtype=torch.bool)
+    mask[0, size[0] // 3 : size[0] // 2, size[1] // 3 : size[1] // 2] = True
+    mask[1, size[0] // 2 :] = True
+    preprocessing = Preprocessing(64, 73, mean=(0, 0, 0), std=(1, 1, 1))
+    fitted = preprocessing.fit_masks(mask)
+    assert fitted.dtype == torch.bool and fitted.shape == (2, 64, 64)
+    white = preprocessing(mask[:, None].expand(-1, 3, -1, -1).float())[:, 0]
+    # but for interpolated edges the picture of the mask is the mask
+    inside, outside = white > 0.99, white < 0.01
+    assert fitted[inside].all() and not fitted[outside].any()
+    assert (inside | outside).float().mean() > 0.85
+    assert (fitted.float().mean((1, 2)) - white.mean((1, 2))).abs().max() < 0.01

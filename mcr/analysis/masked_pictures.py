@@ -1,0 +1,180 @@
+"""Pictures with masks of what is manipulated: gripper or end effector, and the task's objects.
+
+    HDF5       data/demo_k/obs/<camera>_image  uint8 [T, H, W, 3], <camera>_mask  [T, H, W]  (hdf5)
+    folders    pictures in one, PNG masks of the same names in the other, as SAM 2 writes them
+
+Each HDF5 file, and each folder with pictures in it, is a task. Reads only the frames that are
+asked for. Called by scripts/centricity.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from mcr.data import pictures
+from mcr.errors import UserError, import_extra, nearest
+
+_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class MaskedPictures:
+    """Frames of a task. images: uint8 [H, W, 3] each; masks: bool [H, W] each; names: for people.
+
+    Raises UserError where a mask is missing or has not its picture's size, or if none marks
+    anything.
+    """
+
+    task: str
+    names: list[str]
+    images: list[np.ndarray]
+    masks: list[np.ndarray]
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.masks):
+            raise UserError(
+                f"{self.task}: {len(self.images)} pictures but {len(self.masks)} masks: give each "
+                "picture its own"
+            )
+        for name, image, mask in zip(self.names, self.images, self.masks, strict=True):
+            if mask.shape != image.shape[:2]:
+                raise UserError(
+                    f"{name}: the mask is {_size(mask)}, the picture {_size(image)}: make masks "
+                    "of the pictures as they are"
+                )
+        if not any(mask.any() for mask in self.masks):
+            raise UserError(
+                f"{self.task}: the masks of all {len(self.masks)} chosen frames are empty: "
+                "gripper and objects must not be 0 in them"
+            )
+
+
+def _size(array: np.ndarray) -> str:
+    return " x ".join(map(str, array.shape))
+
+
+def _evenly(items: Sequence[Any], count: int) -> list[Any]:
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)
+    return [items[place] for place in places.tolist()]
+
+
+# --------------------------------------------------------------------------- HDF5
+
+
+def read_demonstrations(path: str | Path, camera: str = "", frames: int = 64) -> MaskedPictures:
+    """Evenly chosen frames of an HDF5 file, over all its demonstrations.
+
+    camera: "" = the only one that has masks
+    Raises UserError for a file that is none, without demonstrations, or without such a camera.
+    """
+    path = Path(path)
+    h5py = import_extra("h5py", "hdf5")
+    try:
+        with h5py.File(path, "r") as file:
+            demos = file.get("data", {})
+            lengths = {name: len(demos[name].get("actions", ())) for name in demos}
+            chosen = _evenly([(d, s) for d, n in lengths.items() for s in range(n)], frames)
+            if not chosen:
+                raise UserError(f"{path}: holds no demonstrations (data/demo_0/actions)")
+            camera = _camera_with_masks(path, demos[chosen[0][0]].get("obs", {}), camera)
+            found = [_read_step(path, demos, demo, step, camera) for demo, step in chosen]
+            task = _task_name(path, demos.attrs.get("env_args", "{}"))
+    except OSError as error:
+        raise UserError(f"{path}: is no readable HDF5 file ({error})") from error
+    images, masks = (list(arrays) for arrays in zip(*found, strict=True))
+    names = [f"{path.name} {demo} step {step}" for demo, step in chosen]
+    return MaskedPictures(task, names, images, masks)
+
+
+def _camera_with_masks(path: Path, observations: Any, camera: str) -> str:
+    seen = {key.removesuffix("_image") for key in observations if key.endswith("_image")}
+    masked = {name for name in seen if f"{name}_mask" in observations}
+    if camera and camera not in seen:
+        raise UserError(f"{path}: has no camera {camera!r}{nearest(camera, seen)}")
+    if not masked or (camera and camera not in masked):
+        raise UserError(
+            f"{path}: has pictures of {', '.join(sorted(seen)) or 'no camera'}, but no masks of "
+            f"them (obs/{camera or '<camera>'}_mask): record them with "
+            "scripts/record_demonstrations.py --masks"
+        )
+    if not camera and len(masked) > 1:
+        raise UserError(f"{path}: has masks of {', '.join(sorted(masked))}: choose one --camera")
+    return camera or masked.pop()
+
+
+def _read_step(
+    path: Path, demos: Any, demo: str, step: int, camera: str
+) -> tuple[np.ndarray, np.ndarray]:
+    found = []
+    for key in (f"{camera}_image", f"{camera}_mask"):
+        values = demos[demo].get(f"obs/{key}")
+        if values is None or step >= len(values):
+            count = "no" if values is None else len(values)
+            raise UserError(
+                f"{path}: {demo} has {len(demos[demo]['actions'])} actions but {count} frames of "
+                f"obs/{key}: record it anew"
+            )
+        found.append(values[step])
+    return found[0], found[1] != 0
+
+
+def _task_name(path: Path, env_args: str) -> str:
+    """What the recording says, ours or robomimic's; else the file's name."""
+    about = json.loads(env_args)
+    return about.get("task") or about.get("env_name") or path.stem
+
+
+# --------------------------------------------------------------------------- folders
+
+
+def read_folders(
+    picture_root: str | Path, mask_root: str | Path, frames: int = 64
+) -> Iterator[MaskedPictures]:
+    """Each folder of pictures below `picture_root`, in order; evenly chosen frames of each.
+
+    The mask of a/b/7.jpg is a/b/7.png below `mask_root`, where all that is not 0 is marked.
+    Raises UserError if a mask is missing, or a file is no picture.
+    """
+    picture_root, mask_root = Path(picture_root), Path(mask_root)
+    folders: dict[Path, list[Path]] = {}
+    for path in sorted(picture_root.rglob("*")):
+        if path.suffix.lower() in _PICTURE_SUFFIXES:
+            folders.setdefault(path.parent, []).append(path)
+    if not folders:
+        raise UserError(f"{picture_root}: holds no pictures ({', '.join(_PICTURE_SUFFIXES)})")
+    for folder, paths in folders.items():
+        below = folder.relative_to(picture_root)
+        chosen = _evenly(paths, frames)
+        yield MaskedPictures(
+            task=picture_root.name if below == Path() else below.as_posix(),
+            names=[str(path) for path in chosen],
+            images=[_read_picture(path) for path in chosen],
+            masks=[_read_mask(mask_root / below / f"{path.stem}.png", path) for path in chosen],
+        )
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    try:
+        return pictures.decode(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _read_mask(path: Path, picture: Path) -> np.ndarray:
+    """bool [H, W]: of grey or palette masks what is not 0, of coloured ones what is not black."""
+    if not path.is_file():
+        raise UserError(f"{path}: is missing; it is to be the mask of {picture}")
+    try:
+        with Image.open(path) as image:
+            values = np.asarray(image)
+            num_colours = len(image.getbands()) - (image.mode in ("LA", "RGBA"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path}: is no readable mask ({error})") from error
+    return np.asarray(values if values.ndim == 2 else values[..., :num_colours].any(axis=2), bool)
