@@ -14,7 +14,12 @@ import robomimic.utils.file_utils as file_utils
 import robomimic.utils.obs_utils as obs_utils
 import torch
 from robomimic.models.base_nets import MLP
-from robomimic.models.obs_core import ColorRandomizer, CropRandomizer, VisualCore
+from robomimic.models.obs_core import (
+    ColorRandomizer,
+    CropRandomizer,
+    GaussianNoiseRandomizer,
+    VisualCore,
+)
 from robomimic.models.obs_nets import (
     MIMO_MLP,
     RNN_MIMO_MLP,
@@ -40,7 +45,7 @@ from robomimic.models.value_nets import (
 )
 
 import mcr.downstream.robomimic  # noqa: F401  registers
-from mcr import load_model
+from mcr import UserError, load_model
 from mcr.models.encoder import Encoder
 
 B, T, A, SIDE = 2, 3, 7, 48  # batch, steps of a sequence, actions, pixels
@@ -222,6 +227,21 @@ def test_color_randomizer_keeps_pictures_acceptable(core):
     check_step(network, lambda: network(pictures).square().mean())
 
 
+def test_noise_needs_limits(core):
+    pictures = {"camera": torch.ones(B, *SHAPES["camera"])}
+    free = camera_encoder(core, GaussianNoiseRandomizer(SHAPES["camera"]))
+    with pytest.raises(UserError, match=r"not \[0, 1\]"):
+        free.train()(pictures)
+    clipped = camera_encoder(core, GaussianNoiseRandomizer(SHAPES["camera"], limits=(0.0, 1.0)))
+    check_shape(clipped.train()(pictures), clipped.output_shape())
+
+
+def test_position_channels_are_refused(core):
+    randomizer = CropRandomizer(SHAPES["camera"], crop_height=40, crop_width=40, pos_enc=True)
+    with pytest.raises(UserError, match="pos_enc"):
+        camera_encoder(core, randomizer)
+
+
 # ------------------------------------------------------------------------ observation encoders
 
 
@@ -253,6 +273,16 @@ def test_observation_encoder_factory(encoder_kwargs, encoder_path):
     features = load_model(encoder_path)(inputs["camera"])
     torch.testing.assert_close(network(inputs), torch.cat([features, inputs["proprio"]], dim=1))
     assert network.output_shape() == [512 + 5]
+
+
+def test_relu_takes_half_of_a_vit(encoder_kwargs, vit_path):
+    core = encoder_kwargs["rgb"]["core_kwargs"]
+    core |= {"backbone_kwargs": {"weights": vit_path}, "feature_dimension": None}
+    network = obs_encoder_factory(GOAL, encoder_kwargs=encoder_kwargs)
+    pictures = batch(GOAL, B)
+    features = load_model(vit_path)(pictures["camera"])
+    assert 0.2 < (features < 0).float().mean() < 0.8
+    torch.testing.assert_close(network(pictures), features.relu())
 
 
 def test_observation_group_encoder_with_goals(encoder_kwargs):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 
 from mcr import UserError
 from mcr.downstream.robomimic.comparison import (
+    SCRATCH,
     Outcome,
+    Scale,
     compare,
     format_table,
 )
@@ -86,13 +89,27 @@ def test_merge_is_deep_and_leaves_its_arguments():
 
 def test_table_tells_rate_interval_and_ratio():
     rows = [
-        Outcome("BC", "encoder, features cached", 0.5, 0.01, 15, 20),
-        Outcome("BC", "encoder", 20.0, 0.01, 16, 20),
+        Outcome("BC", "encoder, features cached", 1000, 0.005, 0.01, 15, 20),
+        Outcome("BC", "encoder, in the loop", 15, 0.2, 0.01, 0, 0),
     ]
     lines = format_table(rows).splitlines()
     assert len({len(line) for line in lines[:3]}) == 1
     assert lines[1].endswith("15/20 (53% to 89%)")
-    assert lines[3] == "BC, encoder, features cached: epochs are 40 times as fast as in the loop"
+    assert lines[2].endswith("only timed")
+    assert lines[3] == "BC, encoder, features cached: steps are 40 times as fast as in the loop"
+
+
+def test_lengths():
+    """What is not only timed has the same number of steps in every row of an algorithm."""
+    scale = Scale(bc_epochs=4, rnn_epochs=8)
+    trained = scale.length("BC-RNN", "nothing else")
+    assert trained["train"] == {"num_epochs": 8}
+    assert trained["experiment"]["rollout"] == {"enabled": True, "n": 20, "rate": 8}
+    assert scale.length("BC", SCRATCH) == scale.length("BC", "nothing else")
+    for timed in [("BC", "untrained encoder, in the loop"), ("BC-RNN", SCRATCH)]:
+        assert not scale.length(*timed)["experiment"]["rollout"]["enabled"]
+        everything = replace(scale, everything=True)
+        assert everything.length(*timed) == scale.length(timed[0], "nothing else")
 
 
 def test_comparison_refuses_an_existing_folder(tmp_path):
@@ -108,6 +125,7 @@ def test_example_runs(encoder_path, tmp_path, command):
     )
     table = result.stdout[result.stdout.index("policy  ") :]
     assert table.count("BC-RNN") == 6  # five inputs and the ratio
+    assert table.count("only timed") == 3
     for name in ("nothing else", "untrained encoder", "ResNet18Conv from scratch"):
         assert name in table
     assert len(list((tmp_path / "out" / "runs").iterdir())) == 10

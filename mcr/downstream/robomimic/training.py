@@ -16,6 +16,7 @@ from typing import Any
 
 from robomimic.config import config_factory
 from robomimic.scripts.train import train as train_by_robomimic
+from robomimic.utils.log_utils import PrintLogger
 from robomimic.utils.torch_utils import get_torch_device
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -107,7 +108,10 @@ def train(config: Mapping[str, Any]) -> Path:
     try:
         train_by_robomimic(settings, device=get_torch_device(try_to_use_cuda=settings.train.cuda))
     finally:
-        sys.stdout, sys.stderr = stdout, stderr  # robomimic puts a logger of its own there
+        # robomimic puts a logger of its own there, and leaves it
+        if isinstance(sys.stdout, PrintLogger):
+            sys.stdout.log_file.close()
+        sys.stdout, sys.stderr = stdout, stderr
     (stamped,) = (path.parent for path in run.glob("*/logs"))
     return stamped
 
