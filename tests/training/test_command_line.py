@@ -20,7 +20,7 @@ from mcr.training.config import (
 )
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted(path.stem for path in (ROOT / "cfgs").glob("*.yaml"))
+RECIPES = sorted(path.stem for path in (ROOT / "cfgs").glob("*.yaml") if path.stem != "bc")
 
 
 def recipe(name) -> Config:
