@@ -51,6 +51,17 @@ setup(
             "mujoco==3.3.0",  # robosuite runs with 3.3 to 3.9; MetaWorld pins this one
             "h5py>=3.10",
         ],
+        "metaworld": [
+            "metaworld==3.1.1",
+            "packaging",  # metaworld imports it without saying so
+            "mujoco==3.3.0",
+            "h5py>=3.10",
+        ],
+        "robosuite": [
+            "robosuite==1.5.1",  # 1.5.2 insists on a mink that insists on NumPy 1
+            "mujoco==3.3.0",
+            "h5py>=3.10",
+        ],
         # The tests exercise every extra that installs beside the others.
         "dev": [
             "pytest>=8",

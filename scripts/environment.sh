@@ -1,6 +1,6 @@
 # Sourced by the other scripts: puts a Python with mcr installed first on PATH and goes to the
 # repository's root. An active virtual environment is used as it is; otherwise .venv is made here.
-# `extras`, if set before, names the extras of setup.py that are installed beside dev: robomimic.
+# `extras`, if set before, names the extras of setup.py that are installed beside dev, with commas.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

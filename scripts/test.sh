@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
 # Sets itself up and runs the tests:   bash scripts/test.sh [pytest arguments]
 # Those of robomimic alone, for which its extra is installed too:   bash scripts/test.sh robomimic
+# Those of the simulators alone, with theirs:                        bash scripts/test.sh simulators
 set -euo pipefail
 if [ "${1:-}" = robomimic ]; then
     extras=robomimic
     shift
     set -- tests/robomimic --slow "$@"
+elif [ "${1:-}" = simulators ]; then
+    extras=metaworld,robosuite
+    shift
+    set -- tests/simulators "$@"
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 

@@ -1,0 +1,257 @@
+"""Evaluation: frozen encoders -> success rates of policies in simulation.
+
+For each task an expert's demonstrations, recorded once; for each encoder their features, on them
+one policy per seed by behaviour cloning, and rollouts on the same scenes for all. Nothing is tuned
+on the rollouts: the policy after the last epoch is tried, once. Called by scripts/evaluate.py.
+
+    <folder>/demonstrations/   <task>.hdf5, with masks for `analysis.centricity`
+             features/         <task>/<hash of the encoder>, caches
+             results.csv ...   see `results`
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+
+from mcr.data.processes import processor
+from mcr.downstream.demonstrations import (
+    DemonstrationConfig,
+    Demonstrations,
+    open_demonstrations,
+)
+from mcr.downstream.features import FeatureCache, FeatureConfig, extract_features
+from mcr.downstream.features import weights_fingerprint as fingerprint
+from mcr.downstream.policy import PolicyConfig, train_policies
+from mcr.downstream.recorder import record_demonstrations
+from mcr.downstream.results import Results
+from mcr.downstream.rollouts import run_rollouts
+from mcr.downstream.simulators import Observation
+from mcr.errors import UserError
+from mcr.models.encoder import Encoder, load_model
+from mcr.models.inference import torch_network
+
+PROPRIOCEPTION_ONLY = "proprioception only"
+_SIMULATORS = 8  # at the same time: the encoder's batch
+_PACKAGES = ("mcr", "torch", "torchvision", "numpy", "mujoco", "metaworld", "robosuite")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What all rows of a table have in common.
+
+    demonstrations: per task
+    noise:          of the expert's executed actions, see `recorder`
+    rollouts:       per seed, on the scenes of seeds 0, 1, ...
+    seeds:          policies per task and encoder
+    picture_size:   height and width that cameras give, pixels
+    cameras:        () = the suite's
+    horizon:        steps of a rollout; 0 = the task's
+    """
+
+    demonstrations: int = 25
+    noise: float = 0.1
+    rollouts: int = 20
+    seeds: int = 3
+    picture_size: int = 224
+    cameras: tuple[str, ...] = ()
+    horizon: int = 0
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("demonstrations", "rollouts", "seeds"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A row of the table. source: what `load_model` reads, None = a policy that sees no pictures"""
+
+    name: str
+    source: str | None
+
+
+def evaluate(
+    contestants: Sequence[Contestant],
+    tasks: Sequence[str],
+    protocol: Protocol,
+    folder: str | Path,
+    processes: int = 0,
+    device: str = "cpu",
+) -> Results:
+    """Measure what the folder's results lack, task by task; a row per seed.
+
+    processes: of simulators, 0 = one per core. device: of the encoder.
+    Raises UserError for tasks and encoders that are not there, for a folder with results of another
+    protocol or of other weights under the same name.
+    """
+    folder = Path(folder)
+    encoders = {c: load_model(c.source, device) if c.source else None for c in contestants}
+    weights = {c: fingerprint(e) if e else "" for c, e in encoders.items()}
+    results = Results(folder, asdict(protocol))
+    for task in tasks:
+        # UserError comes before the work
+        missing = [c for c in contestants if not results.has(c.name, weights[c], task)]
+        if not missing:
+            continue
+        path = _recorded(task, protocol, folder)
+        demonstrations = open_demonstrations(DemonstrationConfig(str(path)))
+        for contestant in missing:
+            sight = Sight(contestant.source, encoders[contestant], weights[contestant])
+            caches = folder / "features" / path.stem
+            features = sight.of_demonstrations(path, caches, device)
+            successes = try_policies(
+                task, sight, features, demonstrations, protocol, processes, device
+            )
+            about = _about(contestant, sight, task, demonstrations.cameras, protocol)
+            rows = [
+                {**about, "seed": str(seed), "successes": int(won.sum()), "trials": len(won)}
+                for seed, won in enumerate(successes)
+            ]
+            results.add(rows)
+            print(
+                f"{task}: {contestant.name}: "
+                + ", ".join(f"{row['successes']}/{row['trials']}" for row in rows),
+                flush=True,
+            )
+    return results
+
+
+def _recorded(task: str, protocol: Protocol, folder: Path) -> Path:
+    """The task's demonstrations, recorded if they are not there yet."""
+    path = folder / "demonstrations" / f"{task.replace('/', '_')}.hdf5"
+    if not path.exists():
+        record_demonstrations(
+            task,
+            path,
+            count=protocol.demonstrations,
+            picture_size=protocol.picture_size,
+            noise=protocol.noise,
+            masks=True,
+            cameras=protocol.cameras,
+        )
+    return path
+
+
+def _about(
+    contestant: Contestant, sight: Sight, task: str, cameras: Sequence[str], protocol: Protocol
+) -> dict[str, Any]:
+    """What it takes to repeat a row."""
+    return {
+        "suite": task.partition("/")[0],
+        "task": task,
+        "encoder": contestant.name,
+        "source": contestant.source or "",
+        "weights": sight.weights,
+        "preprocessing": sight.preprocessing,
+        "cameras": " ".join(camera.removesuffix("_image") for camera in cameras),
+        "picture_size": protocol.picture_size,
+        "demonstrations": protocol.demonstrations,
+        "versions": versions(),
+        "hardware": processor(),
+    }
+
+
+def versions() -> str:
+    """ "mcr 0.1.0, torch 2.6.0, ...": of what is installed among the packages that matter."""
+    found = []
+    for name in _PACKAGES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+# --------------------------------------------------------------------------- one task, one encoder
+
+
+class Sight:
+    """What a policy sees of pictures: features of all cameras side by side, or nothing."""
+
+    def __init__(self, source: str | None, encoder: Encoder | None, weights: str):
+        self.source, self.encoder, self.weights = source, encoder, weights
+        self._network = torch_network(encoder, "pooled", "fp32") if encoder else None
+
+    @property
+    def preprocessing(self) -> str:
+        """For people: "resnet18, resize 256, crop 224, mean ..., std ..."."""
+        if self.encoder is None:
+            return ""
+        config = self.encoder.preprocessing.encoder_config(self.encoder.backbone)
+        return ", ".join(f"{key} {value}" for key, value in config.items())
+
+    def of_demonstrations(self, path: Path, folder: Path, device: str) -> np.ndarray:
+        """Features of all steps of an HDF5, float32 [N, V * D], from the caches in `folder`."""
+        if self.source is None:
+            steps = len(open_demonstrations(DemonstrationConfig(str(path))).actions)
+            return np.zeros((steps, 0), np.float32)
+        # The network of the rollouts, in this process: others would take longer to start.
+        config = FeatureConfig(device=device, engine="torch", workers=1)
+        cache = extract_features(self.source, path, folder / self.weights[:16], config)
+        views = [_all_steps(cache, view) for view in cache.views]
+        return np.concatenate(views, axis=1)
+
+    def of_observation(self, observation: Observation) -> np.ndarray:
+        """Features of B observations, float32 [B, V * D]."""
+        if self.encoder is None or self._network is None:
+            return np.zeros((len(observation["proprioception"]), 0), np.float32)
+        cameras = sorted(key for key in observation if key.endswith("_image"))  # as in the cache
+        pictures = np.stack([observation[key] for key in cameras], axis=1)
+        pixels = self.encoder.preprocess(rearrange(pictures, "b v h w c -> (b v) h w c"))
+        features = self._network(pixels).cpu().numpy()
+        return rearrange(features, "(b v) d -> b (v d)", v=len(cameras))
+
+
+def try_policies(
+    task: str,
+    sight: Sight,
+    features: np.ndarray,
+    demonstrations: Demonstrations,
+    protocol: Protocol,
+    processes: int = 0,
+    device: str = "cpu",
+) -> np.ndarray:
+    """Train a policy per seed on the demonstrations, and try it: bool [seeds, rollouts].
+
+    features: of the demonstrations' steps, [N, V * D], as `sight` has them
+    """
+    config = protocol.policy
+    if sight.source is None:
+        config = replace(config, feature_norm="none")
+    seeds = range(protocol.seeds)
+    lengths = demonstrations.recordings.lengths
+    policies = train_policies(
+        features, demonstrations.low_dim, demonstrations.actions, config, seeds, lengths, device
+    )
+
+    def act(chosen: np.ndarray, observation: Observation) -> np.ndarray:
+        seen = sight.of_observation(observation)
+        return policies.act(chosen, seen, observation["proprioception"])
+
+    slots = [(seed, scene) for scene in range(protocol.rollouts) for seed in seeds]
+    with torch.inference_mode():
+        successes = run_rollouts(
+            task,
+            act,
+            slots,
+            processes,
+            simulators=_SIMULATORS,
+            picture_size=protocol.picture_size,
+            cameras=protocol.cameras,
+            horizon=protocol.horizon,
+        )
+    return successes.reshape(protocol.rollouts, protocol.seeds).T
+
+
+def _all_steps(cache: FeatureCache, view: str) -> np.ndarray:
+    """Features of one view, float32 [N, D]."""
+    return np.concatenate([cache.features(name, view) for name in cache.episodes["name"]])

@@ -1,0 +1,114 @@
+"""Simulated tasks that policies are tried on: MetaWorld's and robosuite's, behind one interface.
+
+A simulator steps, renders and knows an expert; there is no learning here and no torch. Each suite
+is an extra of its own, imported when a task of it is made. Called by `recorder`, `rollouts` and
+scripts/evaluate.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from mcr.errors import UserError, import_extra, nearest
+
+SUITES: dict[str, tuple[str, ...]] = {
+    "metaworld": (  # the ten of MCR's paper
+        "assembly",
+        "bin-picking",
+        "button-press",
+        "disassemble",
+        "drawer-open",
+        "hammer",
+        "pick-place-wall",
+        "shelf-place",
+        "stick-pull",
+        "stick-push",
+    ),
+    "robosuite": ("lift", "stack", "can", "square"),
+}
+TASKS = tuple(f"{suite}/{name}" for suite, names in SUITES.items() for name in names)
+
+# "<camera>_image": uint8 [H, W, 3], upright RGB; "proprioception": float32 [P]. Nothing privileged.
+Observation = dict[str, np.ndarray]
+
+
+class Simulator(Protocol):
+    """One task. `reset` comes first; success may come and go, so count it at any step."""
+
+    task: str
+    cameras: tuple[str, ...]
+    action_dim: int
+    horizon: int  # steps after which a rollout has failed
+
+    def reset(self, seed: int) -> Observation:
+        """A scene that depends on nothing but the seed, bit for bit, and the expert's beginning."""
+
+    def step(self, action: np.ndarray) -> tuple[Observation, bool]:
+        """Apply float [A], clipped to [-1, 1], gripper last. Returns also: success right now?"""
+
+    def expert(self) -> np.ndarray:
+        """What the scripted expert would do now, float32 [A]; it knows the scene's true state.
+
+        Some experts proceed from phase to phase: ask once per step.
+        """
+
+    def masks(self) -> dict[str, np.ndarray]:
+        """camera -> bool [H, W]: where gripper and the task's objects are seen."""
+
+    def close(self) -> None: ...
+
+
+def make_simulator(
+    task: str, picture_size: int = 224, cameras: Sequence[str] = (), horizon: int = 0
+) -> Simulator:
+    """The simulator of a task like "metaworld/assembly".
+
+    picture_size: height and width in pixels
+    cameras: names of the model's cameras; () = the suite's usual ones
+    horizon: steps of a rollout; 0 = the task's
+    raises: UserError for an unknown task or camera, a suite that is not installed, no OpenGL.
+    """
+    suite, name = split_task(task)
+    if picture_size < 1:
+        raise UserError(f"picture_size={picture_size} must be at least 1")
+    if horizon < 0:
+        raise UserError(f"horizon={horizon} must be positive, or 0 for the task's own")
+    _import_mujoco(suite)
+    # robosuite misses macros and robots, at every import, that it can do without.
+    logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
+    import_extra(suite, suite)
+    module = importlib.import_module(f"mcr.downstream.simulators.{suite}")
+    return module.make(name, picture_size, tuple(cameras), horizon)
+
+
+def split_task(task: str) -> tuple[str, str]:
+    """ "metaworld/assembly" -> ("metaworld", "assembly"); UserError with the nearest otherwise."""
+    if task not in TASKS:
+        raise UserError(f"task {task!r} is unknown{nearest(task, TASKS)}")
+    suite, _, name = task.partition("/")
+    return suite, name
+
+
+def _import_mujoco(suite: str) -> None:
+    """MuJoCo decides how to render when it is imported, and fails there without OpenGL."""
+    if sys.platform == "linux":
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa renders in the thread that asks
+    try:
+        import_extra("mujoco", suite)
+        importlib.import_module("mcr.downstream.simulators.rendering").open_gl()
+    except UserError:
+        raise
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"MuJoCo cannot render off-screen (MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}: "
+            f"{error}); without a GPU, on Debian: apt-get install libegl1 libegl-mesa0 "
+            "libgl1-mesa-dri; MUJOCO_GL counts when mujoco is first imported"
+        ) from error
