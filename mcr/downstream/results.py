@@ -152,10 +152,11 @@ def _cell(value: float, low: float, high: float, percent: bool) -> str:
 
 
 def _in_order(scores: pd.DataFrame) -> list[str]:
-    """Encoders, the best mean first; without means as they come."""
-    names = list(dict.fromkeys(scores["encoder"]))
-    means = scores[scores["task"] == MEAN].set_index("encoder")["value"]
-    return sorted(names, key=lambda name: -means.get(name, math.inf)) if len(means) else names
+    """Encoders, the best mean (or only task) first; those without one last, as they come."""
+    names, tasks = (list(dict.fromkeys(scores[key])) for key in ("encoder", "task"))
+    judge = MEAN if MEAN in tasks else tasks[0] if len(tasks) == 1 else None
+    values = scores[scores["task"] == judge].set_index("encoder")["value"]
+    return sorted(names, key=lambda name: -values.get(name, -math.inf))
 
 
 def plot_scores(scores: pd.DataFrame, path: str | Path, percent: bool) -> None:

@@ -24,7 +24,7 @@ Plan = Iterator[np.ndarray]  # actions, float64 [7] in [-1, 1]
 
 
 class Hand:
-    """The gripper, and the actions that move it. Its z points down, its fingers close along its x."""
+    """The gripper, and the actions that move it. z points down, the fingers close along x."""
 
     def __init__(self, world: Any):
         self._world = world
@@ -78,9 +78,13 @@ def lift(hand: Hand, world: Any) -> Plan:
 
 def stack(hand: Hand, world: Any) -> Plan:
     cube, goal = _body(world, world.cubeA_body_id), _body(world, world.cubeB_body_id)
+
+    def on_goal() -> tuple[np.ndarray, float]:
+        return _carry(hand, cube, goal()[0] + [0, 0, 0.047]), 0.0
+
     yield from _grasp(hand, _across_cube(hand, cube))
     yield from hand.rise(0.12)
-    yield from _place(hand, lambda: (_carry(hand, cube, goal()[0] + [0, 0, 0.047]), 0.0), 0.06, 0.008)
+    yield from _place(hand, on_goal, 0.06, spare_m=0.008)
 
 
 def can(hand: Hand, world: Any) -> Plan:
@@ -89,7 +93,7 @@ def can(hand: Hand, world: Any) -> Plan:
     place = centre + [-0.05, -0.03, 0.07]  # the bin's centre is at the edge of the arm's reach
     yield from _grasp(hand, lambda: (thing()[0] + [0, 0, 0.01], 0.0))
     yield from hand.rise(0.25)
-    yield from _place(hand, lambda: (_carry(hand, thing, place), 0.0), 0.12, 0.03)
+    yield from _place(hand, lambda: (_carry(hand, thing, place), 0.0), 0.12, spare_m=0.03)
 
 
 def square(hand: Hand, world: Any) -> Plan:
