@@ -134,7 +134,7 @@ class Hdf5Recordings:
             with h5py.File(path, "r") as file:
                 demos = file.get("data", {})
                 self.names = sorted(demos, key=_natural)
-                shapes = [_picture_shapes(demos[name].get("obs", {})) for name in self.names]
+                shapes = [picture_shapes(demos[name].get("obs", {})) for name in self.names]
         except OSError as error:
             raise UserError(f"{path}: is no readable HDF5 file ({error})") from error
         if not shapes or not shapes[0]:
@@ -162,8 +162,8 @@ class Hdf5Recordings:
             raise UserError(f"{place}: cannot be read ({error})") from error
 
 
-def _picture_shapes(observations: Any) -> dict[str, int]:
-    """View -> number of frames."""
+def picture_shapes(observations: Any) -> dict[str, int]:
+    """View -> number of frames, of the observations of robomimic's HDF5 that are pictures."""
     return {
         key: len(values)
         for key, values in observations.items()

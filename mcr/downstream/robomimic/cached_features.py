@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from mcr.downstream.features import weights_fingerprint
+from mcr.downstream.recordings import picture_shapes
 from mcr.errors import UserError
 from mcr.models.encoder import Encoder, load_model
 
@@ -122,11 +123,7 @@ def _encode_both(encoder: Encoder, demo: h5py.Group, key: str) -> dict[str, np.n
 
 def _picture_keys(data_set: h5py.File) -> list[str]:
     observations = next(iter(data_set["data"].values()))["obs"]
-    return sorted(
-        key
-        for key, values in observations.items()
-        if values.dtype == np.uint8 and values.ndim == 4 and values.shape[-1] == 3
-    )
+    return sorted(picture_shapes(observations))
 
 
 def _copy_without_pictures(old: h5py.File, new: h5py.File, keys: Sequence[str]) -> None:

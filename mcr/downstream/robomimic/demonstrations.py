@@ -25,6 +25,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from mcr.downstream.recorder import write_split
 from mcr.downstream.robomimic.simulator import Simulator
 from mcr.errors import UserError
 
@@ -89,7 +90,7 @@ def record_lift(
             kept, steps = kept + 1, steps + len(episode)
         env_args = json.dumps(simulator.serialize(), indent=4)
         file["data"].attrs.update(env_args=env_args, total=steps)
-        _write_masks(file, num_demonstrations)
+        write_split(file, num_demonstrations)
     os.replace(partial, path)
     return Recording(kept, attempts, steps)
 
@@ -197,10 +198,3 @@ def _write_episode(group: h5py.Group, episode: list[Record]) -> None:
             is_picture = values.dtype == np.uint8
             layout = {"chunks": (1, *values.shape[1:]), "compression": "gzip"} if is_picture else {}
             group.create_dataset(f"{name}/{key}", data=values, **layout)
-
-
-def _write_masks(file: h5py.File, num_demonstrations: int) -> None:
-    """Every tenth is held out; of fewer than ten, the last."""
-    names = np.array([f"demo_{i}" for i in range(num_demonstrations)], dtype="S")
-    held_out = np.arange(num_demonstrations) % 10 == min(9, num_demonstrations - 1)
-    file["mask/train"], file["mask/valid"] = names[~held_out], names[held_out]
