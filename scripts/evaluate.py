@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mcr.downstream.simulators import SUITES
+from mcr.downstream.simulators import SUITES, View
 from mcr.errors import UserError, command_line, require_choice
 
 OFFLINE = "offline"
@@ -42,11 +42,16 @@ def _evaluate_in_simulation(arguments: argparse.Namespace, out: Path) -> str:
         demonstrations=arguments.demonstrations,
         rollouts=arguments.rollouts,
         seeds=arguments.seeds,
-        picture_size=arguments.picture_size,
-        cameras=tuple(arguments.cameras),
+        view=View(arguments.picture_size, tuple(arguments.cameras), arguments.looks),
         policy=PolicyConfig(epochs=arguments.epochs),
     )
-    contestants = [Contestant(*named) for named in _with_untrained(arguments.encoders, out)]
+    encoders, untrained = _encoders(arguments.encoders, out)
+    contestants = [Contestant(*named) for named in encoders + untrained]
+    if arguments.from_scratch:
+        contestants += [
+            Contestant(name.replace("untrained", "from scratch"), source, learns=True)
+            for name, source in untrained
+        ]
     contestants.append(Contestant(PROPRIOCEPTION_ONLY, None))
     results = evaluate(contestants, tasks, protocol, out, arguments.processes, arguments.device)
     rows = results.rows[results.rows["task"].isin(tasks)]
@@ -68,7 +73,8 @@ def _evaluate_offline(arguments: argparse.Namespace, out: Path) -> str:
     selection = SelectionConfig(val_fraction=arguments.val_fraction)
     config = OfflineConfig(views=arguments.cameras, selection=selection, num_seeds=arguments.seeds)
     results = Results(out, {"data": index.fingerprint, "held out": arguments.val_fraction})
-    for name, source in _with_untrained(arguments.encoders, out):
+    encoders, untrained = _encoders(arguments.encoders, out)
+    for name, source in encoders + untrained:
         encoder = load_model(source, arguments.device)
         weights = weights_fingerprint(encoder)
         if results.has(name, weights, next(iter(SCORES))):
@@ -92,8 +98,13 @@ def _evaluate_offline(arguments: argparse.Namespace, out: Path) -> str:
     return results.write_report(results.rows, percent=False)
 
 
-def _with_untrained(arguments: list[str], out: Path) -> list[tuple[str, str]]:
-    """(name, source) of the encoders and, of each kind of network among them, an untrained one."""
+def _encoders(
+    arguments: list[str], out: Path
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """(name, source) of the encoders, and of an untrained one for each kind of network among them.
+
+    A kind is a network and its preprocessing.
+    """
     from mcr.models.encoder import load_model
     from mcr.models.untrained import write_untrained_like
 
@@ -111,7 +122,7 @@ def _with_untrained(arguments: list[str], out: Path) -> list[tuple[str, str]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_untrained_like(path, source)
         untrained[kind] = (f"untrained {encoder.backbone}, {size} px", str(path))
-    return named + list(untrained.values())
+    return named, list(untrained.values())
 
 
 def _named(argument: str) -> tuple[str, str]:
@@ -138,6 +149,18 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=100, help="of a policy; default: 100")
     parser.add_argument("--picture-size", type=int, default=224, help="pixels; default: 224")
     parser.add_argument("--cameras", nargs="+", default=[], help="default: the suite's")
+    parser.add_argument(
+        "--looks",
+        default="fixed",
+        choices=("fixed", "varied"),
+        help="of scenes in simulation; varied: cameras, light and colours drawn anew for each; "
+        "default: fixed",
+    )
+    parser.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="also a row whose untrained encoder learns with the policy; hours without a GPU",
+    )
     parser.add_argument("--data", help="of suite offline: shards or a tree")
     parser.add_argument(
         "--val-fraction", type=float, default=0.25, help="of sessions, held out; default: 0.25"

@@ -13,16 +13,17 @@ from mcr.errors import command_line
 def main() -> None:
     arguments = _parse_arguments()
     from mcr.downstream.recorder import record_demonstrations
+    from mcr.downstream.simulators import View
 
+    view = View(arguments.picture_size, tuple(arguments.cameras), arguments.looks)
     made = record_demonstrations(
         arguments.task,
         arguments.out,
         arguments.count,
-        arguments.picture_size,
         arguments.noise,
         arguments.seed,
         arguments.masks,
-        arguments.cameras,
+        view,
     )
     print(
         f"written: {arguments.out}, {made.demonstrations} demonstrations of {made.steps} steps in "
@@ -50,6 +51,12 @@ def _parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--cameras", nargs="+", default=(), metavar="NAME", help="default: the suite's usual ones"
+    )
+    parser.add_argument(
+        "--looks",
+        default="fixed",
+        choices=("fixed", "varied"),
+        help="varied: cameras, light and colours drawn anew for each scene; default: fixed",
     )
     return parser.parse_args()
 

@@ -208,6 +208,15 @@ def test_the_sample_is_what_the_default_plan_says(generator, episodes):
         assert (episode.length < 40) == (plan.oddity == "short")
 
 
+def test_labs_share_the_sessions(generator):
+    from sample_droid.plan import plan_episodes
+
+    labs = {plan.session: plan.lab for plan in plan_episodes(400, ["lift"], 0, num_labs=1000)}
+    assert len(labs) == len(set(labs.values())) == 100
+    assert (labs[0], labs[25], labs[26], labs[99]) == ("SIMA", "SIMZ", "SIMBA", "SIMDV")
+    assert {plan.lab for plan in plan_episodes(400, ["lift"], 0, num_labs=2)} == {"SIMA", "SIMB"}
+
+
 def test_folder_names_are_droids(generator):
     from sample_droid.plan import EpisodePlan
 
@@ -229,19 +238,21 @@ def test_instructions(generator):
 
 def test_without_the_simulator_it_says_what_to_install(generator, tmp_path, monkeypatch):
     from sample_droid import dataset
+    from sample_droid.look import Style
     from sample_droid.plan import plan_episodes
 
     monkeypatch.setattr(dataset, "_MODULES", ("json", "no_such_simulator"))
     with pytest.raises(UserError, match="needs no_such_simulator; pip install -r scripts/req"):
-        dataset.write_dataset(tmp_path / "out", plan_episodes(2, ["lift"], 0), 1, 1, 60)
+        dataset.write_dataset(tmp_path / "out", plan_episodes(2, ["lift"], 0), 1, 1, Style())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dataset_is_not_overwritten_and_a_failed_one_leaves_nothing(generator, tmp_path):
     from sample_droid import dataset
+    from sample_droid.look import Style
 
     with pytest.raises(UserError, match="exists; remove it or choose another folder"):
-        dataset.write_dataset(SAMPLE.parent, [], 1, 1, 60)
+        dataset.write_dataset(SAMPLE.parent, [], 1, 1, Style())
     with (
         pytest.raises(RuntimeError),
         dataset._folder_that_becomes(tmp_path / "a" / "b" / "1.0.0") as folder,

@@ -44,7 +44,7 @@ class DemonstrationConfig:
     proprioception: False = pictures only
     action_space:   of shards and trees: as `data.action_space` of pretraining
     rotation:       of shards and trees: "6d", or "euler" angles, which jump
-    val_fraction:   share of episodes held out, where the file has no mask/valid; 0 = none
+    val_fraction:   share of episodes held out, where the file has no mask/valid; 0 = none at all
     """
 
     data: str = ""
@@ -205,7 +205,7 @@ def _masks(
     path: Path, file: Any, names: list[str], val_fraction: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """The file's own split, or one by `val_fraction`."""
-    if "mask/train" not in file or "mask/valid" not in file:
+    if not val_fraction or "mask/train" not in file or "mask/valid" not in file:
         return _split(range(len(names)), val_fraction)
     rows = {name: row for row, name in enumerate(names)}
     parts = []

@@ -6,6 +6,7 @@ on the rollouts: the policy after the last epoch is tried, once. Called by scrip
 
     <folder>/demonstrations/   <task>.hdf5, with masks for `analysis.centricity`
              features/         <task>/<hash of the encoder>, caches
+             fine_tuned/       <task>/<hash of the encoder>/<seed>, runs of encoders that learn
              results.csv ...   see `results`
 """
 
@@ -22,6 +23,8 @@ import torch
 from einops import rearrange
 
 from mcr.data.processes import processor
+from mcr.downstream.behaviour_cloning import Config as BehaviourCloning
+from mcr.downstream.behaviour_cloning import load_policy, train
 from mcr.downstream.demonstrations import (
     DemonstrationConfig,
     Demonstrations,
@@ -32,8 +35,8 @@ from mcr.downstream.features import weights_fingerprint as fingerprint
 from mcr.downstream.policy import PolicyConfig, train_policies
 from mcr.downstream.recorder import record_demonstrations
 from mcr.downstream.results import Results
-from mcr.downstream.rollouts import run_rollouts
-from mcr.downstream.simulators import Observation
+from mcr.downstream.rollouts import Act, run_rollouts
+from mcr.downstream.simulators import Observation, View
 from mcr.errors import UserError
 from mcr.models.encoder import Encoder, load_model
 from mcr.models.inference import torch_network
@@ -51,8 +54,7 @@ class Protocol:
     noise:          of the expert's executed actions, see `recorder`
     rollouts:       per seed, on the scenes of seeds 0, 1, ...
     seeds:          policies per task and encoder
-    picture_size:   height and width that cameras give, pixels
-    cameras:        () = the suite's
+    view:           of demonstrations and rollouts
     horizon:        steps of a rollout; 0 = the task's
     """
 
@@ -60,8 +62,7 @@ class Protocol:
     noise: float = 0.1
     rollouts: int = 20
     seeds: int = 3
-    picture_size: int = 224
-    cameras: tuple[str, ...] = ()
+    view: View = field(default_factory=View)
     horizon: int = 0
     policy: PolicyConfig = field(default_factory=PolicyConfig)
 
@@ -73,10 +74,15 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A row of the table. source: what `load_model` reads, None = a policy that sees no pictures"""
+    """A row of the table.
+
+    source: what `load_model` reads; None = a policy that sees no pictures
+    learns: the encoder learns with the policy, in the place of being frozen
+    """
 
     name: str
     source: str | None
+    learns: bool = False
 
 
 def evaluate(
@@ -104,13 +110,16 @@ def evaluate(
             continue
         path = _recorded(task, protocol, folder)
         demonstrations = open_demonstrations(DemonstrationConfig(str(path)))
+        caches = folder / "features" / path.stem
         for contestant in missing:
             sight = Sight(contestant.source, encoders[contestant], weights[contestant])
-            caches = folder / "features" / path.stem
-            features = sight.of_demonstrations(path, caches, device)
-            successes = try_policies(
-                task, sight, features, demonstrations, protocol, processes, device
-            )
+            if contestant.learns:
+                runs = folder / "fine_tuned" / path.stem / weights[contestant][:16]
+                act = learning_policies(str(contestant.source), path, runs, protocol, device)
+            else:
+                features = sight.of_demonstrations(path, caches, device)
+                act = frozen_policies(sight, features, demonstrations, protocol, device)
+            successes = try_policies(task, act, protocol, processes)
             about = _about(contestant, sight, task, demonstrations.cameras, protocol)
             rows = [
                 {**about, "seed": str(seed), "successes": int(won.sum()), "trials": len(won)}
@@ -133,10 +142,9 @@ def _recorded(task: str, protocol: Protocol, folder: Path) -> Path:
             task,
             path,
             count=protocol.demonstrations,
-            picture_size=protocol.picture_size,
             noise=protocol.noise,
             masks=True,
-            cameras=protocol.cameras,
+            view=protocol.view,
         )
     return path
 
@@ -153,7 +161,8 @@ def _about(
         "weights": sight.weights,
         "preprocessing": sight.preprocessing,
         "cameras": " ".join(camera.removesuffix("_image") for camera in cameras),
-        "picture_size": protocol.picture_size,
+        "picture_size": protocol.view.picture_size,
+        "looks": protocol.view.looks,
         "demonstrations": protocol.demonstrations,
         "versions": versions(),
         "hardware": processor(),
@@ -211,44 +220,79 @@ class Sight:
         return rearrange(features, "(b v) d -> b (v d)", v=len(cameras))
 
 
-def try_policies(
-    task: str,
+def frozen_policies(
     sight: Sight,
     features: np.ndarray,
     demonstrations: Demonstrations,
     protocol: Protocol,
-    processes: int = 0,
     device: str = "cpu",
-) -> np.ndarray:
-    """Train a policy per seed on the demonstrations, and try it: bool [seeds, rollouts].
+) -> Act:
+    """Train a policy per seed on frozen features: what their rollouts are decided by.
 
     features: of the demonstrations' steps, [N, V * D], as `sight` has them
     """
     config = protocol.policy
     if sight.source is None:
         config = replace(config, feature_norm="none")
-    seeds = range(protocol.seeds)
-    lengths = demonstrations.recordings.lengths
+    lengths, seeds = demonstrations.recordings.lengths, range(protocol.seeds)
     policies = train_policies(
         features, demonstrations.low_dim, demonstrations.actions, config, seeds, lengths, device
     )
 
+    @torch.inference_mode()
     def act(chosen: np.ndarray, observation: Observation) -> np.ndarray:
         seen = sight.of_observation(observation)
         return policies.act(chosen, seen, observation["proprioception"])
 
-    slots = [(seed, scene) for scene in range(protocol.rollouts) for seed in seeds]
-    with torch.inference_mode():
-        successes = run_rollouts(
-            task,
-            act,
-            slots,
-            processes,
-            simulators=_SIMULATORS,
-            picture_size=protocol.picture_size,
-            cameras=protocol.cameras,
-            horizon=protocol.horizon,
-        )
+    return act
+
+
+def learning_policies(
+    source: str, demonstrations: Path, folder: Path, protocol: Protocol, device: str = "cpu"
+) -> Act:
+    """The same policies, but each with an encoder of its own that learns with it.
+
+    The encoder begins with the weights of `source`, learns at a tenth of the policy's rate, and
+    sees random crops where its preprocessing crops at all. Runs are kept in `folder`.
+    """
+    preprocessing = load_model(source).preprocessing
+    config = BehaviourCloning(
+        **asdict(protocol.policy),
+        data=str(demonstrations),
+        val_fraction=0,
+        encoder=source,
+        freeze_encoder=False,
+        crops=int(preprocessing.resize > preprocessing.image_size),
+        emb_dim=0,
+        device=device,
+    )
+    policies = [
+        load_policy(train(replace(config, seed=seed, run_dir=str(folder / f"{seed}"))), device)
+        for seed in range(protocol.seeds)
+    ]
+
+    def act(chosen: np.ndarray, observation: Observation) -> np.ndarray:
+        actions = np.zeros((len(chosen), len(policies[0].action_mean)), np.float32)
+        for seed in np.unique(chosen):
+            its = {key: values[chosen == seed] for key, values in observation.items()}
+            actions[chosen == seed] = policies[seed].act(its, its["proprioception"])
+        return actions
+
+    return act
+
+
+def try_policies(task: str, act: Act, protocol: Protocol, processes: int = 0) -> np.ndarray:
+    """Rollouts of the policies, one per seed, that `act` asks: bool [seeds, rollouts]."""
+    slots = [(seed, scene) for scene in range(protocol.rollouts) for seed in range(protocol.seeds)]
+    successes = run_rollouts(
+        task,
+        act,
+        slots,
+        processes,
+        simulators=_SIMULATORS,
+        view=protocol.view,
+        horizon=protocol.horizon,
+    )
     return successes.reshape(protocol.rollouts, protocol.seeds).T
 
 

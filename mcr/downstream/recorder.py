@@ -3,7 +3,7 @@
 Of any task of `simulators`; there is no learning here. Called by scripts/record_demonstrations.py
 and scripts/evaluate.py. T steps, A action, P proprioception, H W pixels:
 
-    data                   attrs: env_args (JSON: task, picture_size, cameras, noise, seed), total
+    data                   attrs: env_args (JSON: task, view, noise, seed), total
     data/demo_0            attrs: num_samples, seed (of the scene)
         actions            float32 [T, A]   the expert's answer to the observation
         rewards, dones     float32, uint8 [T]   1 where the task is done after the action
@@ -15,15 +15,15 @@ and scripts/evaluate.py. T steps, A action, P proprioception, H W pixels:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mcr.data.processes import progress_bar
-from mcr.downstream.simulators import Simulator, make_simulator
+from mcr.downstream.simulators import Simulator, View, make_simulator
 from mcr.errors import UserError, import_extra
 
 if TYPE_CHECKING:
@@ -47,11 +47,10 @@ def record_demonstrations(
     task: str,
     path: str | Path,
     count: int = 25,
-    picture_size: int = 224,
     noise: float = 0.1,
     seed: int = 0,
     masks: bool = False,
-    cameras: Sequence[str] = (),
+    view: View | None = None,
 ) -> Recording:
     """Write `count` successful demonstrations to `path`; failures are not kept.
 
@@ -69,10 +68,10 @@ def record_demonstrations(
     if count < 1:
         raise UserError(f"count={count}: record at least 1 demonstration")
     hdf5 = import_extra("h5py", "hdf5")
-    simulator = make_simulator(task, picture_size, cameras)
+    simulator = make_simulator(task, view)
     about = {
         "task": task,
-        "picture_size": picture_size,
+        **asdict(view or View()),
         "cameras": simulator.cameras,
         "noise": noise,
         "seed": seed,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mcr.data.processes import num_cores, process_pool, progress_bar
-from mcr.downstream.simulators import Observation, Simulator, make_simulator
+from mcr.downstream.simulators import Observation, Simulator, View, make_simulator
 from mcr.errors import UserError
 
 # act(policies int64 [B], observations: key -> [B, ...]) -> float [B, A]
@@ -32,8 +32,7 @@ def run_rollouts(
     slots: Sequence[tuple[int, int]],
     processes: int = 0,
     simulators: int = 0,
-    picture_size: int = 224,
-    cameras: Sequence[str] = (),
+    view: View | None = None,
     horizon: int = 0,
 ) -> np.ndarray:
     """Try policies on scenes: bool [len(slots)], whether the task was done at any step.
@@ -51,7 +50,7 @@ def run_rollouts(
         return np.zeros(0, bool)
     processes = min(processes or num_cores(), len(slots))
     simulators = min(max(simulators or processes, processes), len(slots))
-    make = (task, picture_size, tuple(cameras), horizon)
+    make = (task, view, horizon)
     with (
         _simulators(make, processes, simulators) as (advance, horizon),
         progress_bar(None, task, "rollout", len(slots)) as bar,

@@ -26,6 +26,7 @@ from itertools import islice
 from pathlib import Path
 
 from sample_droid import schema
+from sample_droid.look import Style
 from sample_droid.plan import EpisodePlan
 from tqdm import tqdm
 
@@ -50,7 +51,7 @@ class Outcome:
 
 
 def write_dataset(
-    root: Path, plans: list[EpisodePlan], num_shards: int, num_workers: int, quality: int
+    root: Path, plans: list[EpisodePlan], num_shards: int, num_workers: int, style: Style
 ) -> list[Outcome]:
     """Write `root/1.0.0`; returns what became of each plan, in order.
 
@@ -66,7 +67,7 @@ def write_dataset(
     lengths = [len(plans[shard::num_shards]) for shard in range(num_shards)]
     outcomes: list[Outcome] = []
     with _folder_that_becomes(final) as folder, tqdm(total=len(plans), unit="episode") as bar:
-        recorded = _record_all(plans, num_workers, quality)
+        recorded = _record_all(plans, num_workers, style)
         for shard, length in enumerate(lengths):
             name = f"{root.name}-train.tfrecord-{shard:05d}-of-{num_shards:05d}"
             write_records(folder / name, _payloads(islice(recorded, length), outcomes, bar))
@@ -89,7 +90,7 @@ def _payloads(
 
 
 def _record_all(
-    plans: list[EpisodePlan], num_workers: int, quality: int
+    plans: list[EpisodePlan], num_workers: int, style: Style
 ) -> Iterator[tuple[bytes, Outcome]]:
     """Carry out the plans on `num_workers` processes; yields in order."""
     context = multiprocessing.get_context("spawn")  # OpenGL does not survive a fork
@@ -97,7 +98,7 @@ def _record_all(
     waiting: deque[Future[tuple[bytes, Outcome]]] = deque()
     try:
         for plan in plans:
-            waiting.append(pool.submit(_record, plan, quality))
+            waiting.append(pool.submit(_record, plan, style))
             if len(waiting) > _WAITING_PER_WORKER * num_workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -120,11 +121,11 @@ def _prepare_worker() -> None:
     logging.disable(logging.WARNING)  # robosuite logs several lines per scene
 
 
-def _record(plan: EpisodePlan, quality: int) -> tuple[bytes, Outcome]:
+def _record(plan: EpisodePlan, style: Style) -> tuple[bytes, Outcome]:
     _require_rendering()
     from sample_droid import record  # only workers load the simulator
 
-    recording = record.record_episode(plan, quality)
+    recording = record.record_episode(plan, style)
     outcome = Outcome(
         plan.task,
         plan.oddity,

@@ -59,6 +59,18 @@ class Look:
     cameras: tuple[Camera, Camera]
 
 
+@dataclass(frozen=True)
+class Style:
+    """How pictures are taken.
+
+    quality: of the JPEG files, 1..100
+    draft:   without shadows and smooth edges, which cost a CPU most of its time
+    """
+
+    quality: int = 55
+    draft: bool = False
+
+
 def draw_look(
     lab_rng: np.random.Generator, session_rng: np.random.Generator, rng: np.random.Generator
 ) -> Look:

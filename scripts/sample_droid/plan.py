@@ -8,12 +8,13 @@ cheap: nothing is simulated here. Used by `dataset.py`; `record.py` carries out 
 
 from __future__ import annotations
 
+import string
 import time
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-LABS = ("SIMA", "SIMB", "SIMC")
+NUM_LABS = 3
 EPISODES_PER_SESSION = 4
 MIN_SESSIONS = 8
 FIRST_DAY_S = 1_672_531_200  # 2023-01-01 00:00 UTC
@@ -54,8 +55,13 @@ class EpisodePlan:
         return f"{time.strftime('%Y-%m-%d', moment)}/{time.asctime(moment).replace(' ', '_')}"
 
 
-def plan_episodes(num_episodes: int, tasks: list[str], seed: int) -> list[EpisodePlan]:
-    """Plan a dataset; the list is in the order of the records, sessions mixed as in DROID."""
+def plan_episodes(
+    num_episodes: int, tasks: list[str], seed: int, num_labs: int = NUM_LABS
+) -> list[EpisodePlan]:
+    """Plan a dataset; the list is in the order of the records, sessions mixed as in DROID.
+
+    Labs take turns; `num_labs` beyond the number of sessions give every session a lab of its own.
+    """
     rng = np.random.default_rng([seed, 0])
     num_sessions = max(MIN_SESSIONS, num_episodes // EPISODES_PER_SESSION // 2 * 2)
     # Two sessions share a day, always in different labs, so that recordings can share a second.
@@ -66,7 +72,7 @@ def plan_episodes(num_episodes: int, tasks: list[str], seed: int) -> list[Episod
             number=number,
             task=tasks[number // num_sessions % len(tasks)],
             session=number % num_sessions,
-            lab=LABS[number % num_sessions % len(LABS)],
+            lab=_lab(number % num_sessions % num_labs),
             start_s=FIRST_DAY_S + DAY_S * int(days[number % num_sessions // 2]),
             oddity="",
         )
@@ -75,6 +81,15 @@ def plan_episodes(num_episodes: int, tasks: list[str], seed: int) -> list[Episod
     plans = _add_times(plans, num_sessions, rng)
     plans = _add_oddities(plans, rng)
     return [plans[number] for number in rng.permutation(num_episodes)]
+
+
+def _lab(number: int) -> str:
+    """SIMA, SIMB, ... SIMZ, SIMBA, ...: letters as digits, since DROID's labs are letters."""
+    letters = string.ascii_uppercase
+    name = letters[number % 26]
+    while number := number // 26:
+        name = letters[number % 26] + name
+    return f"SIM{name}"
 
 
 def _add_times(

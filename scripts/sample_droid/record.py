@@ -16,14 +16,12 @@ What the numbers mean (as in DROID's robot code, where a command is a small step
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 from sample_droid import language, schema
 from sample_droid.expert import MAX_ROTATION, MAX_TRANSLATION, Command, Expert
-from sample_droid.look import draw_look, draw_things
+from sample_droid.look import Style, draw_look, draw_things
 from sample_droid.photographer import Photographer
 from sample_droid.plan import EpisodePlan
 from sample_droid.scene import TabletopScene
@@ -55,12 +53,11 @@ class _Trajectory:
     success: bool
 
 
-def record_episode(plan: EpisodePlan, quality: int) -> Recording:
+def record_episode(plan: EpisodePlan, style: Style) -> Recording:
     """Simulate the plan until it turns out as planned; a pure function of its arguments.
 
     An expert that fails unintentionally, or succeeds in spite of its mistake, tries again with
-    other objects; what the last of `MAX_ATTEMPTS` brings is recorded as what it is. `quality` is
-    that of the JPEG files, 1..100.
+    other objects; what the last of `MAX_ATTEMPTS` brings is recorded as what it is.
     """
     for attempt in range(MAX_ATTEMPTS):
         rng = np.random.default_rng([plan.seed, 2, plan.number, attempt])
@@ -69,7 +66,7 @@ def record_episode(plan: EpisodePlan, quality: int) -> Recording:
             mistake = str(rng.choice(["miss", "drop"])) if plan.oddity == "failure" else ""
             trajectory = _simulate(scene, Expert(scene, rng, mistake))
             if trajectory.success != bool(mistake) or attempt == MAX_ATTEMPTS - 1:
-                return _finish(plan, scene, trajectory, rng, quality, attempt + 1)
+                return _finish(plan, scene, trajectory, rng, style, attempt + 1)
         finally:
             scene.close()
     raise AssertionError("the last attempt is always recorded")
@@ -140,7 +137,7 @@ def _finish(
     scene: TabletopScene,
     trajectory: _Trajectory,
     rng: np.random.Generator,
-    quality: int,
+    style: Style,
     attempts: int,
 ) -> Recording:
     start = 0
@@ -155,7 +152,7 @@ def _finish(
     features |= _step_flags(count, trajectory.success)
     for field, text in zip(schema.LANGUAGES, spoken, strict=True):
         features[f"steps/{field}"] = [text.encode()] * count
-    features |= _photograph(scene, trajectory.qpos[start:], quality)
+    features |= _photograph(scene, trajectory.qpos[start:], style)
     folder = f"{_PREFIX}/{plan.lab}/{'success' if trajectory.success else 'failure'}/{plan.folder}"
     features["episode_metadata/file_path"] = [f"{folder}/trajectory.h5".encode()]
     features["episode_metadata/recording_folderpath"] = [f"{folder}/recordings/MP4".encode()]
@@ -176,18 +173,11 @@ def _step_flags(count: int, success: bool) -> dict[str, list[bytes] | np.ndarray
 
 
 def _photograph(
-    scene: TabletopScene, states: list[np.ndarray], quality: int
+    scene: TabletopScene, states: list[np.ndarray], style: Style
 ) -> dict[str, list[bytes] | np.ndarray]:
     pictures: dict[str, list[bytes]] = {view: [] for view in schema.VIEWS}
-    with Photographer(scene) as photographer:
+    with Photographer(scene, style) as photographer:
         for qpos in states:
             for view, picture in photographer.photograph(qpos).items():
-                pictures[view].append(_encode(picture, quality))
+                pictures[view].append(picture)
     return {f"steps/observation/{view}": encoded for view, encoded in pictures.items()}
-
-
-def _encode(picture: np.ndarray, quality: int) -> bytes:
-    """Baseline JPEG with DROID's chroma subsampling, 4:2:0; fitted Huffman tables save a tenth."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=quality, subsampling=2, optimize=True)
-    return buffer.getvalue()

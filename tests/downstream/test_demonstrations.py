@@ -63,6 +63,8 @@ def test_hdf5_as_it_was_written(tmp_path):
 def test_the_files_own_split(tmp_path):
     found = opened(write_hdf5(tmp_path / "d.hdf5", masks=True), val_fraction=0.5)
     assert (found.training.tolist(), found.held_out.tolist()) == ([0, 2], [1])
+    everything = opened(tmp_path / "d.hdf5", val_fraction=0)
+    assert (everything.training.tolist(), everything.held_out.tolist()) == ([0, 1, 2], [])
 
 
 def test_split_is_even_and_can_be_left_out(tmp_path):

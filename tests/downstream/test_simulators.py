@@ -9,7 +9,7 @@ import pytest
 
 from mcr.downstream.recorder import record_demonstrations, write_split
 from mcr.downstream.rollouts import run_rollouts
-from mcr.downstream.simulators import SUITES, TASKS, make_simulator, split_task
+from mcr.downstream.simulators import SUITES, TASKS, View, make_simulator, split_task
 from mcr.errors import UserError
 
 
@@ -43,12 +43,16 @@ def test_simulator_that_is_not_installed(suite, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
-    [({"picture_size": 0}, "picture_size=0 must"), ({"horizon": -1}, "horizon=-1 must")],
+    ("view", "horizon", "complaint"),
+    [
+        ({"picture_size": 0}, 0, "picture_size=0 must"),
+        ({"looks": "vared"}, 0, "looks=.vared. is unknown; did you mean .varied."),
+        ({}, -1, "horizon=-1 must"),
+    ],
 )
-def test_impossible_numbers(options, complaint):
+def test_impossible_views(view, horizon, complaint):
     with pytest.raises(UserError, match=complaint):
-        make_simulator("robosuite/lift", **options)
+        make_simulator("robosuite/lift", View(**view), horizon)
 
 
 def test_existing_recording_is_not_overwritten(tmp_path):

@@ -25,7 +25,7 @@ def evaluate(*arguments) -> subprocess.CompletedProcess:
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
     encoder = write_untrained(folder / "mine.pt", image_size=32, seed=5)
-    result = evaluate(f"mine={encoder}", *SMALL, "--out", folder / "out")
+    result = evaluate(f"mine={encoder}", *SMALL, "--from-scratch", "--out", folder / "out")
     assert result.returncode == 0, result.stderr
     return folder, result.stdout
 
@@ -33,12 +33,13 @@ def measured(tmp_path_factory):
 def test_a_row_per_encoder_and_seed_with_the_rows_nobody_asked_for(measured):
     folder, printed = measured
     rows = pd.read_csv(folder / "out/results.csv", keep_default_na=False)
-    names = ["mine", "untrained resnet18, 32 px", PROPRIOCEPTION_ONLY]
+    names = ["mine", "untrained resnet18, 32 px", "from scratch resnet18, 32 px"]
+    names += [PROPRIOCEPTION_ONLY]
     assert list(dict.fromkeys(rows["encoder"])) == names
-    assert len(rows) == 6 and set(rows["trials"]) == {2}
-    assert rows["weights"].str.len().tolist() == [64] * 4 + [0] * 2
+    assert len(rows) == 8 and set(rows["trials"]) == {2}
+    assert rows["weights"].str.len().tolist() == [64] * 6 + [0] * 2
     assert rows["cameras"].eq("corner2").all()
-    assert rows["preprocessing"].str.contains("resize 37").tolist() == [True] * 4 + [False] * 2
+    assert rows["preprocessing"].str.contains("resize 37").tolist() == [True] * 6 + [False] * 2
     assert rows["versions"].str.contains("metaworld 3.1.1").all()
     assert "| mine |" in printed and "| mine |" in (folder / "out/results.md").read_text()
     assert (folder / "out/results.png").stat().st_size > 1000
@@ -46,7 +47,9 @@ def test_a_row_per_encoder_and_seed_with_the_rows_nobody_asked_for(measured):
 
 def test_again_measures_nothing_and_says_the_same(measured):
     folder, printed = measured
-    again = evaluate(f"mine={folder / 'mine.pt'}", *SMALL, "--out", folder / "out")
+    again = evaluate(
+        f"mine={folder / 'mine.pt'}", *SMALL, "--from-scratch", "--out", folder / "out"
+    )
     assert again.returncode == 0
     assert printed.endswith(again.stdout)
 

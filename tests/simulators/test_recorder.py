@@ -8,7 +8,7 @@ import pytest
 
 from mcr.downstream.recorder import record_demonstrations
 from mcr.downstream.recordings import open_recordings
-from mcr.downstream.simulators import make_simulator
+from mcr.downstream.simulators import View, make_simulator
 
 TASK = "metaworld/button-press"
 
@@ -17,7 +17,7 @@ TASK = "metaworld/button-press"
 def recorded(tmp_path_factory):
     """The path, and what record_demonstrations returned."""
     path = tmp_path_factory.mktemp("recorded") / "new" / "press.hdf5"
-    return path, record_demonstrations(TASK, path, 2, 48, noise=0.2, seed=1, masks=True)
+    return path, record_demonstrations(TASK, path, 2, 0.2, seed=1, masks=True, view=View(48))
 
 
 def test_layout(recorded):
@@ -46,7 +46,7 @@ def test_layout(recorded):
 
 def test_actions_are_the_experts_answers_to_the_observations(recorded):
     """Replay the scene: the first answer is stored; obeyed to the letter, it leads elsewhere."""
-    simulator = make_simulator(TASK, 48)
+    simulator = make_simulator(TASK, View(48))
     with h5py.File(recorded[0]) as file:
         demo = file["data/demo_1"]
         observation = simulator.reset(int(demo.attrs["seed"]))
@@ -60,7 +60,7 @@ def test_actions_are_the_experts_answers_to_the_observations(recorded):
 
 
 def test_same_seed_gives_the_same_demonstrations(recorded, tmp_path):
-    record_demonstrations(TASK, tmp_path / "again.hdf5", 2, 48, noise=0.2, seed=1)
+    record_demonstrations(TASK, tmp_path / "again.hdf5", 2, 0.2, seed=1, view=View(48))
     with h5py.File(recorded[0]) as one, h5py.File(tmp_path / "again.hdf5") as two:
         for key in ("actions", "obs/corner2_image"):
             assert np.array_equal(one[f"data/demo_1/{key}"], two[f"data/demo_1/{key}"])

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from mcr.downstream.rollouts import run_rollouts
-from mcr.downstream.simulators import make_simulator
+from mcr.downstream.simulators import View, make_simulator
 from mcr.errors import UserError
 
-TASK, SIZE = "metaworld/button-press", 32
+TASK, VIEW = "metaworld/button-press", View(picture_size=32)
 SEEDS = (3, 4, 5)
 
 
 @pytest.fixture(scope="module")
 def plans():
     """What leads to success on each of the seeds: scenes repeat exactly, so it does so again."""
-    simulator = make_simulator(TASK, SIZE)
+    simulator = make_simulator(TASK, VIEW)
     found = []
     for seed in SEEDS:
         simulator.reset(seed)
@@ -37,7 +37,7 @@ class Replay:
         self.batches = []
 
     def __call__(self, policies, observations):
-        assert observations["corner2_image"].shape == (len(policies), SIZE, SIZE, 3)
+        assert observations["corner2_image"].shape == (len(policies), 32, 32, 3)
         assert observations["proprioception"].shape == (len(policies), 4)
         assert policies.dtype == np.int64
         self.batches.append(len(policies))
@@ -52,7 +52,7 @@ def test_outcome_does_not_depend_on_how_they_are_spread(plans, processes, simula
     slots = [(0, SEEDS[0]), (9, 3), (1, SEEDS[1]), (2, SEEDS[2]), (9, 4)]
     act = Replay(plans)
     horizon = max(len(plan) for plan in plans)
-    succeeded = run_rollouts(TASK, act, slots, processes, simulators, SIZE, horizon=horizon)
+    succeeded = run_rollouts(TASK, act, slots, processes, simulators, VIEW, horizon)
     assert succeeded.dtype == bool and succeeded.tolist() == [True, False, True, True, False]
     assert max(act.batches) == (simulators or processes)
     assert sum(act.batches) == sum(map(len, plans)) + 2 * horizon
@@ -60,7 +60,7 @@ def test_outcome_does_not_depend_on_how_they_are_spread(plans, processes, simula
 
 def test_success_after_the_horizon_does_not_count(plans):
     horizon = len(plans[0]) - 1
-    assert not run_rollouts(TASK, Replay(plans), [(0, SEEDS[0])], 1, 1, SIZE, horizon=horizon).any()
+    assert not run_rollouts(TASK, Replay(plans), [(0, SEEDS[0])], 1, 1, VIEW, horizon).any()
 
 
 def test_killed_process():
@@ -69,14 +69,16 @@ def test_killed_process():
         return np.zeros((len(policies), 4))
 
     with pytest.raises(UserError, match="a worker process was killed"):
-        run_rollouts(TASK, act, [(0, 0), (0, 1)], 2, 2, SIZE, horizon=50)
+        run_rollouts(TASK, act, [(0, 0), (0, 1)], 2, 2, VIEW, horizon=50)
 
 
 def test_unusable_actions():
     with pytest.raises(ValueError, match="1 observations were answered by the actions"):
-        run_rollouts(TASK, lambda *_: np.full((1, 4), np.nan), [(0, 0)], 1, 1, SIZE)
+        run_rollouts(TASK, lambda *_: np.full((1, 4), np.nan), [(0, 0)], 1, 1, VIEW)
 
 
 def test_error_in_a_process_arrives():
     with pytest.raises(UserError, match="camera 'x' is unknown"):
-        run_rollouts(TASK, lambda *_: np.zeros((1, 4)), [(0, 0), (0, 1)], 2, 2, SIZE, ["x"])
+        run_rollouts(
+            TASK, lambda *_: np.zeros((1, 4)), [(0, 0), (0, 1)], 2, 2, View(cameras=("x",))
+        )

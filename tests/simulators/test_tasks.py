@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mcr.data.processes import process_pool
-from mcr.downstream.simulators import SUITES, TASKS, make_simulator
+from mcr.downstream.simulators import SUITES, TASKS, View, make_simulator
 from mcr.errors import UserError
 
 SIZE = 48
@@ -22,8 +22,8 @@ def simulator():
     """simulator(task, ...): closed after the test."""
     made = []
 
-    def make(task: str, size: int = SIZE, **options):
-        made.append(make_simulator(task, size, **options))
+    def make(task: str, size: int = SIZE, horizon: int = 0, **view):
+        made.append(make_simulator(task, View(size, **view), horizon))
         return made[-1]
 
     yield make
@@ -33,7 +33,7 @@ def simulator():
 
 def after(seed: int, steps: int, task: str, others: tuple[int, ...] = ()) -> bytes:
     """All that is seen `steps` of the expert after a reset to `seed`; other scenes come before."""
-    simulator = make_simulator(task, SIZE)
+    simulator = make_simulator(task, View(SIZE))
     for scene in (*others, seed):
         observation = simulator.reset(scene)
         for _ in range(steps):
@@ -82,6 +82,35 @@ def test_same_seed_is_the_same_scene(task):
     assert after(6, 4, task) != alone
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_varied_looks_are_the_seeds_own_and_change_nothing_but_looks(task, simulator):
+    fixed, varied = simulator(task), simulator(task, looks="varied")
+    seen = [varied.reset(seed) for seed in (5, 6, 5)]
+    for camera in fixed.cameras:
+        first, other, again = (observation[f"{camera}_image"] for observation in seen)
+        assert np.array_equal(first, again)
+        assert np.abs(first.astype(int) - other).mean() > 5
+        assert first.std() > 10
+    assert np.array_equal(fixed.reset(5)["proprioception"], seen[0]["proprioception"])
+    assert np.array_equal(fixed.expert(), varied.expert())
+    for _ in range(3):
+        action = fixed.expert()
+        before, after = fixed.step(action)[0], varied.step(action)[0]
+        assert np.array_equal(before["proprioception"], after["proprioception"])
+
+
+@pytest.mark.parametrize("task", ONE_OF_EACH)
+def test_varied_looks_leave_robot_and_objects_their_colours(task, simulator):
+    world = simulator(task, looks="varied")
+    model = world._renderer._model
+    before = model.geom_rgba.copy()
+    world.reset(0)
+    recoloured = (model.geom_rgba != before).any(axis=1)
+    assert recoloured.any()
+    assert not recoloured[world._of_interest].any()
+    assert (model.body_weldid[model.geom_bodyid[recoloured]] == 0).all()
+
+
 @pytest.mark.parametrize("task", ONE_OF_EACH)
 def test_same_seed_is_the_same_scene_in_another_process(task):
     with process_pool(1) as pool:
@@ -128,7 +157,7 @@ def test_masks_leave_pictures_as_they_were(task, simulator):
 def test_simulators_of_a_process_do_not_disturb_each_other(simulator):
     alone = {task: after(4, 0, task) for task in ONE_OF_EACH}
     worlds = [simulator(task) for task in ONE_OF_EACH]
-    passing = make_simulator("metaworld/hammer", 64)
+    passing = make_simulator("metaworld/hammer", View(64))
     for world in worlds:
         world.reset(0)
     passing.close()
@@ -147,7 +176,7 @@ def test_actions_are_clipped(simulator):
 
 
 def test_cameras_and_horizon(simulator):
-    world = simulator("metaworld/hammer", cameras=["topview", "gripperPOV"], horizon=7)
+    world = simulator("metaworld/hammer", horizon=7, cameras=("topview", "gripperPOV"))
     assert set(world.reset(0)) == {"topview_image", "gripperPOV_image", "proprioception"}
     assert set(world.masks()) == {"topview", "gripperPOV"} and world.horizon == 7
 
@@ -158,7 +187,7 @@ def test_cameras_and_horizon(simulator):
 )
 def test_unknown_camera(task, camera, complaint):
     with pytest.raises(UserError, match=f"camera '{camera}' is unknown; did you mean {complaint}"):
-        make_simulator(task, SIZE, [camera])
+        make_simulator(task, View(SIZE, (camera,)))
 
 
 @pytest.mark.parametrize("suite", SUITES)

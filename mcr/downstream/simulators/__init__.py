@@ -11,12 +11,12 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from mcr.errors import UserError, import_extra, nearest
+from mcr.errors import UserError, import_extra, nearest, require_choice
 
 SUITES: dict[str, tuple[str, ...]] = {
     "metaworld": (  # the ten of MCR's paper
@@ -37,6 +37,25 @@ TASKS = tuple(f"{suite}/{name}" for suite, names in SUITES.items() for name in n
 
 # "<camera>_image": uint8 [H, W, 3], upright RGB; "proprioception": float32 [P]. Nothing privileged.
 Observation = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class View:
+    """How a task is seen.
+
+    picture_size: height and width in pixels
+    cameras:      names of the model's cameras; () = the suite's usual ones
+    looks:        "fixed", the simulator's own; or "varied", drawn anew for each scene: see `looks`
+    """
+
+    picture_size: int = 224
+    cameras: tuple[str, ...] = ()
+    looks: str = "fixed"
+
+    def __post_init__(self) -> None:
+        if self.picture_size < 1:
+            raise UserError(f"picture_size={self.picture_size} must be at least 1")
+        require_choice("looks", self.looks, ("fixed", "varied"))
 
 
 class Simulator(Protocol):
@@ -65,19 +84,13 @@ class Simulator(Protocol):
     def close(self) -> None: ...
 
 
-def make_simulator(
-    task: str, picture_size: int = 224, cameras: Sequence[str] = (), horizon: int = 0
-) -> Simulator:
+def make_simulator(task: str, view: View | None = None, horizon: int = 0) -> Simulator:
     """The simulator of a task like "metaworld/assembly".
 
-    picture_size: height and width in pixels
-    cameras: names of the model's cameras; () = the suite's usual ones
     horizon: steps of a rollout; 0 = the task's
     raises: UserError for an unknown task or camera, a suite that is not installed, no OpenGL.
     """
     suite, name = split_task(task)
-    if picture_size < 1:
-        raise UserError(f"picture_size={picture_size} must be at least 1")
     if horizon < 0:
         raise UserError(f"horizon={horizon} must be positive, or 0 for the task's own")
     _import_mujoco(suite)
@@ -85,7 +98,7 @@ def make_simulator(
     logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
     import_extra(suite, suite)
     module = importlib.import_module(f"mcr.downstream.simulators.{suite}")
-    return module.make(name, picture_size, tuple(cameras), horizon)
+    return module.make(name, view or View(), horizon)
 
 
 def split_task(task: str) -> tuple[str, str]:

@@ -16,7 +16,8 @@ import numpy as np
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
 
-from mcr.downstream.simulators import Observation
+from mcr.downstream.simulators import Observation, View
+from mcr.downstream.simulators.looks import Looks
 from mcr.downstream.simulators.rendering import Renderer, geoms_below, require_cameras
 
 # The experts ask for more than can be had, on purpose; the world clips it, as we do.
@@ -30,8 +31,8 @@ _FURNITURE = ("tablelink", "RetainingWall", "base", "mocap")  # all else is the 
 _HORIZON = 300
 
 
-def make(name: str, picture_size: int, cameras: tuple[str, ...], horizon: int) -> MetaWorld:
-    return MetaWorld(name, picture_size, cameras or CAMERAS, horizon or _HORIZON)
+def make(name: str, view: View, horizon: int) -> MetaWorld:
+    return MetaWorld(name, view, horizon or _HORIZON)
 
 
 class MetaWorld:
@@ -40,20 +41,24 @@ class MetaWorld:
     Proprioception [4]: position of the hand in metres, opening of the fingers, 0..1.
     """
 
-    def __init__(self, name: str, picture_size: int, cameras: tuple[str, ...], horizon: int):
-        self.task, self.cameras, self.horizon = f"metaworld/{name}", cameras, horizon
+    def __init__(self, name: str, view: View, horizon: int):
+        self.task, self.horizon = f"metaworld/{name}", horizon
+        self.cameras = view.cameras or CAMERAS
         self._world = _make_world(f"{name}-v3")
         model = self._world.model
-        require_cameras(model, cameras)
+        require_cameras(model, self.cameras)
         _mend_cameras(model)
-        self._renderer = Renderer(model, self._world.data, picture_size, (0, 1, 2), sites=True)
+        self._renderer = Renderer(model, self._world.data, view.picture_size, (0, 1, 2), sites=True)
         self._of_interest = geoms_below(
             model, {model.body("right_hand").id, *_bodies_of_task(model)}
         )
+        self._looks = Looks(model, self._of_interest) if view.looks == "varied" else None
         self._expert: Any = ENV_POLICY_MAP[f"{name}-v3"]()
         self.action_dim = 4
 
     def reset(self, seed: int) -> Observation:
+        if self._looks:
+            self._looks.draw(seed)
         self._world.seed(seed)
         self._state, _ = self._world.reset()
         return self._observe()

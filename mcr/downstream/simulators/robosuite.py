@@ -15,8 +15,9 @@ import numpy as np
 import robosuite
 from robosuite.controllers import load_composite_controller_config
 
-from mcr.downstream.simulators import Observation
+from mcr.downstream.simulators import Observation, View
 from mcr.downstream.simulators.experts import EXPERTS, Hand
+from mcr.downstream.simulators.looks import Looks
 from mcr.downstream.simulators.rendering import Renderer, geoms_below, require_cameras
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
@@ -41,8 +42,8 @@ _TASKS = {
 }
 
 
-def make(name: str, picture_size: int, cameras: tuple[str, ...], horizon: int) -> Robosuite:
-    return Robosuite(name, picture_size, cameras or CAMERAS, horizon or _TASKS[name].horizon)
+def make(name: str, view: View, horizon: int) -> Robosuite:
+    return Robosuite(name, view, horizon or _TASKS[name].horizon)
 
 
 class Robosuite:
@@ -53,19 +54,23 @@ class Robosuite:
     matrix, which unlike quaternions do not jump; opening of the fingers, 0..1.
     """
 
-    def __init__(self, name: str, picture_size: int, cameras: tuple[str, ...], horizon: int):
-        self.task, self.cameras, self.horizon = f"robosuite/{name}", cameras, horizon
+    def __init__(self, name: str, view: View, horizon: int):
+        self.task, self.horizon = f"robosuite/{name}", horizon
+        self.cameras = view.cameras or CAMERAS
         self._name, self._world = name, _make_world(_TASKS[name].environment)
         model, data = self._world.sim.model._model, self._world.sim.data._data
-        require_cameras(model, cameras)
-        self._renderer = Renderer(model, data, picture_size, groups=(1,), sites=False)
+        require_cameras(model, self.cameras)
+        self._renderer = Renderer(model, data, view.picture_size, groups=(1,), sites=False)
         bodies = {model.body(body).id for body in _TASKS[name].bodies}
         gripper = self._world.robots[0].gripper["right"].root_body
         self._of_interest = geoms_below(model, {model.body(gripper).id, *bodies})
+        self._looks = Looks(model, self._of_interest) if view.looks == "varied" else None
         self._hand = Hand(self._world)
         self.action_dim = 7
 
     def reset(self, seed: int) -> Observation:
+        if self._looks:
+            self._looks.draw(seed)
         with _numpy_seeded(seed):  # 1.5.1 draws from NumPy's generator, 1.5.2 from its own
             self._world.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
             self._world.reset()
