@@ -43,7 +43,9 @@ def _evaluate_in_simulation(arguments: argparse.Namespace, out: Path) -> str:
         rollouts=arguments.rollouts,
         seeds=arguments.seeds,
         view=View(arguments.picture_size, tuple(arguments.cameras), arguments.looks),
-        policy=PolicyConfig(epochs=arguments.epochs),
+        policy=PolicyConfig(
+            hidden=arguments.hidden, dropout=arguments.dropout, epochs=arguments.epochs
+        ),
     )
     encoders, untrained = _encoders(arguments.encoders, out)
     contestants = [Contestant(*named) for named in encoders + untrained]
@@ -147,6 +149,15 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rollouts", type=int, default=20, help="per seed and task; default: 20")
     parser.add_argument("--demonstrations", type=int, default=25, help="per task; default: 25")
     parser.add_argument("--epochs", type=int, default=100, help="of a policy; default: 100")
+    parser.add_argument(
+        "--hidden",
+        nargs="+",
+        type=int,
+        default=[256, 256, 256],
+        metavar="UNITS",
+        help="of a policy's layers; default: 256 256 256",
+    )
+    parser.add_argument("--dropout", type=float, default=0.0, help="of a policy; default: 0")
     parser.add_argument("--picture-size", type=int, default=224, help="pixels; default: 224")
     parser.add_argument("--cameras", nargs="+", default=[], help="default: the suite's")
     parser.add_argument(

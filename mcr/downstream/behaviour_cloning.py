@@ -139,10 +139,10 @@ class Policy(nn.Module):
         self.observations = observations
         self.chunk = config.chunk
         self.head = build_head(config.head, config.chunk * action_dim, config.modes)
-        layers: list[nn.Module] = []
+        layers: list[nn.Module] = [nn.Dropout(config.dropout)]
         width = observations.out_dim
         for hidden in config.hidden:
-            layers += [nn.Linear(width, hidden), nn.ReLU()]
+            layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(config.dropout)]
             width = hidden
         self.body = nn.Sequential(*layers, nn.Linear(width, self.head.width))
         self.register_buffer("action_mean", torch.zeros(action_dim))

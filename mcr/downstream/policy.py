@@ -40,6 +40,8 @@ class PolicyConfig:
     chunk:          actions predicted at a time, C
     hidden:         widths of the layers, ReLU between them (CortexBench: three of 256)
     feature_norm:   on features: "batch_norm" (R3M), "layer_norm", "none"; both with learned scales
+    dropout:        share of features and of hidden units that are left out while training, drawn
+                    anew for each sample; a few demonstrations are easily learned by heart
     standardise_actions: the network sees actions by their mean and deviation over the samples
     learning_rate:  Adam's
     batch_size:     the most samples in a batch; an epoch is cut into batches as equal as possible
@@ -51,6 +53,7 @@ class PolicyConfig:
     chunk: int = 1
     hidden: list[int] = field(default_factory=lambda: [256, 256, 256])
     feature_norm: str = "batch_norm"
+    dropout: float = 0.0
     standardise_actions: bool = False
     learning_rate: float = 1e-3
     batch_size: int = 256
@@ -61,6 +64,8 @@ class PolicyConfig:
         for name in ("chunk", "batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout={self.dropout} must lie in [0, 1)")
         if self.learning_rate <= 0:
             raise UserError(f"learning_rate={self.learning_rate} must be above 0")
 
@@ -163,6 +168,7 @@ class PolicyNetwork(nn.Module):
         self.norm = GroupedNorm(config.feature_norm, num_policies, feature_dim)
         widths = [feature_dim + low_dim, *config.hidden, self.head.width]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._draws = [torch.Generator().manual_seed(seed) for seed in seeds]  # of dropout
         self.layers = nn.ModuleList(
             GroupedLinear(fan_in, fan_out, generators)
             for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True)
@@ -180,10 +186,19 @@ class PolicyNetwork(nn.Module):
     def forward(self, features: Tensor, low_dim: Tensor) -> Tensor:
         """[S, B, D], [S, B, P] -> [S, B, width of the head]."""
         low_dim = (low_dim - self.low_dim_mean) / self.low_dim_std
-        values = torch.cat([self.norm(features), low_dim], dim=-1)
+        values = torch.cat([self._dropout(self.norm(features)), low_dim], dim=-1)
         for layer in self.layers[:-1]:
-            values = layer(values).relu()
+            values = self._dropout(layer(values).relu())
         return self.layers[-1](values)
+
+    def _dropout(self, values: Tensor) -> Tensor:
+        """Of [S, B, D] while training, with each policy's own draws."""
+        share = self.config.dropout
+        if not self.training or not share:
+            return values
+        shape, device = values.shape[1:], values.device
+        kept = [torch.rand(shape, generator=g).to(device) >= share for g in self._draws]
+        return values * torch.stack(kept) / (1 - share)
 
     def loss(self, features: Tensor, low_dim: Tensor, targets: Tensor) -> Tensor:
         """[S, B, D], [S, B, P] and actions [S, B, C * A] -> each policy's mean loss, [S]."""

@@ -75,10 +75,12 @@ def test_ensemble_of_one_is_a_plain_training():
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("feature_norm", ["batch_norm", "layer_norm", "none"])
-def test_several_seeds_are_as_many_trainings(head, feature_norm):
+@pytest.mark.parametrize(
+    ("feature_norm", "dropout"), [("batch_norm", 0.3), ("layer_norm", 0.0), ("none", 0.5)]
+)
+def test_several_seeds_are_as_many_trainings(head, feature_norm, dropout):
     features, low_dim, actions = samples()
-    config = small(head=head, feature_norm=feature_norm, modes=3)
+    config = small(head=head, feature_norm=feature_norm, dropout=dropout, modes=3)
     seeds = [3, 0, 11]
     together = train_policies(features, low_dim, actions, config, seeds)
     assert len(together) == 3
@@ -102,6 +104,17 @@ def test_rows_of_any_policies_in_any_order():
         alone = ensemble.act(policies[row : row + 1], features[row, None], low_dim[row, None])
         np.testing.assert_allclose(mixed[row], alone[0], atol=1e-6)
     assert ensemble.act([], np.zeros((0, D)), np.zeros((0, P))).shape == (0, A)
+
+
+def test_dropout_keeps_the_mean_while_training_and_ends_with_it():
+    network = PolicyNetwork(small(dropout=0.25), [D, P, A], [0, 1])
+    values = torch.ones(2, 400, 100)
+    dropped = network._dropout(values)
+    assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert (dropped == 0).float().mean() == pytest.approx(0.25, abs=0.01)
+    assert not torch.equal(dropped[0], dropped[1])
+    assert not torch.equal(dropped, network._dropout(values))
+    assert torch.equal(network.eval()._dropout(values), values)
 
 
 def test_it_learns():
@@ -164,6 +177,7 @@ def test_bad_input():
     for changes, complaint in (
         ({"feature_norm": "batchnorm"}, "did you mean 'batch_norm'"),
         ({"epochs": 0}, "epochs=0 must be at least 1"),
+        ({"dropout": 1.0}, r"dropout=1.0 must lie in \[0, 1\)"),
         ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),
     ):
         with pytest.raises(UserError, match=complaint):
