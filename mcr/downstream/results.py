@@ -54,7 +54,9 @@ class Results:
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows, each with encoder, weights and task."""
-        self.rows = pd.concat([self.rows, pd.DataFrame(rows)], ignore_index=True)
+        new = pd.DataFrame(rows)
+        # pandas makes floats of counts where the other frame has no such column
+        self.rows = pd.concat([self.rows, new], ignore_index=True) if len(self.rows) else new
         partial = self._path.with_suffix(".partial")
         self.rows.to_csv(partial, index=False)
         os.replace(partial, self._path)

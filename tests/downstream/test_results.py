@@ -62,6 +62,8 @@ def test_what_is_added_is_there_when_opened_again(tmp_path):
     Results(tmp_path, {"rollouts": 10}).add(rows("ours", "a", [1, 2]))
     again = Results(tmp_path, {"rollouts": 10})
     again.add(rows("ours", "b", [3]))
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert [line.split(",")[-2:] for line in lines[1:]] == [["1", "10"], ["2", "10"], ["3", "10"]]
     again = Results(tmp_path, {"rollouts": 10})
     assert again.has("ours", "ab", "a") and again.has("ours", "ab", "b")
     assert not again.has("ours", "ab", "c") and not again.has("other", "ab", "a")

@@ -53,7 +53,8 @@ class MetaWorld:
             model, {model.body("right_hand").id, *_bodies_of_task(model)}
         )
         self._looks = Looks(model, self._of_interest) if view.looks == "varied" else None
-        self._expert: Any = ENV_POLICY_MAP[f"{name}-v3"]()
+        make_expert: Any = ENV_POLICY_MAP[f"{name}-v3"]  # typed as their abstract base
+        self._expert = make_expert()
         self.action_dim = 4
 
     def reset(self, seed: int) -> Observation:
