@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mcr.downstream.simulators import SUITES, View
+from mcr.downstream.simulators import LOOKS, SUITES, View
 from mcr.errors import UserError, command_line, require_choice
 
 OFFLINE = "offline"
@@ -163,7 +163,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--looks",
         default="fixed",
-        choices=("fixed", "varied"),
+        choices=LOOKS,
         help="of scenes in simulation; varied: cameras, light and colours drawn anew for each; "
         "default: fixed",
     )

@@ -6,6 +6,7 @@ python scripts/record_demonstrations.py metaworld/assembly assembly.hdf5 --count
 import argparse
 from pathlib import Path
 
+from mcr.downstream.simulators import LOOKS, View
 from mcr.errors import command_line
 
 
@@ -13,7 +14,6 @@ from mcr.errors import command_line
 def main() -> None:
     arguments = _parse_arguments()
     from mcr.downstream.recorder import record_demonstrations
-    from mcr.downstream.simulators import View
 
     view = View(arguments.picture_size, tuple(arguments.cameras), arguments.looks)
     made = record_demonstrations(
@@ -55,7 +55,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--looks",
         default="fixed",
-        choices=("fixed", "varied"),
+        choices=LOOKS,
         help="varied: cameras, light and colours drawn anew for each scene; default: fixed",
     )
     return parser.parse_args()

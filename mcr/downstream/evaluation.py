@@ -30,7 +30,7 @@ from mcr.downstream.demonstrations import (
     Demonstrations,
     open_demonstrations,
 )
-from mcr.downstream.features import FeatureCache, FeatureConfig, extract_features
+from mcr.downstream.features import FeatureConfig, extract_features
 from mcr.downstream.features import weights_fingerprint as fingerprint
 from mcr.downstream.policy import PolicyConfig, train_policies
 from mcr.downstream.recorder import record_demonstrations
@@ -115,9 +115,9 @@ def evaluate(
             sight = Sight(contestant.source, encoders[contestant], weights[contestant])
             if contestant.learns:
                 runs = folder / "fine_tuned" / path.stem / weights[contestant][:16]
-                act = learning_policies(str(contestant.source), path, runs, protocol, device)
+                act = learning_policies(sight, path, runs, protocol, device)
             else:
-                features = sight.of_demonstrations(path, caches, device)
+                features = sight.of_demonstrations(demonstrations, path, caches, device)
                 act = frozen_policies(sight, features, demonstrations, protocol, device)
             successes = try_policies(task, act, protocol, processes)
             about = _about(contestant, sight, task, demonstrations.cameras, protocol)
@@ -198,16 +198,16 @@ class Sight:
         config = self.encoder.preprocessing.encoder_config(self.encoder.backbone)
         return ", ".join(f"{key} {value}" for key, value in config.items())
 
-    def of_demonstrations(self, path: Path, folder: Path, device: str) -> np.ndarray:
-        """Features of all steps of an HDF5, float32 [N, V * D], from the caches in `folder`."""
+    def of_demonstrations(
+        self, demonstrations: Demonstrations, path: Path, folder: Path, device: str
+    ) -> np.ndarray:
+        """Features of all steps, float32 [N, V * D]; of the HDF5 `path`, by caches in `folder`."""
         if self.source is None:
-            steps = len(open_demonstrations(DemonstrationConfig(str(path))).actions)
-            return np.zeros((steps, 0), np.float32)
+            return np.zeros((len(demonstrations.actions), 0), np.float32)
         # The network of the rollouts, in this process: others would take longer to start.
         config = FeatureConfig(device=device, engine="torch", workers=1)
         cache = extract_features(self.source, path, folder / self.weights[:16], config)
-        views = [_all_steps(cache, view) for view in cache.views]
-        return np.concatenate(views, axis=1)
+        return rearrange(np.asarray(cache.array), "n v d -> n (v d)")
 
     def of_observation(self, observation: Observation) -> np.ndarray:
         """Features of B observations, float32 [B, V * D]."""
@@ -248,19 +248,20 @@ def frozen_policies(
 
 
 def learning_policies(
-    source: str, demonstrations: Path, folder: Path, protocol: Protocol, device: str = "cpu"
+    sight: Sight, demonstrations: Path, folder: Path, protocol: Protocol, device: str = "cpu"
 ) -> Act:
     """The same policies, but each with an encoder of its own that learns with it.
 
-    The encoder begins with the weights of `source`, learns at a tenth of the policy's rate, and
+    The encoder begins with the weights of `sight`, learns at a tenth of the policy's rate, and
     sees random crops where its preprocessing crops at all. Runs are kept in `folder`.
     """
-    preprocessing = load_model(source).preprocessing
+    assert sight.source is not None and sight.encoder is not None
+    preprocessing = sight.encoder.preprocessing
     config = BehaviourCloning(
         **asdict(protocol.policy),
         data=str(demonstrations),
         val_fraction=0,
-        encoder=source,
+        encoder=sight.source,
         freeze_encoder=False,
         crops=int(preprocessing.resize > preprocessing.image_size),
         emb_dim=0,
@@ -294,8 +295,3 @@ def try_policies(task: str, act: Act, protocol: Protocol, processes: int = 0) ->
         horizon=protocol.horizon,
     )
     return successes.reshape(protocol.rollouts, protocol.seeds).T
-
-
-def _all_steps(cache: FeatureCache, view: str) -> np.ndarray:
-    """Features of one view, float32 [N, D]."""
-    return np.concatenate([cache.features(name, view) for name in cache.episodes["name"]])

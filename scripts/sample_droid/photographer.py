@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import io
 
 import mujoco
 import numpy as np
 from PIL import Image
 from sample_droid.look import Style
-from sample_droid.scene import RENDERED_HEIGHT, RENDERED_WIDTH, TabletopScene
+from sample_droid.scene import RENDERED_WIDTH, TabletopScene
 from sample_droid.schema import HEIGHT, VIEWS, WIDTH
 
+from mcr.downstream.simulators.rendering import look_through, open_gl
+
 _CAMERAS = dict(zip(VIEWS, ("exterior_1", "exterior_2", "robot0_eye_in_hand"), strict=True))
-
-
-@functools.cache
-def _opengl() -> mujoco.GLContext:
-    """The process's only OpenGL context: Mesa does not give back all memory of each."""
-    context = mujoco.GLContext(RENDERED_WIDTH, RENDERED_HEIGHT)
-    context.make_current()
-    atexit.register(context.free)  # while EGL still stands
-    return context
 
 
 class Photographer:
     """Renders the three views of a scene. Holds the scene's meshes on the GPU: use `with`."""
 
     def __init__(self, scene: TabletopScene, style: Style):
-        _opengl()
+        open_gl().make_current()
         self._scene, self._style = scene, style
         self._model, self._data = scene.sim.model._model, scene.sim.data._data
         # Rendered at twice the size and averaged, edges are smooth on every OpenGL.
@@ -64,13 +55,7 @@ class Photographer:
         }
 
     def _render(self, name: str) -> np.ndarray:
-        camera = mujoco.MjvCamera()
-        camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        camera.fixedcamid = self._model.camera(name).id
-        everything = mujoco.mjtCatBit.mjCAT_ALL
-        mujoco.mjv_updateScene(
-            self._model, self._data, self._options, None, camera, everything, self._geometry
-        )
+        look_through(name, self._model, self._data, self._options, self._geometry)
         height, width = self._size
         large = np.empty((height, width, 3), np.uint8)
         frame = mujoco.MjrRect(0, 0, width, height)

@@ -35,6 +35,8 @@ SUITES: dict[str, tuple[str, ...]] = {
 }
 TASKS = tuple(f"{suite}/{name}" for suite, names in SUITES.items() for name in names)
 
+LOOKS = ("fixed", "varied")
+
 # "<camera>_image": uint8 [H, W, 3], upright RGB; "proprioception": float32 [P]. Nothing privileged.
 Observation = dict[str, np.ndarray]
 
@@ -55,7 +57,7 @@ class View:
     def __post_init__(self) -> None:
         if self.picture_size < 1:
             raise UserError(f"picture_size={self.picture_size} must be at least 1")
-        require_choice("looks", self.looks, ("fixed", "varied"))
+        require_choice("looks", self.looks, LOOKS)
 
 
 class Simulator(Protocol):

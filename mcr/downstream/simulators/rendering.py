@@ -2,7 +2,7 @@
 
 Shadows, reflections and multisampling are off: where a CPU renders, they cost up to ten times the
 rest. Used by the simulators of both suites in place of their own renderers, which cannot share a
-process. Importing this imports mujoco.
+process; scripts/sample_droid shares the context and the cameras. Importing this imports mujoco.
 """
 
 from __future__ import annotations
@@ -85,13 +85,7 @@ class Renderer:
         return wanted[numbers]
 
     def _render(self, name: str) -> np.ndarray:
-        camera = mujoco.MjvCamera()
-        camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        camera.fixedcamid = self._model.camera(name).id
-        everything = mujoco.mjtCatBit.mjCAT_ALL
-        mujoco.mjv_updateScene(
-            self._model, self._data, self._options, None, camera, everything, self._scene
-        )
+        look_through(name, self._model, self._data, self._options, self._scene)
         open_gl().make_current()  # another library's renderer may have been at work
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         frame = mujoco.MjrRect(0, 0, self._size, self._size)
@@ -103,6 +97,20 @@ class Renderer:
     def close(self) -> None:
         open_gl().make_current()
         self._context.free()
+
+
+def look_through(
+    name: str,
+    model: mujoco.MjModel,
+    data: mujoco.MjData,
+    options: mujoco.MjvOption,
+    scene: mujoco.MjvScene,
+) -> None:
+    """Fill `scene` with what the model's camera of this name sees."""
+    camera = mujoco.MjvCamera()
+    camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+    camera.fixedcamid = model.camera(name).id
+    mujoco.mjv_updateScene(model, data, options, None, camera, mujoco.mjtCatBit.mjCAT_ALL, scene)
 
 
 def require_cameras(model: mujoco.MjModel, cameras: tuple[str, ...]) -> None:
