@@ -17,4 +17,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 ruff check .
 ruff format --check .
 mypy
-OMP_NUM_THREADS=1 python -m pytest --numprocesses "${MCR_TEST_PROCESSES:-auto}" "$@"
+# A run writes 5 GB of checkpoints and data sets, and pytest keeps those of three runs. To keep them,
+# name a folder: --basetemp FOLDER
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+OMP_NUM_THREADS=1 python -m pytest --basetemp "$scratch" \
+    --numprocesses "${MCR_TEST_PROCESSES:-auto}" --dist loadfile "$@"
