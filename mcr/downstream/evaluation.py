@@ -207,7 +207,7 @@ class Sight:
         # The network of the rollouts, in this process: others would take longer to start.
         config = FeatureConfig(device=device, engine="torch", workers=1)
         cache = extract_features(self.source, path, folder / self.weights[:16], config)
-        return rearrange(np.asarray(cache.array), "n v d -> n (v d)")
+        return rearrange(np.array(cache.array), "n v d -> n (v d)")
 
     def of_observation(self, observation: Observation) -> np.ndarray:
         """Features of B observations, float32 [B, V * D]."""
