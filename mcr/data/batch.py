@@ -32,6 +32,7 @@ class Batch:
 
     frames:          uint8   [B, F, 3, H, W]   as stored; cropped and normalised on the device
     crops:           float32 [B, F, 4]         top, left, height, width in pixels of `frames`
+    colors:          float32 [B, F, 2, 3]      gain and offset of red, green and blue in 0..1
     actions:         float32 [B, F, A]         the action at each of the five frames
     window_states:   float32 [B, 2, L, S]      states around EARLY (0) and LATE (1)
     window_actions:  float32 [B, 2, L - 1, A]  actions between those states
@@ -40,6 +41,7 @@ class Batch:
 
     frames: Tensor
     crops: Tensor
+    colors: Tensor
     actions: Tensor
     window_states: Tensor
     window_actions: Tensor

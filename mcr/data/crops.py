@@ -1,7 +1,8 @@
-"""Crops: stored frames and boxes -> what enters the network, for a whole batch at once.
+"""Crops: stored frames, boxes and colours -> what enters the network, for a whole batch at once.
 
 Runs on the device, so that only uint8 frames travel. Equals torchvision's
-`resized_crop(..., antialias=True)` followed by `normalize`, box by box.
+`resized_crop(..., antialias=True)` followed by `normalize`, box by box. A change of colours is
+linear, as normalisation is, and costs nothing on top of it.
 """
 
 from __future__ import annotations
@@ -16,19 +17,34 @@ from torch import Tensor
 
 
 def network_input(
-    frames: Tensor, crops: Tensor, size: int, mean: Sequence[float], std: Sequence[float]
+    frames: Tensor,
+    crops: Tensor,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    colors: Tensor | None = None,
 ) -> Tensor:
-    """Crop, resize and normalise.
+    """Crop, resize, change colours and normalise.
 
     frames: uint8 [B, F, 3, H, W]; crops: float32 [B, F, 4] top, left, height, width in pixels
+    colors: float32 [B, F, 2, 3] gain and offset of pixels in 0..1, which are not clipped after;
+            None = as they are
     returns float32 [B * F, 3, size, size] in channels_last memory, clip by clip
     """
     images = crop_resize(rearrange(frames, "b f c h w -> (b f) c h w"), crops.flatten(0, 1), size)
     # Rows of channels_last memory as vectors: broadcasting over 3 channels would not vectorise.
     rows = rearrange(images, "n c h w -> n h (w c)").float()
     scale, shift = _scale_and_shift(tuple(mean), tuple(std), rows.device)
-    rows.mul_(scale.repeat(size)).add_(shift.repeat(size))
+    if colors is not None:
+        gain, offset = rearrange(colors, "b f two c -> two (b f) 1 c")
+        scale, shift = scale * gain, shift + 255 * scale * offset
+    rows.mul_(_for_pixels(scale, size)).add_(_for_pixels(shift, size))
     return rearrange(rows, "n h (w c) -> n c h w", c=3)
+
+
+def _for_pixels(channels: Tensor, size: int) -> Tensor:
+    """[..., C] -> [..., size * C]: the same for each of `size` pixels."""
+    return channels.repeat(*[1] * (channels.dim() - 1), size)
 
 
 @cache  # to send numbers to a GPU anew for every batch would make the host wait for it

@@ -190,6 +190,7 @@ class ClipDataset:
         return {
             "frames": frames,
             "crops": draw.crops,
+            "colors": draw.colors,
             "actions": self.action_space.read(signals, actions),
             "window_states": self.state_space.read(signals, windows),
             "window_actions": self.action_space.read(signals, windows[..., :-1]),

@@ -1,9 +1,9 @@
-"""Sampling: (seed, sample number) -> episode, view, five steps, windows and crop boxes.
+"""Sampling: (seed, sample number) -> episode, view, five steps, windows, crop boxes and colours.
 
 Pure NumPy and pure functions: sample i is the same whoever draws it, whenever, with whatever it is
 batched together. So the stream does not depend on the number of workers, processes or restarts, and
 resuming a run is one integer. The random numbers come from a counter-based generator (Philox):
-sample i owns draws [i * K, (i + 1) * K).
+sample i owns a range of its own.
 
     START  ~ U{1 .. floor(alpha*T)+1}     END ~ U{floor((1-alpha)*T)-1 .. T-1}
     MIDDLE ~ U{2 .. T-1}   EARLY ~ U{1 .. MIDDLE-1}   LATE ~ U{MIDDLE .. T-1}
@@ -27,8 +27,10 @@ TRAIN, VALIDATION = 0, 1  # independent random streams
 _CROP_TRIES = 10  # torchvision's RandomResizedCrop
 _DRAWS_PER_CROP = 2 * _CROP_TRIES + 2
 _STEP_DRAWS = 7  # episode, view, START, END, MIDDLE, EARLY, LATE
+_COLOR_DRAWS = 5  # of a frame: brightness, contrast, red, green, blue
 _PHILOX_BLOCK = 4  # numbers per step of the counter
-_K = -(-(_STEP_DRAWS + NUM_FRAMES * _DRAWS_PER_CROP) // _PHILOX_BLOCK) * _PHILOX_BLOCK
+_PLACES, _COLORS = 0, 1  # independent random streams: what is drawn
+_MID_GREY = 0.45  # of pixels in 0..1: what contrast leaves as it is
 
 
 @dataclass
@@ -38,11 +40,14 @@ class SamplingConfig:
     alpha:         START and END lie in the first and last `alpha` of an episode
     window:        states per window of the dynamics objective, L (paper: 3)
     crop:          "random" (RandomResizedCrop) or "center" (the square that an encoder sees)
-    crop_per:      "frame": each of the five frames has its own box; "clip": all share one
+    crop_per:      "frame": each of the five frames has its own box and colours; "clip": all share
+                   them.
                    Upstream: meant clips to share it, but compares a string with a list, so every
                    released weight was trained with a box per frame.
     crop_scale:    area of a random crop, as a share of the frame
     crop_ratio:    width / height of a random crop
+    color_jitter:  brightness and contrast are multiplied by up to exp(this) or its inverse, each of
+                   red, green and blue by up to the square root of it; 0 = none (paper, upstream)
     """
 
     alpha: float = 0.2
@@ -51,6 +56,7 @@ class SamplingConfig:
     crop_per: str = "frame"
     crop_scale: tuple[float, float] = (0.5, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    color_jitter: float = 0.0
 
     def __post_init__(self) -> None:
         require_choice("data.sampling.crop", self.crop, ("random", "center"))
@@ -59,6 +65,8 @@ class SamplingConfig:
             raise UserError(f"data.sampling.alpha={self.alpha} must lie between 0 and 1")
         if self.window < 1:
             raise UserError(f"data.sampling.window={self.window} must be at least 1")
+        if not 0 <= self.color_jitter < 3:
+            raise UserError(f"data.sampling.color_jitter={self.color_jitter} must lie in 0 .. 3")
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,7 @@ class Draw:
     steps:    int64 [n, F]      START, EARLY, MIDDLE, LATE, END
     windows:  int64 [n, 2, L]   steps around EARLY and LATE
     crops:    float32 [n, F, 4] top, left, height, width in pixels
+    colors:   float32 [n, F, 2, 3]  gain and offset of red, green and blue in 0..1
     """
 
     episodes: np.ndarray
@@ -103,6 +112,7 @@ class Draw:
     steps: np.ndarray
     windows: np.ndarray
     crops: np.ndarray
+    colors: np.ndarray
 
 
 def draw_samples(
@@ -124,27 +134,32 @@ def draw_samples(
     attempt:    0; a sample whose frames cannot be read is drawn anew as attempt 1, 2, ...
     kept:       which steps of these episodes may be drawn, at least 3 of each; None = all
     """
-    u = _uniform(seed, first, count, stream, attempt)
+    num_draws = _STEP_DRAWS + NUM_FRAMES * _DRAWS_PER_CROP
+    u = _uniform(seed, first, count, num_draws, attempt, stream, _PLACES)
+    color_draws = _uniform(seed, first, count, NUM_FRAMES * _COLOR_DRAWS, attempt, stream, _COLORS)
     episodes = _integer(u[:, 0], 0, len(lengths) - 1)
     drawable = kept.lengths if kept else lengths
     steps = _draw_steps(u[:, 2:_STEP_DRAWS], drawable[episodes], config.alpha)
     if kept:
         steps = kept.real_steps(episodes, steps)
-    crop_draws = u[:, _STEP_DRAWS : _STEP_DRAWS + NUM_FRAMES * _DRAWS_PER_CROP]
     return Draw(
         episodes=episodes,
         views=_integer(u[:, 1], 0, num_views - 1),
         steps=steps,
         windows=_windows(steps[:, [1, 3]], lengths[episodes], config.window),
-        crops=_crops(crop_draws.reshape(count, NUM_FRAMES, _DRAWS_PER_CROP), frame_size, config),
+        crops=_crops(_per_frame(u[:, _STEP_DRAWS:], config), frame_size, config),
+        colors=_colors(_per_frame(color_draws, config), config.color_jitter),
     )
 
 
-def _uniform(seed: int, first: int, count: int, stream: int, attempt: int) -> np.ndarray:
-    """Uniform numbers in [0, 1), float64 [count, K]."""
-    counter = [first * _K // _PHILOX_BLOCK, attempt, stream, 0]
-    generator = np.random.Philox(key=seed, counter=counter)
-    return (generator.random_raw(count * _K) >> np.uint64(11)).reshape(count, _K) * 2.0**-53
+def _uniform(
+    seed: int, first: int, count: int, num_draws: int, attempt: int, stream: int, what: int
+) -> np.ndarray:
+    """Uniform numbers in [0, 1), float64 [count, num_draws]."""
+    blocks = -(-num_draws // _PHILOX_BLOCK)
+    generator = np.random.Philox(key=seed, counter=[first * blocks, attempt, stream, what])
+    raw = generator.random_raw(count * blocks * _PHILOX_BLOCK).reshape(count, -1)
+    return (raw[:, :num_draws] >> np.uint64(11)) * 2.0**-53
 
 
 def _integer(u: np.ndarray, low: np.ndarray | int, high: np.ndarray | int) -> np.ndarray:
@@ -169,11 +184,23 @@ def _windows(centres: np.ndarray, lengths: np.ndarray, window: int) -> np.ndarra
     return np.minimum(steps, lengths[:, None, None] - 1)
 
 
+def _per_frame(u: np.ndarray, config: SamplingConfig) -> np.ndarray:
+    """[n, F * k] -> [n, F, k], the first frame's for all where a clip shares its augmentation."""
+    u = u.reshape(len(u), NUM_FRAMES, -1)
+    return np.broadcast_to(u[:, :1], u.shape) if config.crop_per == "clip" else u
+
+
+def _colors(u: np.ndarray, jitter: float) -> np.ndarray:
+    """Gain and offset of each channel, float32 [n, F, 2, 3], of u [n, F, 5]."""
+    factors = np.exp(jitter * (2 * u - 1) * [1, 1, 0.5, 0.5, 0.5])
+    contrast = factors[..., 1:2]
+    gain = factors[..., :1] * factors[..., 2:]
+    return np.stack([gain * contrast, gain * (1 - contrast) * _MID_GREY], -2).astype(np.float32)
+
+
 def _crops(u: np.ndarray, frame_size: tuple[int, int], config: SamplingConfig) -> np.ndarray:
     if config.crop == "center":
         return np.broadcast_to(center_crop(frame_size), (*u.shape[:2], 4)).astype(np.float32)
-    if config.crop_per == "clip":
-        u = np.broadcast_to(u[:, :1], u.shape)
     return _random_crops(u, frame_size, config.crop_scale, config.crop_ratio)
 
 

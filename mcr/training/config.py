@@ -132,9 +132,11 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def config_difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Lines "key: old -> new" for what differs and may not; both as `dataclasses.asdict` gives."""
     before, after = flatten(old), flatten(new)
+    # Where the rate falls towards the end, when that is changes what is computed.
+    free = {*FREE_TO_CHANGE} - ({"steps"} if after.get("optimizer.decay_steps") else set())
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
-        for key in sorted({*before, *after} - set(FREE_TO_CHANGE))
+        for key in sorted({*before, *after} - free)
         if before.get(key) != after.get(key)
     ]
 

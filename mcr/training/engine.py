@@ -39,10 +39,24 @@ COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
 
 @dataclass
 class OptimizerConfig:
-    """Adam, constant rate. Paper: 1e-4."""
+    """Adam. Paper: a constant rate of 1e-4.
+
+    decay_steps: the rate falls linearly to 0 over so many steps at the end; 0 = constant
+    """
 
     lr: float = 1e-4
     weight_decay: float = 0.0
+    decay_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.decay_steps < 0:
+            raise UserError(f"optimizer.decay_steps={self.decay_steps} must not be negative")
+
+    def rate(self, step: int, num_steps: int) -> float:
+        """The learning rate of a step, 0 .. num_steps - 1."""
+        if num_steps - step >= self.decay_steps:
+            return self.lr
+        return self.lr * (num_steps - step) / self.decay_steps
 
 
 @dataclass
@@ -130,6 +144,11 @@ class Engine:
             _compile(model, config.compile)
         self._network = _averaging_gradients(model, config) if world.size > 1 else model
         self._is_rehearsed = world.size == 1
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of the steps that follow."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
 
     def step(self, parts: Iterable[Batch], wants_to_stop: bool = False) -> Step:
         """One optimiser step over `config.accumulate` parts of the batch, taken as needed.

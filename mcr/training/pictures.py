@@ -73,7 +73,7 @@ class Painter:
         return pixels
 
     def _draw_clips(self, model: Pretrainer) -> Figure:
-        inputs = _network_input(model, self._batch.frames, self._batch.crops)
+        inputs = _network_input(model, self._batch.frames, self._batch.crops, self._batch.colors)
         return compose_clips(
             _denormalise(model, inputs),
             grad_cam(model.encoder, inputs).cpu().numpy(),
@@ -119,9 +119,13 @@ def _read_episode(index: Index, row: int, config: DataConfig) -> tuple[np.ndarra
     return np.array(times), rearrange(torch.from_numpy(shown), "n h w c -> n c h w")
 
 
-def _network_input(model: Pretrainer, frames: Tensor, crops: Tensor) -> Tensor:
+def _network_input(
+    model: Pretrainer, frames: Tensor, crops: Tensor, colors: Tensor | None = None
+) -> Tensor:
     p, device = model.preprocessing, next(model.parameters()).device
-    return network_input(frames.to(device), crops.to(device), p.image_size, p.mean, p.std)
+    frames, crops = frames.to(device), crops.to(device)
+    colors = None if colors is None else colors.to(device)
+    return network_input(frames, crops, p.image_size, p.mean, p.std, colors)
 
 
 def _denormalise(model: Pretrainer, inputs: Tensor) -> np.ndarray:

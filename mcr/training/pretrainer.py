@@ -102,7 +102,7 @@ class Pretrainer(nn.Module):
     def embed(self, batch: Batch) -> Tensor:
         """Embeddings float32 [B, F, D] of a batch's frames."""
         p = self.preprocessing
-        images = network_input(batch.frames, batch.crops, p.image_size, p.mean, p.std)
+        images = network_input(batch.frames, batch.crops, p.image_size, p.mean, p.std, batch.colors)
         encode = self.compiled_encoder if self.training else None
         return rearrange((encode or self.encoder)(images).float(), "(b f) d -> b f d", f=NUM_FRAMES)
 

@@ -247,6 +247,7 @@ class Run:
         stopping = False
         while self.step < config.steps and not stopping:
             seed_draws(config.seed, self.step)
+            self.engine.set_rate(config.optimizer.rate(self.step, config.steps))
             step = self.engine.step(islice(parts, config.engine.accumulate), self.stopped_by_signal)
             watch.add(self.step, step)
             self.step += 1

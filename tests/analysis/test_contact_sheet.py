@@ -13,6 +13,7 @@ def batch_of(num_clips: int, crops: torch.Tensor) -> Batch:
     return Batch(
         frames=torch.zeros(num_clips, NUM_FRAMES, 3, 90, 160, dtype=torch.uint8),
         crops=crops.expand(num_clips, NUM_FRAMES, 4),
+        colors=torch.tensor([[1.0], [0.0]]).expand(num_clips, NUM_FRAMES, 2, 3),
         actions=torch.zeros(num_clips, NUM_FRAMES, 7),
         window_states=torch.zeros(num_clips, 2, 3, 14),
         window_actions=torch.zeros(num_clips, 2, 2, 7),

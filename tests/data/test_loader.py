@@ -48,13 +48,14 @@ def test_batch_has_the_contracts_shapes_and_types(shards):
     assert shapes == {
         "frames": (6, 5, 3, 180, 320),
         "crops": (6, 5, 4),
+        "colors": (6, 5, 2, 3),
         "actions": (6, 5, 10),
         "window_states": (6, 2, 3, 17),
         "window_actions": (6, 2, 2, 10),
         "samples": (6,),
     }
     assert batch.frames.dtype == torch.uint8
-    assert batch.actions.dtype == batch.crops.dtype == torch.float32
+    assert batch.actions.dtype == batch.crops.dtype == batch.colors.dtype == torch.float32
     assert dataset(shards).dimensions == batch.dimensions
 
 

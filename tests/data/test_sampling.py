@@ -102,6 +102,40 @@ def test_crops_per_clip_are_shared_and_per_frame_are_not():
     assert (own != own[:, :1]).any(-1)[:, 1:].all(1).mean() > 0.9
 
 
+def test_without_jitter_colours_stay_as_they_are():
+    colors = draw().colors
+    assert (colors[:, :, 0] == 1).all() and (colors[:, :, 1] == 0).all()
+
+
+def test_jitter_changes_nothing_else_that_is_drawn():
+    plain, jittered = draw(), draw(config=SamplingConfig(color_jitter=0.4))
+    for key in ("episodes", "views", "steps", "windows", "crops"):
+        assert np.array_equal(getattr(plain, key), getattr(jittered, key)), key
+
+
+def test_brightness_contrast_and_balance_cover_their_ranges():
+    jitter = 0.4
+    colors = draw(count=4000, config=SamplingConfig(color_jitter=jitter)).colors.astype(float)
+    gain, offset = colors[:, :, 0], colors[:, :, 1]
+    tint = gain * 0.45 + offset  # of mid-grey, which contrast leaves alone: brightness x balance
+    contrast = gain * 0.45 / tint
+    assert np.allclose(contrast, contrast[..., :1])
+    log_contrast, log_tint = np.log(contrast[..., 0]) / jitter, np.log(tint / 0.45) / jitter
+    red_to_green = log_tint[..., 0] - log_tint[..., 1]
+    assert np.abs(log_contrast).max() == pytest.approx(1, rel=0.01)
+    assert log_contrast.std() == pytest.approx(np.sqrt(1 / 3), rel=0.02)
+    assert log_tint.std() == pytest.approx(np.sqrt((1 + 0.5**2) / 3), rel=0.02)
+    assert red_to_green.std() == pytest.approx(np.sqrt(2 * 0.5**2 / 3), rel=0.02)
+    assert abs(np.corrcoef(log_contrast.ravel(), log_tint[..., 0].ravel())[0, 1]) < 0.03
+
+
+def test_colours_are_shared_as_crops_are():
+    shared = draw(config=SamplingConfig(crop_per="clip", color_jitter=0.4)).colors
+    assert (shared == shared[:, :1]).all()
+    own = draw(config=SamplingConfig(color_jitter=0.4)).colors
+    assert (own[:, 1:] != own[:, :1]).all()
+
+
 def test_center_crop_is_resize_256_crop_224():
     top, left, height, width = center_crop((256, 456))
     assert (top, left, height, width) == (16, 116, 224, 224)
@@ -109,7 +143,8 @@ def test_center_crop_is_resize_256_crop_224():
 
 
 @pytest.mark.parametrize(
-    "options", [{"crop": "centre"}, {"crop_per": "video"}, {"alpha": 0}, {"window": 0}]
+    "options",
+    [{"crop": "centre"}, {"crop_per": "video"}, {"alpha": 0}, {"window": 0}, {"color_jitter": -1}],
 )
 def test_wrong_options_are_refused(options):
     with pytest.raises(UserError, match=next(iter(options))):

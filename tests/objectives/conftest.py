@@ -24,6 +24,7 @@ def make_batch() -> Callable[..., Batch]:
         return Batch(
             frames=torch.zeros(num_clips, NUM_FRAMES, 3, 8, 8, dtype=torch.uint8),
             crops=torch.tensor([0.0, 0.0, 8.0, 8.0]).expand(num_clips, NUM_FRAMES, 4),
+            colors=torch.tensor([[1.0], [0.0]]).expand(num_clips, NUM_FRAMES, 2, 3),
             actions=draw(NUM_FRAMES, dims.action),
             window_states=draw(2, dims.window, dims.state),
             window_actions=draw(2, dims.window - 1, dims.action),

@@ -83,6 +83,11 @@ def test_config_difference_ignores_what_may_change():
     assert config_difference(old, new) == ["data.views: ['x'] -> ['y']"]
 
 
+def test_the_end_of_a_run_whose_rate_falls_towards_it_may_not_change():
+    old, new = ({"steps": steps, "optimizer": {"decay_steps": 5}} for steps in (10, 20))
+    assert config_difference(old, new) == ["steps: 10 -> 20"]
+
+
 def run(*arguments, cwd):
     return subprocess.run(
         [sys.executable, "-m", "mcr.training.train", *arguments],

@@ -134,9 +134,10 @@ def wait_for_step(config, step, process):
 
 def test_killed_in_the_middle_then_resumed_equals_uninterrupted_bitwise(tiny, tmp_path):
     torch.set_num_threads(1)
-    whole = start(tiny(steps=20, save_every=4, run_dir=str(tmp_path / "whole")))
+    options = {"optimizer.decay_steps": 12, "data.sampling.color_jitter": 0.4}
+    whole = start(tiny(steps=20, save_every=4, run_dir=str(tmp_path / "whole"), **options))
     assert whole.wait() == 0, whole.stdout.read()
-    config = tiny(steps=20, save_every=4, run_dir=str(tmp_path / "killed"))
+    config = tiny(steps=20, save_every=4, run_dir=str(tmp_path / "killed"), **options)
     process = start(config)
     wait_for_step(config, 10, process)
     process.kill()
@@ -236,6 +237,7 @@ def test_changed_config_is_shown_and_refused(tiny):
         ({"model.backbone": "resnet81"}, "resnet18"),
         ({"steps": 0}, "steps=0"),
         ({"precision": "fp8"}, "precision"),
+        ({"optimizer.decay_steps": -1}, "decay_steps=-1"),
         ({"device": "cuda:99"}, "cuda:99"),
         ({"loss_weights.time_contrast": 1.0}, "time_contrastive"),
         ({"engine.accumulate": 3}, "batch_size=4 clips do not divide by 1 processes times .*=3"),
