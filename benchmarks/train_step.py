@@ -34,7 +34,6 @@ import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
 from mcr.data.batch import NUM_FRAMES, Batch
-from mcr.data.crops import network_input
 from mcr.data.index import Index, open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
 from mcr.data.processes import num_cores, processor
@@ -208,9 +207,7 @@ def upstreams_step(model: Pretrainer, device: torch.device) -> Step:
 
     def step(batch: Batch) -> object:
         if not ready:
-            p = model.preprocessing
-            images = network_input(batch.frames, batch.crops, p.image_size, p.mean, p.std)
-            ready.append(images.contiguous())
+            ready.append(model.network_input(batch.frames, batch.crops).contiguous())
         embeddings = model.encoder(ready[0]).unflatten(0, (-1, NUM_FRAMES))
         losses, metrics = [], {}
         for objective in model.objectives.values():

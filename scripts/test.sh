@@ -17,8 +17,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 ruff check .
 ruff format --check .
 mypy
-# A run writes 5 GB of checkpoints and data sets, and pytest keeps those of three runs. To keep them,
-# name a folder: --basetemp FOLDER
+# What fixtures share stays until the end of a run, 5 GB, and pytest keeps that of three runs. To keep
+# it, name a folder: --basetemp FOLDER
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 OMP_NUM_THREADS=1 python -m pytest --basetemp "$scratch" \

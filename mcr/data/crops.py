@@ -38,13 +38,8 @@ def network_input(
     if colors is not None:
         gain, offset = rearrange(colors, "b f two c -> two (b f) 1 c")
         scale, shift = scale * gain, shift + 255 * scale * offset
-    rows.mul_(_for_pixels(scale, size)).add_(_for_pixels(shift, size))
+    rows.mul_(scale.tile(size)).add_(shift.tile(size))
     return rearrange(rows, "n h (w c) -> n c h w", c=3)
-
-
-def _for_pixels(channels: Tensor, size: int) -> Tensor:
-    """[..., C] -> [..., size * C]: the same for each of `size` pixels."""
-    return channels.repeat(*[1] * (channels.dim() - 1), size)
 
 
 @cache  # to send numbers to a GPU anew for every batch would make the host wait for it

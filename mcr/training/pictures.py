@@ -25,7 +25,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mcr.data.batch import NUM_FRAMES
-from mcr.data.crops import network_input
 from mcr.data.frames import FrameReader
 from mcr.data.index import Index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
@@ -73,7 +72,8 @@ class Painter:
         return pixels
 
     def _draw_clips(self, model: Pretrainer) -> Figure:
-        inputs = _network_input(model, self._batch.frames, self._batch.crops, self._batch.colors)
+        batch = self._batch.to(_device(model))
+        inputs = model.network_input(batch.frames, batch.crops, batch.colors)
         return compose_clips(
             _denormalise(model, inputs),
             grad_cam(model.encoder, inputs).cpu().numpy(),
@@ -82,10 +82,10 @@ class Painter:
         )
 
     def _draw_episodes(self, model: Pretrainer) -> Figure:
-        embeddings = []
+        device, embeddings = _device(model), []
         for _, frames in self._episodes:
-            box = torch.from_numpy(center_crop((frames.shape[-2], frames.shape[-1])))
-            inputs = _network_input(model, frames[:, None], box.expand(len(frames), 1, 4))
+            box = torch.from_numpy(center_crop((frames.shape[-2], frames.shape[-1]))).to(device)
+            inputs = model.network_input(frames[:, None].to(device), box.expand(len(frames), 1, 4))
             embeddings.append(feature_map(model.encoder, inputs)[1].detach().float().cpu().numpy())
         return compose_episodes(embeddings, [times for times, _ in self._episodes])
 
@@ -119,13 +119,8 @@ def _read_episode(index: Index, row: int, config: DataConfig) -> tuple[np.ndarra
     return np.array(times), rearrange(torch.from_numpy(shown), "n h w c -> n c h w")
 
 
-def _network_input(
-    model: Pretrainer, frames: Tensor, crops: Tensor, colors: Tensor | None = None
-) -> Tensor:
-    p, device = model.preprocessing, next(model.parameters()).device
-    frames, crops = frames.to(device), crops.to(device)
-    colors = None if colors is None else colors.to(device)
-    return network_input(frames, crops, p.image_size, p.mean, p.std, colors)
+def _device(model: Pretrainer) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _denormalise(model: Pretrainer, inputs: Tensor) -> np.ndarray:

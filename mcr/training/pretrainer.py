@@ -101,10 +101,14 @@ class Pretrainer(nn.Module):
 
     def embed(self, batch: Batch) -> Tensor:
         """Embeddings float32 [B, F, D] of a batch's frames."""
-        p = self.preprocessing
-        images = network_input(batch.frames, batch.crops, p.image_size, p.mean, p.std, batch.colors)
+        images = self.network_input(batch.frames, batch.crops, batch.colors)
         encode = self.compiled_encoder if self.training else None
         return rearrange((encode or self.encoder)(images).float(), "(b f) d -> b f d", f=NUM_FRAMES)
+
+    def network_input(self, frames: Tensor, crops: Tensor, colors: Tensor | None = None) -> Tensor:
+        """`crops.network_input` for this encoder; everything on its device."""
+        p = self.preprocessing
+        return network_input(frames, crops, p.image_size, p.mean, p.std, colors)
 
 
 @torch.no_grad()
