@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from mcr.data import pictures
 from mcr.data.droid import RldsDataset
@@ -18,11 +19,14 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    reasons = {}
     if not config.getoption("--slow"):
-        skip = pytest.mark.skip(reason="slow: minutes long; run with --slow")
-        for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(skip)
+        reasons["slow"] = "slow: minutes long; run with --slow"
+    if not torch.cuda.is_available():
+        reasons["gpu"] = "gpu: there is no CUDA GPU here"
+    for item in items:
+        for keyword in reasons.keys() & item.keywords.keys():
+            item.add_marker(pytest.mark.skip(reason=reasons[keyword]))
 
 
 @pytest.fixture(scope="session")

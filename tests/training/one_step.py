@@ -29,8 +29,8 @@ def whole_batch() -> Batch:
     frames = torch.randint(0, 256, (NUM_CLIPS, 5, 3, 40, 48), generator=generator)
     return Batch(
         frames=frames.byte(),
-        crops=torch.tensor([2.0, 3.0, 36.0, 40.0]).expand(NUM_CLIPS, 5, 4),
-        colors=torch.tensor([[1.0], [0.0]]).expand(NUM_CLIPS, 5, 2, 3),
+        crops=torch.tensor([2.0, 3.0, 36.0, 40.0]).repeat(NUM_CLIPS, 5, 1),
+        colors=torch.tensor([[1.0], [0.0]]).repeat(NUM_CLIPS, 5, 1, 3),
         actions=normal(5, 7),
         window_states=normal(2, 3, 14),
         window_actions=normal(2, 2, 7),

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Proves and measures on a GPU whatever a CPU cannot show:
+#
+#   MCR_WHEELS=FOLDER bash benchmarks/gpu.sh OUT [--minutes 9] [--stages "right fast fed real"]
+#   bash benchmarks/gpu.sh OUT --rehearse
+#
+# The stages run in order of worth. Each has its own share of the time, and writes OUT/STAGE.log and
+# OUT/STAGE.json as it goes, so that a run that is stopped leaves what it had done:
+#   right   the tests marked `gpu`, and a policy's training step (benchmarks/frozen_bc.py)
+#   fast    images per second of the training step, and its heaviest kernels (benchmarks/train_step.py)
+#   fed     what the loader delivers to the GPU, and decoding on the GPU beside it
+#   real    a pretraining run of the default recipe on the sample data
+# OUT/gpu.md puts the figures together. It can be made again: python benchmarks/gpu/report.py OUT
+#
+# No network is needed. A machine that has PyTorch and no package registry finds the other packages as
+# wheels in the folder MCR_WHEELS; bash benchmarks/gpu/wheels.sh FOLDER fetches them beforehand.
+# --rehearse runs the same stages with tiny sizes on a machine without a GPU.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage() { sed -n '2,18s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+out="" minutes=9 stages="right fast fed real" rehearse=""
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --minutes) minutes=$2; shift 2 ;;
+        --stages) stages=$2; shift 2 ;;
+        --rehearse) rehearse=--rehearse; shift ;;
+        -h | --help) usage; exit 0 ;;
+        -*) echo "error: unknown option $1; see bash benchmarks/gpu.sh --help" >&2; exit 2 ;;
+        *) out=$1; shift ;;
+    esac
+done
+[ -n "$out" ] || { usage >&2; exit 2; }
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+
+python=python3
+command -v python >/dev/null && [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && python=python
+export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
+if [ -n "${MCR_WHEELS:-}" ]; then
+    site=$(mktemp -d)
+    trap 'rm -rf "$site"' EXIT
+    "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir \
+        --target "$site" "$MCR_WHEELS"/*.whl
+    PYTHONPATH=$PWD:$site
+fi
+command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total \
+    --format=csv,noheader || echo "no GPU: what needs one is skipped"
+
+# stage -> its share of the time in percent, and its command
+share() { case "$1" in right) echo 24 ;; fast) echo 38 ;; fed) echo 18 ;; real) echo 20 ;; esac; }
+command_of() {
+    case "$1" in
+        right) echo benchmarks/gpu/right.py ;;
+        fast) echo benchmarks/train_step.py --profile ;;
+        fed) echo benchmarks/gpu/fed.py ;;
+        real) echo benchmarks/gpu/real.py ;;
+        *) echo "error: no stage $1; stages: right fast fed real" >&2; exit 2 ;;
+    esac
+}
+
+failed=""
+for stage in $stages; do
+    budget=$((minutes * 60 * $(share "$stage") / 100))
+    command=$(command_of "$stage")
+    # A stage plans for its budget; the limit is for one that hangs or a machine that is busy.
+    [ -n "$rehearse" ] && limit=$((budget * 3)) || limit=$((budget * 11 / 10))
+    echo "=== $stage, at most $limit s"
+    began=$SECONDS
+    # shellcheck disable=SC2086
+    timeout --kill-after=5 "$limit" "$python" $command $rehearse --json "$out/$stage.json" \
+        --budget $((budget * 85 / 100)) 2>&1 | tee "$out/$stage.log" || failed="$failed $stage"
+    echo "--- $stage took $((SECONDS - began)) s"
+done
+"$python" benchmarks/gpu/report.py "$out"
+[ -z "$failed" ] || { echo "error: these stages failed or ran out of time:$failed" >&2; exit 1; }
