@@ -32,7 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a clone, not installed
 
-from mcr.data.processes import processor  # noqa: E402
+from mcr.runs.processes import processor  # noqa: E402
 
 VIEWS = ("exterior_image_1_left", "exterior_image_2_left")
 HAS_TENSORFLOW = all(

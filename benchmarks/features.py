@@ -31,10 +31,10 @@ import torchvision
 from PIL import Image
 
 from mcr.data.extract import Options, extract
-from mcr.data.processes import num_cores, process_pool, processor
-from mcr.downstream.features import FeatureConfig, Job, Worker, make_job
-from mcr.downstream.recordings import open_recordings
-from mcr.models.encoder import load_model
+from mcr.features.cache import FeatureConfig, Job, Worker, make_job
+from mcr.features.recordings import open_recordings
+from mcr.models.loading import load_model
+from mcr.runs.processes import num_cores, process_pool, processor
 
 VIEW = "exterior_image_1_left"
 ALL_CORES, ONE_THREAD = "upstream's way, PNG", "upstream's way, PNG, one thread"

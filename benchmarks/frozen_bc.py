@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mcr.data.processes import processor
-from mcr.downstream.behaviour_cloning import Config, Run
 from mcr.models.fine_tuning import count_parameters
 from mcr.models.untrained import write_untrained
+from mcr.policies.behaviour_cloning import Config, Run
+from mcr.runs.processes import processor
 
 SOURCE = Path(__file__).parents[1] / "resources/sample_droid/1.0.0"
 CACHED, FROZEN, LEARNING = "features cached", "frozen, in the loop", "learning, in the loop"

@@ -34,17 +34,17 @@ from torch.utils.data import DataLoader, IterableDataset
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone, not installed
 
 from mcr.data.batch import NUM_FRAMES
-from mcr.data.crops import network_input
 from mcr.data.droid import EXTERIOR_VIEWS, RldsDataset
 from mcr.data.episode import LANGUAGES, OBSERVATIONS, Episode, other_data
 from mcr.data.extract import Options, extract
 from mcr.data.index import open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
 from mcr.data.pictures import decode
-from mcr.data.processes import processor
 from mcr.data.selection import Episodes
 from mcr.data.tfrecord import encode_example, write_records
+from mcr.models.crops import network_input
 from mcr.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from mcr.runs.processes import processor
 
 SOURCE = Path(__file__).parents[1] / "tests/data/droid_tfds/1.0.0"
 BATCH = 32

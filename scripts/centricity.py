@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mcr.analysis.centricity import (
+from mcr.errors import UserError, command_line
+from mcr.evaluation.centricity import (
     THRESHOLD,
     Looks,
     baselines,
@@ -35,9 +36,8 @@ from mcr.analysis.centricity import (
     sweep,
     to_markdown,
 )
-from mcr.analysis.masked_pictures import MaskedPictures, read_demonstrations, read_folders
-from mcr.errors import UserError, command_line
-from mcr.models.encoder import load_model
+from mcr.evaluation.masked_pictures import MaskedPictures, read_demonstrations, read_folders
+from mcr.models.loading import load_model
 
 
 def parse_arguments() -> argparse.Namespace:

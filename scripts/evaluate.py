@@ -11,8 +11,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mcr.downstream.simulators import LOOKS, SUITES, View
 from mcr.errors import UserError, command_line, require_choice
+from mcr.simulation.simulator import LOOKS, View
+from mcr.simulation.tasks import SUITES
 
 OFFLINE = "offline"
 
@@ -29,9 +30,9 @@ def main() -> None:
 
 
 def _evaluate_in_simulation(arguments: argparse.Namespace, out: Path) -> str:
-    from mcr.downstream.evaluation import PROPRIOCEPTION_ONLY, Contestant, Protocol, evaluate
-    from mcr.downstream.policy import PolicyConfig
-    from mcr.downstream.results import success_rates
+    from mcr.evaluation.results import success_rates
+    from mcr.evaluation.success_rates import PROPRIOCEPTION_ONLY, Contestant, Protocol, evaluate
+    from mcr.policies.policy import PolicyConfig
 
     names = SUITES[arguments.suite]
     tasks = [
@@ -61,13 +62,13 @@ def _evaluate_in_simulation(arguments: argparse.Namespace, out: Path) -> str:
 
 
 def _evaluate_offline(arguments: argparse.Namespace, out: Path) -> str:
-    from mcr.analysis.offline import SCORES, OfflineConfig, offline_scores
     from mcr.data.index import open_index
     from mcr.data.selection import SelectionConfig
-    from mcr.downstream.evaluation import versions
-    from mcr.downstream.features import weights_fingerprint
-    from mcr.downstream.results import Results
-    from mcr.models.encoder import load_model
+    from mcr.evaluation.offline import SCORES, OfflineConfig, offline_scores
+    from mcr.evaluation.results import Results
+    from mcr.evaluation.success_rates import versions
+    from mcr.features.cache import weights_fingerprint
+    from mcr.models.loading import load_model
 
     if arguments.data is None:
         raise UserError("--suite offline needs --data: shards or a tree, as training reads them")
@@ -107,7 +108,7 @@ def _encoders(
 
     A kind is a network and its preprocessing.
     """
-    from mcr.models.encoder import load_model
+    from mcr.models.loading import load_model
     from mcr.models.untrained import write_untrained_like
 
     named = [_named(argument) for argument in arguments]

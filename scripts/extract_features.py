@@ -6,7 +6,7 @@
     python scripts/extract_features.py mcr_resnet50 videos/ features/videos --output spatial
 
 DATA is RLDS shards, a PNG/pickle tree, robomimic's HDF5, a folder of videos (or one), or a folder
-of pictures. Read the result with mcr.downstream.features.FeatureCache. The same command again goes
+of pictures. Read the result with mcr.features.cache.FeatureCache. The same command again goes
 on after an interruption; features of another encoder or other data are refused.
 """
 
@@ -15,8 +15,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mcr.downstream.features import CACHED_OUTPUTS, DTYPES, FeatureConfig, extract_features
 from mcr.errors import command_line
+from mcr.features.cache import CACHED_OUTPUTS, DTYPES, FeatureConfig, extract_features
 from mcr.models.inference import ENGINES, PRECISIONS
 
 

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from mcr.data.droid import EXTERIOR_VIEWS
 from mcr.data.extract import ENCODERS, LANGUAGE_RULES, Options, extract
-from mcr.data.processes import ENGINES
 from mcr.errors import UserError, command_line
+from mcr.runs.processes import ENGINES
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -6,14 +6,14 @@ python scripts/record_demonstrations.py metaworld/assembly assembly.hdf5 --count
 import argparse
 from pathlib import Path
 
-from mcr.downstream.simulators import LOOKS, View
 from mcr.errors import command_line
+from mcr.simulation.simulator import LOOKS, View
 
 
 @command_line
 def main() -> None:
     arguments = _parse_arguments()
-    from mcr.downstream.recorder import record_demonstrations
+    from mcr.simulation.recorder import record_demonstrations
 
     view = View(arguments.picture_size, tuple(arguments.cameras), arguments.looks)
     made = record_demonstrations(

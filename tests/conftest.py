@@ -9,6 +9,7 @@ from mcr.data import pictures
 from mcr.data.droid import RldsDataset
 from mcr.data.episode import unique_names, write_episode
 
+pytest_plugins = ["tests.networks"]
 REFERENCE = Path(__file__).parent / "data" / "droid_tfds"
 SAMPLE = Path(__file__).parents[1] / "resources" / "sample_droid" / "1.0.0"
 

@@ -33,8 +33,8 @@ from mcr.data.episode import (
     PARTIAL_PREFIX,
     read_other_data,
 )
-from mcr.data.processes import process_pool, progress_bar
 from mcr.errors import UserError, require_choice
+from mcr.runs.processes import process_pool, progress_bar
 
 REQUIRED_KEYS = (*OBSERVATIONS, "action", "action_dict", "discount", *FLAGS)
 _NO_FILE = (FileNotFoundError, IsADirectoryError)  # other errors (permissions, disk) end the run

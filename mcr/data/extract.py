@@ -32,9 +32,9 @@ from mcr.data import pictures
 from mcr.data.droid import EXTERIOR_VIEWS, RldsDataset, missing_shards, scan_file_paths
 from mcr.data.episode import PARTIAL_PREFIX, Episode, unique_names, write_episode
 from mcr.data.manifest import ALREADY_THERE, FAILED, SKIPPED, STATUSES, WRITTEN, Manifest, Outcome
-from mcr.data.processes import ENGINES, num_cores, process_pool, progress_bar
 from mcr.data.tfrecord import BadRecord, Record
 from mcr.errors import UserError, require_choice
+from mcr.runs.processes import ENGINES, num_cores, process_pool, progress_bar
 
 LANGUAGE_RULES = ("none", "any", "all")
 
@@ -377,7 +377,7 @@ def _open_engine(
     engine: str, workers: int | None, num_shards: int, reassurance: str
 ) -> Iterator[_Engine]:
     if engine == "ray":
-        from mcr.data.ray_engine import ray_cluster, ray_map  # an extra
+        from mcr.runs.ray_engine import ray_cluster, ray_map  # an extra
 
         with ray_cluster(reassurance):
             yield _Engine(ray_map, _extract_on_ray)
@@ -390,7 +390,7 @@ def _open_engine(
 
 def _extract_on_ray(tasks: dict[int, ShardTask], show: _Show) -> list[ShardResult]:
     """The bar moves with every shard that is done."""
-    from mcr.data.ray_engine import ray_completed
+    from mcr.runs.ray_engine import ray_completed
 
     results: dict[int, ShardResult] = {}
     episodes = steps = 0

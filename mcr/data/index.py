@@ -45,9 +45,9 @@ from mcr.data.episode import (
     read_other_data,
     unique_names,
 )
-from mcr.data.processes import ordered_map, progress_bar
 from mcr.data.tfrecord import BadRecord
 from mcr.errors import UserError
+from mcr.runs.processes import ordered_map, progress_bar
 
 FORMAT = "mcr-index-2"
 _EPISODES_PER_TREE_PART = 64

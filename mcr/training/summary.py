@@ -26,8 +26,8 @@ from matplotlib.ticker import MaxNLocator
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mcr.data.processes import processor
 from mcr.errors import UserError
+from mcr.runs.processes import processor
 from mcr.training.checkpoint import list_checkpoints
 from mcr.training.config import Config, flatten
 

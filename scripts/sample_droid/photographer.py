@@ -11,7 +11,7 @@ from sample_droid.look import Style
 from sample_droid.scene import RENDERED_WIDTH, TabletopScene
 from sample_droid.schema import HEIGHT, VIEWS, WIDTH
 
-from mcr.downstream.simulators.rendering import look_through, open_gl
+from mcr.simulation.rendering import look_through, open_gl
 
 _CAMERAS = dict(zip(VIEWS, ("exterior_1", "exterior_2", "robot0_eye_in_hand"), strict=True))
 

@@ -11,8 +11,8 @@ import robomimic.utils.obs_utils as obs_utils
 from robomimic.utils.dataset import SequenceDataset
 
 from mcr import UserError
-from mcr.downstream.robomimic.demonstrations import CAMERAS, record_lift
-from mcr.downstream.robomimic.simulator import Simulator
+from mcr.robomimic.demonstrations import CAMERAS, record_lift
+from mcr.robomimic.simulator import Simulator
 
 PROPRIOCEPTION = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
 

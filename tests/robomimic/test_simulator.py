@@ -13,9 +13,9 @@ import robomimic.utils.file_utils as file_utils
 import robomimic.utils.obs_utils as obs_utils
 
 from mcr import UserError
-from mcr.downstream.robomimic import compatibility
-from mcr.downstream.robomimic.demonstrations import make_lift
-from mcr.downstream.robomimic.simulator import Simulator
+from mcr.robomimic import compatibility
+from mcr.robomimic.demonstrations import make_lift
+from mcr.robomimic.simulator import Simulator
 
 
 def test_this_version_of_robomimic_is_known():
@@ -52,7 +52,7 @@ def test_robomimic_makes_our_simulator_for_robosuite_only():
 
 def test_registering_twice_does_no_harm():
     ours = env_utils.get_env_class
-    compatibility.register()
+    compatibility.register(simulator=lambda: Simulator)
     assert env_utils.get_env_class is ours
     assert compatibility._robomimics["get_env_class"] is not ours
 

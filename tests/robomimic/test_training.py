@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from mcr import UserError
-from mcr.downstream.robomimic.comparison import (
+from mcr.robomimic.comparison import (
     SCRATCH,
     Outcome,
     Scale,
     compare,
     format_table,
 )
-from mcr.downstream.robomimic.training import merge, read_config, read_progress, train
+from mcr.robomimic.training import merge, read_config, read_progress, train
 
 ROOT = Path(__file__).parents[2]
 
