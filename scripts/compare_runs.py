@@ -55,7 +55,7 @@ def probe_run(run_dir: Path, config: Config) -> dict[str, float]:
     training, held_out = split_sessions(index, episodes, config.data.selection.val_fraction)
     data = config.data
     encoder = load_model(checkpoint)
-    scores = probe_encoder(encoder, index, training, held_out, data.views, data.state_keys)
+    scores = probe_encoder(encoder, index, training, held_out, data.cameras, data.state_keys)
     kept.write_text(json.dumps({"checkpoint": checkpoint.name, "scores": scores}))
     return scores
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mcr.errors import UserError, command_line, require_choice
-from mcr.simulation.simulator import LOOKS, View
+from mcr.simulation.simulator import LOOKS, PictureConfig
 from mcr.simulation.tasks import SUITES
 
 OFFLINE = "offline"
@@ -43,7 +43,7 @@ def _evaluate_in_simulation(arguments: argparse.Namespace, out: Path) -> str:
         demonstrations=arguments.demonstrations,
         rollouts=arguments.rollouts,
         seeds=arguments.seeds,
-        view=View(arguments.picture_size, tuple(arguments.cameras), arguments.looks),
+        pictures=PictureConfig(arguments.picture_size, tuple(arguments.cameras), arguments.looks),
         policy=PolicyConfig(
             hidden=arguments.hidden, dropout=arguments.dropout, epochs=arguments.epochs
         ),
@@ -74,7 +74,9 @@ def _evaluate_offline(arguments: argparse.Namespace, out: Path) -> str:
         raise UserError("--suite offline needs --data: shards or a tree, as training reads them")
     index = open_index(arguments.data)
     selection = SelectionConfig(val_fraction=arguments.val_fraction)
-    config = OfflineConfig(views=arguments.cameras, selection=selection, num_seeds=arguments.seeds)
+    config = OfflineConfig(
+        cameras=arguments.cameras, selection=selection, num_seeds=arguments.seeds
+    )
     results = Results(out, {"data": index.fingerprint, "held out": arguments.val_fraction})
     encoders, untrained = _encoders(arguments.encoders, out)
     for name, source in encoders + untrained:

@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("out", metavar="OUT", type=Path, help="a new folder")
     parser.add_argument("--output", choices=CACHED_OUTPUTS, default="pooled")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="on disk; %(default)s")
-    parser.add_argument("--views", nargs="+", default=[], metavar="VIEW", help="default: all")
+    parser.add_argument("--cameras", nargs="+", default=[], metavar="CAMERA", help="default: all")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1; default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=0, help="default: 8 on a CPU, else 128")
     parser.add_argument(
@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     options = vars(parse_arguments())
     encoder, data, out = (options.pop(name) for name in ("encoder", "data", "out"))
-    config = FeatureConfig(**options | {"views": tuple(options["views"])})
+    config = FeatureConfig(**options | {"cameras": tuple(options["cameras"])})
     cache = extract_features(encoder, data, out, config)
     shape = " x ".join(map(str, cache.array.shape))
     print(f"{out}: {len(cache.episodes)} episodes, {shape} {config.dtype}")

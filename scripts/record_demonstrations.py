@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from mcr.errors import command_line
-from mcr.simulation.simulator import LOOKS, View
+from mcr.simulation.simulator import LOOKS, PictureConfig
 
 
 @command_line
@@ -15,7 +15,7 @@ def main() -> None:
     arguments = _parse_arguments()
     from mcr.simulation.recorder import record_demonstrations
 
-    view = View(arguments.picture_size, tuple(arguments.cameras), arguments.looks)
+    pictures = PictureConfig(arguments.picture_size, tuple(arguments.cameras), arguments.looks)
     made = record_demonstrations(
         arguments.task,
         arguments.out,
@@ -23,7 +23,7 @@ def main() -> None:
         arguments.noise,
         arguments.seed,
         arguments.masks,
-        view,
+        pictures,
     )
     print(
         f"written: {arguments.out}, {made.demonstrations} demonstrations of {made.steps} steps in "

@@ -46,7 +46,7 @@ def shards(tmp_path, reference) -> Path:
 
 @pytest.fixture
 def tree(tmp_path, reference) -> Path:
-    """The reference shards as a PNG tree of all three views."""
+    """The reference shards as a PNG tree of all three cameras."""
     root = tmp_path / "tree"
     root.mkdir()
     dataset = RldsDataset.open(reference)
@@ -57,7 +57,7 @@ def tree(tmp_path, reference) -> Path:
             root,
             name,
             episode,
-            dataset.views,
+            dataset.cameras,
             lambda data: pictures.encode_png(pictures.decode(data)),
             ".png",
         )

@@ -101,7 +101,7 @@ class Dimension:
 
 @dataclass(frozen=True)
 class ExampleEpisode:
-    """frames: per view, per step (first to last) uint8 [h, w, 3], or None if unreadable."""
+    """frames: per camera, per step (first to last) uint8 [h, w, 3], or None if unreadable."""
 
     row: int
     frames: list[list[np.ndarray | None]]
@@ -253,20 +253,20 @@ def _read_examples(index: Index, rows: list[int]) -> tuple[list[ExampleEpisode],
     unreadable: list[str] = []
     shrink = _shrink(index)
 
-    def read(row: int, view: int, step: int) -> np.ndarray | None:
+    def read(row: int, camera: int, step: int) -> np.ndarray | None:
         try:
-            return reader.read(row, view, step)[::shrink, ::shrink]
+            return reader.read(row, camera, step)[::shrink, ::shrink]
         except UserError as error:
             unreadable.append(str(error))
             return None
 
-    views = range(len(index.views))
-    num_steps = max(3, math.ceil(_MIN_THUMBNAILS / len(views)))
+    cameras = range(len(index.cameras))
+    num_steps = max(3, math.ceil(_MIN_THUMBNAILS / len(cameras)))
     examples = []
     with contextlib.closing(FrameReader(index)) as reader:
         for row in rows:
             steps = np.linspace(0, index.lengths[row] - 1, num_steps).astype(int).tolist()
-            frames = [[read(row, view, step) for step in steps] for view in views]
+            frames = [[read(row, camera, step) for step in steps] for camera in cameras]
             examples.append(ExampleEpisode(row, frames))
     return examples, unreadable
 
@@ -294,7 +294,7 @@ def describe(found: Inspection) -> str:
         "fingerprint": index.fingerprint,
         "size": f"{len(index):,} episodes, {frames:,} steps, {_duration(frames / CONTROL_HZ)} "
         f"at {CONTROL_HZ} Hz",
-        "frames": f"{height} x {width} (height x width), views {', '.join(index.views)}",
+        "frames": f"{height} x {width} (height x width), cameras {', '.join(index.cameras)}",
         "disk": found.disk,
         "lengths": _describe_lengths(np.asarray(index.lengths)),
         "outcomes": _describe_counts(table["outcome"]),
@@ -538,10 +538,10 @@ def _draw_distributions(panel: SubFigure, dimensions: list[Dimension]) -> None:
 
 
 def _contact_sheet(found: Inspection) -> np.ndarray:
-    """A row per example with room for a caption above it, a column per view and step: uint8."""
+    """A row per example with room for a caption above it, a column per camera and step: uint8."""
     shrink = _shrink(found.index)
     height, width = (math.ceil(size / shrink) for size in found.index.frame_size)
-    rows = [[frame for view in e.frames for frame in view] for e in found.examples]
+    rows = [[frame for camera in e.frames for frame in camera] for e in found.examples]
     shape = (len(rows) * (height + _CAPTION), len(rows[0]) * (width + _GAP) - _GAP, 3)
     sheet = np.full(shape, 255, np.uint8)
     for number, frames in enumerate(rows):
@@ -558,15 +558,15 @@ def _draw_examples(panel: SubFigure, sheet: np.ndarray, found: Inspection) -> No
     axes.imshow(sheet)
     axes.set_axis_off()
     row_height = len(sheet) / len(found.examples)
-    view_width = (sheet.shape[1] + _GAP) / len(found.index.views)
-    for number, view in enumerate(found.index.views):
-        place = (number + 0.5) * view_width
-        axes.text(place, -12, f"{view}: first to last step", ha="center", fontsize=10, color=_INK)
+    camera_width = (sheet.shape[1] + _GAP) / len(found.index.cameras)
+    for number, camera in enumerate(found.index.cameras):
+        place = (number + 0.5) * camera_width
+        axes.text(place, -12, f"{camera}: first to last step", ha="center", fontsize=10, color=_INK)
     for number, example in enumerate(found.examples):
         top = number * row_height
         caption = _caption(found.index, example.row)
         axes.text(0, top + _CAPTION - 8, caption, fontsize=8, color=_INK, parse_math=False)
-        frames = [frame for view in example.frames for frame in view]
+        frames = [frame for camera in example.frames for frame in camera]
         for column, frame in enumerate(frames):
             if frame is None:
                 middle = (column + 0.5) * (sheet.shape[1] + _GAP) / len(frames)

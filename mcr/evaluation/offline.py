@@ -64,7 +64,7 @@ _DEAD = 1e-6  # deviation, as a share of the liveliest unit's
 class OfflineConfig:
     """What the suite looks at.
 
-    views:       cameras; for probes their features stand side by side, as for a policy.
+    cameras:       cameras; for probes their features stand side by side, as for a policy.
                  [] = the data set's first two. Retrieval needs two at least.
     state_keys:  signals of the state; the action is the signal `action`
     rotation:    of poses among them, see `data.spaces`: as "6d" no number jumps
@@ -77,7 +77,7 @@ class OfflineConfig:
     Raises UserError for numbers that leave nothing to compare.
     """
 
-    views: list[str] = field(default_factory=list)
+    cameras: list[str] = field(default_factory=list)
     state_keys: list[str] = field(
         default_factory=lambda: ["cartesian_position", "gripper_position", "joint_position"]
     )
@@ -124,13 +124,14 @@ def offline_scores(
 ) -> dict[str, float]:
     """The scores named and explained in SCORES, and of each a 95% interval, `_low` and `_high`.
 
-    Without a second view there are none of retrieval. Intervals are by bootstrap over held-out
+    Without a second camera there are none of retrieval. Intervals are by bootstrap over held-out
     episodes and, where networks are fitted, seeds; of feature health by jackknife over groups of
     sessions, because resampled pictures would be fewer and its rank lower. They say what other
     held-out episodes would have given, not what other training sessions would have; episodes of
     a session are alike, so they are rather too narrow.
 
-    Raises UserError if the data lacks a view or a signal, or has too few sessions to hold one out.
+    Raises UserError if the data lacks a camera or a signal, or has too few sessions to hold one
+    out.
     """
     config = config or OfflineConfig()
     training, held_out = read_frames(encoder, index, config)
@@ -163,7 +164,7 @@ def read_frames(encoder: Encoder, index: Index, config: OfflineConfig) -> tuple[
             f"{index.source}: no episodes are held out to judge by; "
             f"selection.val_fraction={config.selection.val_fraction} must be above 0"
         )
-    views = config.views or index.views[:2]
+    cameras = config.cameras or index.cameras[:2]
     spaces = {
         "state": signal_space(index, tuple(config.state_keys), config.rotation),
         "action": action_space(index, "default", config.rotation),
@@ -174,8 +175,8 @@ def read_frames(encoder: Encoder, index: Index, config: OfflineConfig) -> tuple[
         rows, steps = pairs.T
         targets = {k: s.read(index.signals, index.starts[rows] + steps) for k, s in spaces.items()}
         targets["time_to_end"] = (index.lengths[rows] - 1 - steps)[:, None]
-        features = embed_steps(encoder, index, pairs, views)
-        features = rearrange(features, "n (v d) -> n v d", v=len(views))
+        features = embed_steps(encoder, index, pairs, cameras)
+        features = rearrange(features, "n (v d) -> n v d", v=len(cameras))
         sessions = index.table["session"].to_numpy()[rows]
         frames.append(Frames(rows, steps, sessions, features, targets))
     return frames[0], frames[1]
@@ -299,8 +300,8 @@ def retrieval_scores(
     near, far = [], []  # per episode
     for episode in held_out.episodes:
         own = np.arange(episode.stop - episode.start)
-        near.append(view_ranks(features[episode], features[episode], own))
-        far.append(view_ranks(features[episode], features, own + episode.start))
+        near.append(camera_ranks(features[episode], features[episode], own))
+        far.append(camera_ranks(features[episode], features, own + episode.start))
     scores = {}
     for name, ranks in (("episode", near), ("all", far)):
         scores[f"retrieval_{name}"] = bootstrap(
@@ -312,10 +313,10 @@ def retrieval_scores(
     return scores
 
 
-def view_ranks(queries: np.ndarray, candidates: np.ndarray, answers: np.ndarray) -> np.ndarray:
+def camera_ranks(queries: np.ndarray, candidates: np.ndarray, answers: np.ndarray) -> np.ndarray:
     """Where candidate `answers[i]` stands for query i: 0 nearest, 1 farthest of all, float64.
 
-    Over all ordered pairs of views, one after the other. queries: unit features [n, V, D];
+    Over all ordered pairs of cameras, one after the other. queries: unit features [n, V, D];
     candidates: [m, V, D]; answers: int64 [n]. Of equally near ones each has the middle rank, so
     that features that are all alike find nothing.
     """
@@ -337,12 +338,12 @@ def _pooled(ranks: list[np.ndarray], episodes: np.ndarray) -> np.ndarray:
 
 
 def health_scores(training: Frames, held_out: Frames) -> dict[str, tuple[float, float, float]]:
-    """Of the pictures of both sides and all views, since nothing is fitted."""
-    num_views = held_out.features.shape[1]
+    """Of the pictures of both sides and all cameras, since nothing is fitted."""
+    num_cameras = held_out.features.shape[1]
     features = rearrange(
         np.concatenate([training.features, held_out.features]), "n v d -> (n v) d"
     ).astype(np.float64)
-    sessions = np.concatenate([training.sessions, held_out.sessions]).repeat(num_views)
+    sessions = np.concatenate([training.sessions, held_out.sessions]).repeat(num_cameras)
     some = np.linspace(0, len(features) - 1, min(_HEALTH_PICTURES, len(features))).astype(int)
     features, folds = features[some], session_folds(sessions[some])
     measures: dict[str, Callable[[np.ndarray], float]] = {

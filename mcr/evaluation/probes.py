@@ -41,7 +41,7 @@ def probe_encoder(
     index: Index,
     training: Episodes,
     held_out: Episodes,
-    views: Sequence[str],
+    cameras: Sequence[str],
     state_keys: Sequence[str],
     rotation: str = "6d",
 ) -> dict[str, float]:
@@ -49,11 +49,11 @@ def probe_encoder(
 
     1 is perfect; 0 is always answering the mean of the training side, the best without looking.
 
-    views:      cameras; their features stand side by side, as for a policy
+    cameras:      cameras; their features stand side by side, as for a policy
     state_keys: signals of the state; the action is the signal `action`
     rotation:   of poses among them, see `data.spaces`: as "6d" no number jumps
 
-    Raises UserError if there are no held-out episodes or the data lacks a view or signal.
+    Raises UserError if there are no held-out episodes or the data lacks a camera or signal.
     """
     if len(held_out) == 0:
         raise UserError(
@@ -62,8 +62,8 @@ def probe_encoder(
     steps, held_steps = (
         choose_steps(index, side, MAX_EPISODES, FRAMES_PER_EPISODE) for side in (training, held_out)
     )
-    features = embed_steps(encoder, index, steps, views)
-    held_features = embed_steps(encoder, index, held_steps, views)
+    features = embed_steps(encoder, index, steps, cameras)
+    held_features = embed_steps(encoder, index, held_steps, cameras)
     sessions = index.table["session"].to_numpy()[steps[:, 0]]
     spaces = {
         "state": signal_space(index, tuple(state_keys), rotation),
@@ -97,19 +97,25 @@ def choose_steps(
 
 @torch.no_grad()
 def embed_steps(
-    encoder: Encoder, index: Index, steps: np.ndarray, views: Sequence[str]
+    encoder: Encoder, index: Index, steps: np.ndarray, cameras: Sequence[str]
 ) -> np.ndarray:
-    """Features float32 [n, V * D] of (row, step) pairs int64 [n, 2], views side by side."""
-    for view in views:
-        if view not in index.views:
-            raise UserError(f"{index.source}: no view {view!r}; it has {', '.join(index.views)}")
-    tasks = [(row, index.views.index(view), step) for row, step in steps.tolist() for view in views]
+    """Features float32 [n, V * D] of (row, step) pairs int64 [n, 2], cameras side by side."""
+    for camera in cameras:
+        if camera not in index.cameras:
+            raise UserError(
+                f"{index.source}: no camera {camera!r}; it has {', '.join(index.cameras)}"
+            )
+    tasks = [
+        (row, index.cameras.index(camera), step)
+        for row, step in steps.tolist()
+        for camera in cameras
+    ]
     embedded = []
     with contextlib.closing(FrameReader(index)) as reader:
         for begin in range(0, len(tasks), _IMAGES_AT_ONCE):
             frames = [reader.read(*task) for task in tasks[begin : begin + _IMAGES_AT_ONCE]]
             embedded.append(encoder(np.stack(frames)).float().cpu().numpy())
-    return rearrange(np.concatenate(embedded), "(n v) d -> n (v d)", v=len(views))
+    return rearrange(np.concatenate(embedded), "(n v) d -> n (v d)", v=len(cameras))
 
 
 # --------------------------------------------------------------------------- regression

@@ -40,7 +40,7 @@ from mcr.policies.policy import PolicyConfig, train_policies
 from mcr.runs.processes import processor
 from mcr.simulation.recorder import record_demonstrations
 from mcr.simulation.rollouts import Act, run_rollouts
-from mcr.simulation.simulator import Observation, View
+from mcr.simulation.simulator import Observation, PictureConfig
 
 PROPRIOCEPTION_ONLY = "proprioception only"
 _SIMULATORS = 8  # at the same time: the encoder's batch
@@ -55,7 +55,7 @@ class Protocol:
     noise:          of the expert's executed actions, see `recorder`
     rollouts:       per seed, on the scenes of seeds 0, 1, ...
     seeds:          policies per task and encoder
-    view:           of demonstrations and rollouts
+    pictures:       of demonstrations and rollouts
     horizon:        steps of a rollout; 0 = the task's
     """
 
@@ -63,7 +63,7 @@ class Protocol:
     noise: float = 0.1
     rollouts: int = 20
     seeds: int = 3
-    view: View = field(default_factory=View)
+    pictures: PictureConfig = field(default_factory=PictureConfig)
     horizon: int = 0
     policy: PolicyConfig = field(default_factory=PolicyConfig)
 
@@ -145,7 +145,7 @@ def _recorded(task: str, protocol: Protocol, folder: Path) -> Path:
             count=protocol.demonstrations,
             noise=protocol.noise,
             masks=True,
-            view=protocol.view,
+            pictures=protocol.pictures,
         )
     return path
 
@@ -162,8 +162,8 @@ def _about(
         "weights": sight.weights,
         "preprocessing": sight.preprocessing,
         "cameras": " ".join(camera.removesuffix("_image") for camera in cameras),
-        "picture_size": protocol.view.picture_size,
-        "looks": protocol.view.looks,
+        "picture_size": protocol.pictures.picture_size,
+        "looks": protocol.pictures.looks,
         "demonstrations": protocol.demonstrations,
         "versions": versions(),
         "hardware": processor(),
@@ -292,7 +292,7 @@ def try_policies(task: str, act: Act, protocol: Protocol, processes: int = 0) ->
         slots,
         processes,
         simulators=_SIMULATORS,
-        view=protocol.view,
+        pictures=protocol.pictures,
         horizon=protocol.horizon,
     )
     return successes.reshape(protocol.rollouts, protocol.seeds).T

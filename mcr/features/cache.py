@@ -1,6 +1,6 @@
 """Feature cache: a frozen encoder's answer to every frame of a data set, computed once.
 
-    <cache>/features.npy    N steps of all episodes, V views: [N, V, D], spatial [N, V, D, h, w]
+    <cache>/features.npy    N steps of all episodes, V cameras: [N, V, D], spatial [N, V, D, h, w]
             features.json   what was computed, by what, from what: the cache's key
             episodes.csv    name, start, length: an episode's rows begin at start
 
@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from mcr.errors import UserError, nearest, require_choice
-from mcr.features.recordings import Recordings, open_recordings, require_views
+from mcr.features.recordings import Recordings, open_recordings, require_cameras
 from mcr.models.encoder import Encoder
 from mcr.models.inference import (
     ENGINES,
@@ -63,7 +63,7 @@ class FeatureConfig:
     dtype:      in which they are kept: fp32, fp16, bf16
     precision:  in which they are computed: fp32, or bf16 where it is faster and 1% may be lost
     engine:     "torch", "onnx" (ONNX Runtime on the CPU, equal to 1e-4), or "" for the faster one
-    views:      cameras; () = all
+    cameras:      cameras; () = all
     device:     of torch
     batch_size: pictures at a time; 0 = 128, on a CPU 8: more would fall out of its cache
     workers:    processes; 0 = one per core, on a GPU 4; 1 = this one
@@ -73,7 +73,7 @@ class FeatureConfig:
     dtype: str = "fp32"
     precision: str = "fp32"
     engine: str = ""
-    views: tuple[str, ...] = ()
+    cameras: tuple[str, ...] = ()
     device: str = "cpu"
     batch_size: int = 0
     workers: int = 0
@@ -121,8 +121,8 @@ class FeatureCache:
         return FeatureCache, (self.path,)
 
     @property
-    def views(self) -> tuple[str, ...]:
-        return tuple(self.description["views"])
+    def cameras(self) -> tuple[str, ...]:
+        return tuple(self.description["cameras"])
 
     @cached_property
     def episodes(self) -> pd.DataFrame:
@@ -135,17 +135,17 @@ class FeatureCache:
         return np.load(self.path / _FEATURES, mmap_mode="r")
 
     def features(
-        self, episode: str | int, view: str, steps: slice | Sequence[int] | int = slice(None)
+        self, episode: str | int, camera: str, steps: slice | Sequence[int] | int = slice(None)
     ) -> np.ndarray:
         """Features of some steps of an episode (name or row), float32 [..., D] or [..., D, h, w].
 
         The leading dimension is that of `steps`: none for a single one.
-        Raises UserError for an unknown episode or view, IndexError for a step beyond the episode.
+        Raises UserError for an unknown episode or camera, IndexError for a step beyond the episode.
         """
         row = self._row(episode) if isinstance(episode, str) else episode
         start, length = (int(self.episodes[key].iloc[row]) for key in ("start", "length"))
         rows = np.arange(start, start + length)[steps]
-        column = self.views.index(require_choice("view", view, self.views))
+        column = self.cameras.index(require_choice("camera", camera, self.cameras))
         return _widened(self.array[rows, column], self.description["dtype"])
 
     def _row(self, name: str) -> int:
@@ -173,6 +173,8 @@ def _read_description(folder: Path) -> dict[str, Any]:
             f"{path}: has the format {description.get('format')!r}, not {FORMAT!r}; delete the "
             "folder and extract again"
         )
+    if "views" in description:  # as cameras were called once
+        description["cameras"] = description.pop("views")
     return description
 
 
@@ -213,7 +215,7 @@ def _key(encoder: Encoder, recordings: Recordings, config: FeatureConfig) -> dic
     return {
         **_encoder_key(encoder),
         "data": recordings.fingerprint,
-        "views": list(require_views(recordings, config.views)),
+        "cameras": list(require_cameras(recordings, config.cameras)),
         "output": config.output,
         "dtype": config.dtype,
         "precision": config.precision,
@@ -283,7 +285,7 @@ def _lay_out(
     pixels = torch.zeros(1, 3, size, size, device=next(encoder.parameters()).device)
     with torch.inference_mode():
         feature_shape = encoder.encode(pixels, description["output"]).shape[1:]
-    shape = (int(starts[-1]), len(description["views"]), *feature_shape)
+    shape = (int(starts[-1]), len(description["cameras"]), *feature_shape)
     np.lib.format.open_memmap(folder / _FEATURES, "w+", DTYPES[description["dtype"]], shape)
     text = json.dumps({"format": FORMAT, "shape": shape, **description}, indent=1)
     (folder / _DESCRIPTION).write_text(text + "\n")
@@ -312,8 +314,8 @@ class Job:
     engine: str
 
     @property
-    def views(self) -> tuple[str, ...]:
-        return require_views(self.recordings, self.config.views)
+    def cameras(self) -> tuple[str, ...]:
+        return require_cameras(self.recordings, self.config.cameras)
 
     @property
     def num_workers(self) -> int:
@@ -348,7 +350,7 @@ def make_job(
 def _run(job: Job) -> None:
     """Encode what the journal does not list, and list each episode when it is on disk."""
     todo = _todo(job.folder, job.recordings)
-    num_frames = [len(job.views) * length for length in job.recordings.lengths]
+    num_frames = [len(job.cameras) * length for length in job.recordings.lengths]
     with (
         (job.folder / _JOURNAL).open("a") as journal,
         progress_bar(None, "features", "frames", sum(num_frames)) as bar,
@@ -400,11 +402,11 @@ class Worker:
         self._starts = np.cumsum([0, *job.recordings.lengths])
 
     def encode(self, episode: int) -> int:
-        """Encode all views of an episode; what is written is on disk when this returns."""
-        for column, view in enumerate(self._job.views):
+        """Encode all cameras of an episode; what is written is on disk when this returns."""
+        for column, camera in enumerate(self._job.cameras):
             row = self._starts[episode]
-            frames_of_view = self._job.recordings.frames(episode, view)
-            for frames in _batches(frames_of_view, self._job.batch_size):
+            frames_of_camera = self._job.recordings.frames(episode, camera)
+            for frames in _batches(frames_of_camera, self._job.batch_size):
                 self._array[row : row + len(frames), column] = self._features(frames)
                 row += len(frames)
             assert row == self._starts[episode + 1], "frames() gives as many as lengths says"

@@ -41,11 +41,11 @@ class Recordings(Protocol):
 
     names: list[str]
     lengths: list[int]
-    views: tuple[str, ...]
+    cameras: tuple[str, ...]
     fingerprint: str
 
-    def frames(self, episode: int, view: str) -> Iterator[np.ndarray]:
-        """All frames of one view in order, uint8 [H, W, 3], RGB. UserError names the bad one."""
+    def frames(self, episode: int, camera: str) -> Iterator[np.ndarray]:
+        """All frames of one camera in order, uint8 [H, W, 3], RGB. UserError names the bad one."""
         ...
 
 
@@ -106,7 +106,7 @@ class IndexedRecordings:
         self._index = index
         self.names = [name.decode() for name in index.names]
         self.lengths = [int(length) for length in index.lengths]
-        self.views = index.views
+        self.cameras = index.cameras
         self.fingerprint = index.fingerprint
 
     @cached_property
@@ -116,16 +116,16 @@ class IndexedRecordings:
     def __reduce__(self) -> tuple[Any, ...]:
         return IndexedRecordings, (self._index,)
 
-    def frames(self, episode: int, view: str) -> Iterator[np.ndarray]:
+    def frames(self, episode: int, camera: str) -> Iterator[np.ndarray]:
         for step in range(self.lengths[episode]):
-            yield self._reader.read(episode, self.views.index(view), step)
+            yield self._reader.read(episode, self.cameras.index(camera), step)
 
 
 # --------------------------------------------------------------------------- HDF5
 
 
 class Hdf5Recordings:
-    """robomimic's data set: every observation that is uint8 [T, H, W, 3] is a view."""
+    """robomimic's data set: every observation that is uint8 [T, H, W, 3] is a camera."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -139,31 +139,31 @@ class Hdf5Recordings:
             raise UserError(f"{path}: is no readable HDF5 file ({error})") from error
         if not shapes or not shapes[0]:
             raise UserError(f"{path}: has no pictures (data/demo_0/obs/*, uint8 [T, H, W, 3])")
-        self.views = tuple(sorted(shapes[0]))
+        self.cameras = tuple(sorted(shapes[0]))
         self.lengths = []
         for name, found in zip(self.names, shapes, strict=True):
-            if set(found) != set(self.views) or len(set(found.values())) != 1:
+            if set(found) != set(self.cameras) or len(set(found.values())) != 1:
                 raise UserError(
-                    f"{path}: {name} has the views and lengths {found}; the first episode has the "
-                    f"views {', '.join(self.views)}"
+                    f"{path}: {name} has the cameras and lengths {found}; the first episode has "
+                    f"the cameras {', '.join(self.cameras)}"
                 )
-            self.lengths.append(found[self.views[0]])
+            self.lengths.append(found[self.cameras[0]])
         self.fingerprint = _fingerprint([path], path.parent)
 
-    def frames(self, episode: int, view: str) -> Iterator[np.ndarray]:
+    def frames(self, episode: int, camera: str) -> Iterator[np.ndarray]:
         h5py = import_extra("h5py", "hdf5")
         try:
             with h5py.File(self._path, "r") as file:
-                dataset = file[f"data/{self.names[episode]}/obs/{view}"]
+                dataset = file[f"data/{self.names[episode]}/obs/{camera}"]
                 for begin in range(0, len(dataset), _FRAMES_PER_READ):
                     yield from dataset[begin : begin + _FRAMES_PER_READ]
         except OSError as error:
-            place = f"{self._path}, {self.names[episode]}, {view}"
+            place = f"{self._path}, {self.names[episode]}, {camera}"
             raise UserError(f"{place}: cannot be read ({error})") from error
 
 
 def picture_shapes(observations: Any) -> dict[str, int]:
-    """View -> number of frames, of the observations of robomimic's HDF5 that are pictures."""
+    """Camera -> number of frames, of the observations of robomimic's HDF5 that are pictures."""
     return {
         key: len(values)
         for key, values in observations.items()
@@ -176,13 +176,13 @@ def picture_shapes(observations: Any) -> dict[str, int]:
 
 @dataclass
 class VideoRecordings:
-    """Videos, each an episode with the one view "video"; sound is ignored."""
+    """Videos, each an episode with the one camera "video"; sound is ignored."""
 
     files: list[Path]
     names: list[str]
     lengths: list[int]
     fingerprint: str
-    views: tuple[str, ...] = ("video",)
+    cameras: tuple[str, ...] = ("video",)
 
     @classmethod
     def of(cls, files: list[Path], root: Path) -> VideoRecordings:
@@ -192,7 +192,7 @@ class VideoRecordings:
             names = [path.relative_to(root).as_posix() for path in files]
         return cls(files, names, [_num_frames(path) for path in files], _fingerprint(files, root))
 
-    def frames(self, episode: int, view: str) -> Iterator[np.ndarray]:
+    def frames(self, episode: int, camera: str) -> Iterator[np.ndarray]:
         path, count = self.files[episode], 0
         with _video(path) as container:
             for frame in container.decode(video=0):
@@ -235,13 +235,13 @@ class _video:
 
 @dataclass
 class PictureRecordings:
-    """Pictures, PNG or JPEG: each folder that holds some is an episode with one view, "picture"."""
+    """Pictures, PNG or JPEG: each folder that holds some is an episode of one camera, "picture"."""
 
     episodes: list[list[Path]]
     names: list[str]
     lengths: list[int]
     fingerprint: str
-    views: tuple[str, ...] = ("picture",)
+    cameras: tuple[str, ...] = ("picture",)
 
     @classmethod
     def of(cls, files: list[Path], root: Path) -> PictureRecordings:
@@ -251,7 +251,7 @@ class PictureRecordings:
         episodes = list(folders.values())
         return cls(episodes, list(folders), [*map(len, episodes)], _fingerprint(files, root))
 
-    def frames(self, episode: int, view: str) -> Iterator[np.ndarray]:
+    def frames(self, episode: int, camera: str) -> Iterator[np.ndarray]:
         for path in self.episodes[episode]:
             try:
                 yield pictures.decode(path.read_bytes())
@@ -259,7 +259,7 @@ class PictureRecordings:
                 raise UserError(f"{path}: {error}") from error
 
 
-def require_views(recordings: Recordings, views: Iterable[str] | None) -> tuple[str, ...]:
-    """Those views, or all for None; UserError for one that is not there, naming the nearest."""
-    chosen = tuple(views) if views else recordings.views
-    return tuple(require_choice("view", view, recordings.views) for view in chosen)
+def require_cameras(recordings: Recordings, cameras: Iterable[str] | None) -> tuple[str, ...]:
+    """Those cameras, or all for None; UserError for one that is not there, naming the nearest."""
+    chosen = tuple(cameras) if cameras else recordings.cameras
+    return tuple(require_choice("camera", camera, recordings.cameras) for camera in chosen)

@@ -422,7 +422,7 @@ class Run:
         out = Path(config.feature_cache or self.folder / "features")
         options = FeatureConfig(
             output="pooled" if config.pooling == "pooled" else "spatial",
-            views=self.demonstrations.cameras,
+            cameras=self.demonstrations.cameras,
             device=str(self.device),
             workers=config.workers,
         )

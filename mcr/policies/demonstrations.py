@@ -125,11 +125,11 @@ def open_demonstrations(config: DemonstrationConfig) -> Demonstrations:
 
 def _cameras(recordings: Recordings, config: DemonstrationConfig) -> tuple[str, ...]:
     for camera in config.cameras:
-        if camera not in recordings.views:
+        if camera not in recordings.cameras:
             raise UserError(
-                f"{config.data}: no camera {camera!r}{nearest(camera, recordings.views)}"
+                f"{config.data}: no camera {camera!r}{nearest(camera, recordings.cameras)}"
             )
-    return tuple(config.cameras) or recordings.views
+    return tuple(config.cameras) or recordings.cameras
 
 
 def _split(usable: Sequence[int], val_fraction: float) -> tuple[np.ndarray, np.ndarray]:

@@ -138,8 +138,8 @@ class ObservationEncoder(nn.Module):
         """
         crops = self.config.crops if self.training else 0
         pooled = [self.pool(self._encode(camera, pictures, crops)) for camera in self.cameras]
-        views = [reduce(view, "(b n) d -> b d", "mean", n=max(1, crops)) for view in pooled]
-        return self._finish(torch.stack(views, dim=1), low_dim)
+        means = [reduce(each, "(b n) d -> b d", "mean", n=max(1, crops)) for each in pooled]
+        return self._finish(torch.stack(means, dim=1), low_dim)
 
     def from_features(self, features: Tensor, low_dim: Tensor | None = None) -> Tensor:
         """The same from what `features` returned: float [B, V, D], of maps [B, V, D, h, w].
@@ -157,8 +157,8 @@ class ObservationEncoder(nn.Module):
 
     def features(self, pictures: Mapping[str, Any]) -> Tensor:
         """What a cache holds of these pictures: the encoders' centre crops, before pooling."""
-        views = [self._encode(camera, pictures, crops=0) for camera in self.cameras]
-        return torch.stack(views, dim=1)
+        features = [self._encode(camera, pictures, crops=0) for camera in self.cameras]
+        return torch.stack(features, dim=1)
 
     def take_statistics(self, low_dim: Tensor) -> None:
         """Standardise low-dimensional signals by these from now on: [N, P]."""
@@ -196,17 +196,17 @@ class ObservationEncoder(nn.Module):
             pixels = transforms.center_crop(pixels, [preprocessing.image_size])
         return encoder.encode(pixels, output)
 
-    def _finish(self, views: Tensor, low_dim: Tensor | None) -> Tensor:
+    def _finish(self, features: Tensor, low_dim: Tensor | None) -> Tensor:
         """Pooled features [B, V, D] and signals [B, P] -> [B, out_dim]."""
         num_signals = len(self.low_dim_mean)
         if low_dim is None:
-            low_dim = views.new_zeros(len(views), 0)
-        if low_dim.shape != (len(views), num_signals):
+            low_dim = features.new_zeros(len(features), 0)
+        if low_dim.shape != (len(features), num_signals):
             raise UserError(
-                f"low_dim has the shape {list(low_dim.shape)}, not [{len(views)}, {num_signals}]"
+                f"low_dim has the shape {list(low_dim.shape)}, not [{len(features)}, {num_signals}]"
             )
         signals = (low_dim - self.low_dim_mean) / self.low_dim_std
-        return self.projection(torch.cat([self.norm(views), signals], dim=1))
+        return self.projection(torch.cat([self.norm(features), signals], dim=1))
 
 
 def random_crops(pixels: Tensor, size: int, count: int) -> Tensor:
@@ -313,12 +313,12 @@ def _build_pool(pooling: str, width: int) -> nn.Module:
     return TokenAttention(width) if pooling == "tokens" else nn.Identity()
 
 
-def _build_norm(kind: str, num_views: int, width: int) -> nn.Module:
+def _build_norm(kind: str, num_cameras: int, width: int) -> nn.Module:
     """[B, V, D] -> [B, V * D]."""
     if kind == "layer_norm":
         return nn.Sequential(nn.LayerNorm(width), nn.Flatten())
     if kind == "batch_norm":
-        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(num_views * width))
+        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(num_cameras * width))
     return nn.Flatten()
 
 

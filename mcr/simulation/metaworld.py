@@ -18,7 +18,7 @@ from metaworld.policies import ENV_POLICY_MAP
 
 from mcr.simulation.looks import Looks
 from mcr.simulation.rendering import Renderer, geoms_below, require_cameras
-from mcr.simulation.simulator import Observation, View
+from mcr.simulation.simulator import Observation, PictureConfig
 
 # The experts ask for more than can be had, on purpose; the world clips it, as we do.
 warnings.filterwarnings("ignore", "Constant.* may be too high", module="metaworld")
@@ -31,8 +31,8 @@ _FURNITURE = ("tablelink", "RetainingWall", "base", "mocap")  # all else is the 
 _HORIZON = 300
 
 
-def make(name: str, view: View, horizon: int) -> MetaWorld:
-    return MetaWorld(name, view, horizon or _HORIZON)
+def make(name: str, pictures: PictureConfig, horizon: int) -> MetaWorld:
+    return MetaWorld(name, pictures, horizon or _HORIZON)
 
 
 class MetaWorld:
@@ -41,18 +41,20 @@ class MetaWorld:
     Proprioception [4]: position of the hand in metres, opening of the fingers, 0..1.
     """
 
-    def __init__(self, name: str, view: View, horizon: int):
+    def __init__(self, name: str, pictures: PictureConfig, horizon: int):
         self.task, self.horizon = f"metaworld/{name}", horizon
-        self.cameras = view.cameras or CAMERAS
+        self.cameras = pictures.cameras or CAMERAS
         self._world = _make_world(f"{name}-v3")
         model = self._world.model
         require_cameras(model, self.cameras)
         _mend_cameras(model)
-        self._renderer = Renderer(model, self._world.data, view.picture_size, (0, 1, 2), sites=True)
+        self._renderer = Renderer(
+            model, self._world.data, pictures.picture_size, (0, 1, 2), sites=True
+        )
         self._of_interest = geoms_below(
             model, {model.body("right_hand").id, *_bodies_of_task(model)}
         )
-        self._looks = Looks(model, self._of_interest) if view.looks == "varied" else None
+        self._looks = Looks(model, self._of_interest) if pictures.looks == "varied" else None
         make_expert: Any = ENV_POLICY_MAP[f"{name}-v3"]  # typed as their abstract base
         self._expert = make_expert()
         self.action_dim = 4

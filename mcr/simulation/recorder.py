@@ -3,7 +3,7 @@
 Of any task of `tasks`; there is no learning here. Called by scripts/record_demonstrations.py
 and scripts/evaluate.py. T steps, A action, P proprioception, H W pixels:
 
-    data                   attrs: env_args (JSON: task, view, noise, seed), total
+    data                   attrs: env_args (JSON: task, how pictures are taken, noise, seed), total
     data/demo_0            attrs: num_samples, seed (of the scene)
         actions            float32 [T, A]   the expert's answer to the observation
         rewards, dones     float32, uint8 [T]   1 where the task is done after the action
@@ -24,7 +24,7 @@ import numpy as np
 
 from mcr.errors import UserError, import_extra
 from mcr.runs.processes import progress_bar
-from mcr.simulation.simulator import Simulator, View
+from mcr.simulation.simulator import PictureConfig, Simulator
 from mcr.simulation.tasks import make_simulator
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def record_demonstrations(
     noise: float = 0.1,
     seed: int = 0,
     masks: bool = False,
-    view: View | None = None,
+    pictures: PictureConfig | None = None,
 ) -> Recording:
     """Write `count` successful demonstrations to `path`; failures are not kept.
 
@@ -69,10 +69,10 @@ def record_demonstrations(
     if count < 1:
         raise UserError(f"count={count}: record at least 1 demonstration")
     hdf5 = import_extra("h5py", "hdf5")
-    simulator = make_simulator(task, view)
+    simulator = make_simulator(task, pictures)
     about = {
         "task": task,
-        **asdict(view or View()),
+        **asdict(pictures or PictureConfig()),
         "cameras": simulator.cameras,
         "noise": noise,
         "seed": seed,

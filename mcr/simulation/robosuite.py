@@ -18,7 +18,7 @@ from robosuite.controllers import load_composite_controller_config
 from mcr.simulation.experts import EXPERTS, Hand
 from mcr.simulation.looks import Looks
 from mcr.simulation.rendering import Renderer, geoms_below, require_cameras
-from mcr.simulation.simulator import Observation, View
+from mcr.simulation.simulator import Observation, PictureConfig
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 CONTROL_HZ = 20  # robosuite's and robomimic's
@@ -42,8 +42,8 @@ _TASKS = {
 }
 
 
-def make(name: str, view: View, horizon: int) -> Robosuite:
-    return Robosuite(name, view, horizon or _TASKS[name].horizon)
+def make(name: str, pictures: PictureConfig, horizon: int) -> Robosuite:
+    return Robosuite(name, pictures, horizon or _TASKS[name].horizon)
 
 
 class Robosuite:
@@ -54,17 +54,17 @@ class Robosuite:
     matrix, which unlike quaternions do not jump; opening of the fingers, 0..1.
     """
 
-    def __init__(self, name: str, view: View, horizon: int):
+    def __init__(self, name: str, pictures: PictureConfig, horizon: int):
         self.task, self.horizon = f"robosuite/{name}", horizon
-        self.cameras = view.cameras or CAMERAS
+        self.cameras = pictures.cameras or CAMERAS
         self._name, self._world = name, _make_world(_TASKS[name].environment)
         model, data = self._world.sim.model._model, self._world.sim.data._data
         require_cameras(model, self.cameras)
-        self._renderer = Renderer(model, data, view.picture_size, groups=(1,), sites=False)
+        self._renderer = Renderer(model, data, pictures.picture_size, groups=(1,), sites=False)
         bodies = {model.body(body).id for body in _TASKS[name].bodies}
         gripper = self._world.robots[0].gripper["right"].root_body
         self._of_interest = geoms_below(model, {model.body(gripper).id, *bodies})
-        self._looks = Looks(model, self._of_interest) if view.looks == "varied" else None
+        self._looks = Looks(model, self._of_interest) if pictures.looks == "varied" else None
         self._hand = Hand(self._world)
         self.action_dim = 7
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from mcr.errors import UserError
 from mcr.runs.processes import num_cores, process_pool, progress_bar
-from mcr.simulation.simulator import Observation, Simulator, View
+from mcr.simulation.simulator import Observation, PictureConfig, Simulator
 from mcr.simulation.tasks import make_simulator
 
 # act(policies int64 [B], observations: key -> [B, ...]) -> float [B, A]
@@ -34,7 +34,7 @@ def run_rollouts(
     slots: Sequence[tuple[int, int]],
     processes: int = 0,
     simulators: int = 0,
-    view: View | None = None,
+    pictures: PictureConfig | None = None,
     horizon: int = 0,
 ) -> np.ndarray:
     """Try policies on scenes: bool [len(slots)], whether the task was done at any step.
@@ -52,7 +52,7 @@ def run_rollouts(
         return np.zeros(0, bool)
     processes = min(processes or num_cores(), len(slots))
     simulators = min(max(simulators or processes, processes), len(slots))
-    make = (task, view, horizon)
+    make = (task, pictures, horizon)
     with (
         _simulators(make, processes, simulators) as (advance, horizon),
         progress_bar(None, task, "rollout", len(slots)) as bar,

@@ -19,8 +19,8 @@ Observation = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class View:
-    """How a task is seen.
+class PictureConfig:
+    """How pictures of a task are taken.
 
     picture_size: height and width in pixels
     cameras:      names of the model's cameras; () = the suite's usual ones

@@ -13,7 +13,7 @@ import os
 import sys
 
 from mcr.errors import UserError, import_extra, nearest
-from mcr.simulation.simulator import Simulator, View
+from mcr.simulation.simulator import PictureConfig, Simulator
 
 SUITES: dict[str, tuple[str, ...]] = {
     "metaworld": (  # the ten of MCR's paper
@@ -33,7 +33,7 @@ SUITES: dict[str, tuple[str, ...]] = {
 TASKS = tuple(f"{suite}/{name}" for suite, names in SUITES.items() for name in names)
 
 
-def make_simulator(task: str, view: View | None = None, horizon: int = 0) -> Simulator:
+def make_simulator(task: str, pictures: PictureConfig | None = None, horizon: int = 0) -> Simulator:
     """The simulator of a task like "metaworld/assembly".
 
     horizon: steps of a rollout; 0 = the task's
@@ -47,7 +47,7 @@ def make_simulator(task: str, view: View | None = None, horizon: int = 0) -> Sim
     logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
     import_extra(suite, suite)
     module = importlib.import_module(f"mcr.simulation.tasks.{suite}")
-    return module.make(name, view or View(), horizon)
+    return module.make(name, pictures or PictureConfig(), horizon)
 
 
 def split_task(task: str) -> tuple[str, str]:

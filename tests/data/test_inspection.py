@@ -164,7 +164,7 @@ def test_picture_holds_all_actions_and_the_frames_themselves(index, found, tmp_p
 
     sheet = figure.axes[10].images[0].get_array()
     last = FrameReader(index).read(3, 2, int(index.lengths[3]) - 1)
-    assert np.array_equal(sheet[-180:, -320:], last)  # the last row, view and step
+    assert np.array_equal(sheet[-180:, -320:], last)  # the last row, camera and step
 
     draw_inspection(found, tmp_path / "dataset.png")
     with Image.open(tmp_path / "dataset.png") as image:

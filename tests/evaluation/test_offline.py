@@ -13,6 +13,7 @@ from mcr.evaluation.offline import (
     Frames,
     OfflineConfig,
     bootstrap,
+    camera_ranks,
     dead_share,
     effective_rank,
     jackknife,
@@ -23,7 +24,6 @@ from mcr.evaluation.offline import (
     read_frames,
     retrieval_scores,
     ridge_answers,
-    view_ranks,
 )
 from mcr.models.loading import load_model
 from mcr.models.untrained import write_untrained
@@ -124,22 +124,22 @@ def test_order(rng):
 
 
 def test_ranks_by_hand():
-    queries = np.array([[[1.0, 0], [0, 1]], [[0, 1], [1, 0]]])  # [frame, view, D]
-    # view 0 asks view 1: frame 0 has similarities (0, 1), frame 1 (1, 0); and the other way round
-    np.testing.assert_array_equal(view_ranks(queries, queries, np.arange(2)), [1, 1, 1, 1])
+    queries = np.array([[[1.0, 0], [0, 1]], [[0, 1], [1, 0]]])  # [frame, camera, D]
+    # camera 0 asks camera 1: frame 0 has similarities (0, 1), frame 1 (1, 0); and vice versa
+    np.testing.assert_array_equal(camera_ranks(queries, queries, np.arange(2)), [1, 1, 1, 1])
     same = np.stack([queries[:, 0], queries[:, 0]], axis=1)
-    np.testing.assert_array_equal(view_ranks(same, same, np.arange(2)), [0, 0, 0, 0])
+    np.testing.assert_array_equal(camera_ranks(same, same, np.arange(2)), [0, 0, 0, 0])
     three = np.array([[1, 0], [0.6, 0.8], [0, 1]])
     candidates = np.stack([three, three[[1, 0, 2]]], axis=1)
     asking = np.stack([three, three], axis=1)
-    # view 0 asks (0.6 1 0), (1 0.6 0.8), (0.8 0 1); view 1 asks its own three
+    # camera 0 asks (0.6 1 0), (1 0.6 0.8), (0.8 0 1); camera 1 asks its own three
     expected = [0.5, 1, 0, 0, 0, 0]
-    np.testing.assert_allclose(view_ranks(asking, candidates, np.arange(3)), expected)
+    np.testing.assert_allclose(camera_ranks(asking, candidates, np.arange(3)), expected)
 
 
 def test_features_that_are_alike_find_nothing():
     alike = np.ones((5, 2, 3)) / np.sqrt(3)
-    np.testing.assert_array_equal(view_ranks(alike, alike, np.arange(5)), np.full(10, 0.5))
+    np.testing.assert_array_equal(camera_ranks(alike, alike, np.arange(5)), np.full(10, 0.5))
 
 
 def test_a_cameras_own_look_is_taken_off(rng):
@@ -216,10 +216,10 @@ def test_frames_are_those_of_the_index(encoder, index, config):
     assert held_out.targets["state"].shape[1] == 9 + 1 + 7
     stored = index.signals[index.starts[row] + step, index.columns(("gripper_position",))]
     assert held_out.targets["state"][place, 9] == stored[0]
-    for view in range(2):
-        pixels = FrameReader(index).read(row, view, step)
+    for camera in range(2):
+        pixels = FrameReader(index).read(row, camera, step)
         np.testing.assert_allclose(
-            held_out.features[place, view], encoder(pixels), rtol=1e-4, atol=1e-5
+            held_out.features[place, camera], encoder(pixels), rtol=1e-4, atol=1e-5
         )
 
 
@@ -236,7 +236,7 @@ def test_scores_of_an_untrained_encoder(encoder, index, config, monkeypatch):
     assert offline_scores(encoder, index, config) == scores
 
 
-def test_one_view_has_no_retrieval(encoder, index, monkeypatch):
+def test_one_camera_has_no_retrieval(encoder, index, monkeypatch):
     monkeypatch.setattr("mcr.evaluation.probes.MLP_STEPS", 1)
     config = OfflineConfig(["wrist_image_left"], max_episodes=4, frames_per_episode=3, num_seeds=1)
     scores = offline_scores(encoder, index, config)
@@ -247,7 +247,7 @@ def test_one_view_has_no_retrieval(encoder, index, monkeypatch):
 @pytest.mark.parametrize(
     ("config", "complaint"),
     [
-        (OfflineConfig(views=["left"]), "no view 'left'"),
+        (OfflineConfig(cameras=["left"]), "no camera 'left'"),
         (OfflineConfig(state_keys=["torque"]), "no signal 'torque'"),
         (OfflineConfig(selection=SelectionConfig(val_fraction=0)), "must be above 0"),
     ],

@@ -95,15 +95,15 @@ def encoder(tmp_path_factory):
     return load_model(path)
 
 
-def test_features_are_those_of_the_frames_views_side_by_side(encoder, shards):
+def test_features_are_those_of_the_frames_cameras_side_by_side(encoder, shards):
     index = open_index(shards, workers=1)
     steps = np.array([[0, 3], [2, 5]])
-    views = [index.views[2], index.views[0]]
-    features = embed_steps(encoder, index, steps, views)
+    cameras = [index.cameras[2], index.cameras[0]]
+    features = embed_steps(encoder, index, steps, cameras)
     assert features.shape == (2, 2 * 512)
     frame = FrameReader(index).read(2, 0, 5)
     np.testing.assert_allclose(features[1, 512:], encoder(frame), rtol=1e-4, atol=1e-4)
-    with pytest.raises(UserError, match="no view 'left'"):
+    with pytest.raises(UserError, match="no camera 'left'"):
         embed_steps(encoder, index, steps, ["left"])
 
 
@@ -113,11 +113,11 @@ def test_probes_of_a_real_encoder(encoder, shards, monkeypatch):
     episodes, _ = select_episodes(index, SelectionConfig(min_frames=30))
     training, held_out = episodes.of(np.arange(3)), episodes.of(np.arange(3, 4))
     keys = ["cartesian_position", "gripper_position"]
-    scores = probe_encoder(encoder, index, training, held_out, index.views[:1], keys, "euler")
+    scores = probe_encoder(encoder, index, training, held_out, index.cameras[:1], keys, "euler")
     assert set(scores) == {"state", "action", "time"}
     assert all(np.isfinite(score) and score <= 1 for score in scores.values())
     with pytest.raises(UserError, match="val_fraction"):
-        probe_encoder(encoder, index, training, episodes.of(np.arange(0)), index.views[:1], keys)
+        probe_encoder(encoder, index, training, episodes.of(np.arange(0)), index.cameras[:1], keys)
 
 
 def test_network_learns_what_is_not_linear(generator):

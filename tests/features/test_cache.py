@@ -97,19 +97,19 @@ def test_features_are_the_encoders(weights, data, tmp_path, output):
     assert not (tmp_path / "cache.partial").exists()
 
 
-def test_processes_and_views(weights, shards, tmp_path):
-    """Two workers, by ONNX Runtime, on RLDS shards, two of three views."""
-    views = ("wrist_image_left", "exterior_image_1_left")
-    config = FeatureConfig(views=views, workers=2, engine="onnx")
+def test_processes_and_cameras(weights, shards, tmp_path):
+    """Two workers, by ONNX Runtime, on RLDS shards, two of three cameras."""
+    cameras = ("wrist_image_left", "exterior_image_1_left")
+    config = FeatureConfig(cameras=cameras, workers=2, engine="onnx")
     open_index(shards, workers=1)
     cache = extract_features(weights(), shards, tmp_path / "cache", config)
     recordings, encoder = open_recordings(shards), mcr.load_model(weights())
-    assert cache.views == views
+    assert cache.cameras == cameras
     assert cache.array.shape == (sum(recordings.lengths), 2, 512)
     for episode in (0, 3):
-        for view in views:
-            frame = list(recordings.frames(episode, view))[7]
-            found = cache.features(episode, view, 7)
+        for camera in cameras:
+            frame = list(recordings.frames(episode, camera))[7]
+            found = cache.features(episode, camera, 7)
             assert np.allclose(found, encoder(frame).numpy(), rtol=1e-4, atol=1e-4)
 
 

@@ -13,14 +13,14 @@ import pytest
 from mcr.data.droid import RldsDataset
 from mcr.data.pictures import decode, encode_png
 from mcr.errors import UserError
-from mcr.features.recordings import open_recordings, require_views
+from mcr.features.recordings import open_recordings, require_cameras
 
 RNG = np.random.default_rng(0)
 FRAMES = RNG.integers(0, 256, (12, 20, 30, 3), dtype=np.uint8)
 
 
-def frames_of(recordings, episode=0, view=None):
-    return np.stack(list(recordings.frames(episode, view or recordings.views[0])))
+def frames_of(recordings, episode=0, camera=None):
+    return np.stack(list(recordings.frames(episode, camera or recordings.cameras[0])))
 
 
 def write_hdf5(path: Path, demos: dict[str, dict[str, np.ndarray]]) -> Path:
@@ -72,15 +72,15 @@ def test_hdf5(tmp_path):
     assert recordings.lengths == [1, 3, 11]
     assert recordings.views == ("agentview_image", "wrist_image")
     for episode, name in enumerate(recordings.names):
-        for view in recordings.views:
-            assert np.array_equal(frames_of(recordings, episode, view), demos[name][view])
+        for camera in recordings.cameras:
+            assert np.array_equal(frames_of(recordings, episode, camera), demos[name][camera])
 
 
 def test_hdf5_is_refused(tmp_path):
     one = {"a_image": FRAMES}
     bad = [
-        ({"demo_0": one, "demo_1": {"b_image": FRAMES}}, r"demo_1 has the views .*b_image"),
-        ({"demo_0": one | {"b_image": FRAMES[:5]}}, r"demo_0 has the views and lengths"),
+        ({"demo_0": one, "demo_1": {"b_image": FRAMES}}, r"demo_1 has the cameras .*b_image"),
+        ({"demo_0": one | {"b_image": FRAMES[:5]}}, r"demo_0 has the cameras and lengths"),
         ({"demo_0": {"eef_pos": np.zeros((3, 3))}}, "has no pictures"),
         ({}, "has no pictures"),
     ]
@@ -158,10 +158,10 @@ def test_other_things_are_refused(tmp_path):
         open_recordings(tmp_path / "a.txt")
 
 
-def test_views_are_chosen_by_name(tmp_path):
+def test_cameras_are_chosen_by_name(tmp_path):
     path = write_hdf5(tmp_path / "a.hdf5", {"demo_0": {"a_image": FRAMES, "b_image": FRAMES}})
     recordings = open_recordings(path)
-    assert require_views(recordings, ()) == ("a_image", "b_image")
-    assert require_views(recordings, ["b_image"]) == ("b_image",)
+    assert require_cameras(recordings, ()) == ("a_image", "b_image")
+    assert require_cameras(recordings, ["b_image"]) == ("b_image",)
     with pytest.raises(UserError, match="did you mean 'a_image'"):
-        require_views(recordings, ["a_imge"])
+        require_cameras(recordings, ["a_imge"])

@@ -56,7 +56,7 @@ def desk(tmp_path_factory):
             demo["obs/proprioception"] = rng.normal(size=(LENGTH, 2))
             demo["actions"] = np.stack([brightness, demo["obs/proprioception"][:, 0]], axis=1)
     write_untrained(folder / "encoder.pt", image_size=SIZE)
-    quick = FeatureConfig(engine="torch", workers=1, views=(CAMERA,))
+    quick = FeatureConfig(engine="torch", workers=1, cameras=(CAMERA,))
     extract_features(folder / "encoder.pt", folder / "demos.hdf5", folder / "features", quick)
     return folder
 

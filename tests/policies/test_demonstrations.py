@@ -147,7 +147,7 @@ def test_bad_input(tmp_path):
         ("data/demo_0/actions", None, "demo_0: has no actions"),
         ("data/demo_0/actions", np.zeros((5, 3)), "demonstrations differ in the sizes"),
         ("data/demo_0/actions", np.full((5, 4), np.nan), "actions hold NaN"),
-        ("data/demo_1/obs/front_image", np.zeros((2, 16, 16, 3), np.uint8), "views and lengths"),
+        ("data/demo_1/obs/front_image", np.zeros((2, 16, 16, 3), np.uint8), "cameras and lengths"),
         ("mask/valid", np.array(["demo_9"], dtype="S"), "names 'demo_9', which is not in data"),
     ],
 )

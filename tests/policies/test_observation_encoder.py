@@ -98,8 +98,8 @@ def test_without_projection_it_is_features_and_standardised_signals(weights):
 def test_norms_of_features():
     images = pictures()
     layer = build(emb_dim=0, feature_norm="layer_norm", low_dim=0)(images)
-    for view in layer.split(512, dim=1):
-        torch.testing.assert_close(view.mean(1), torch.zeros(4), atol=1e-4, rtol=0)
+    for camera in layer.split(512, dim=1):
+        torch.testing.assert_close(camera.mean(1), torch.zeros(4), atol=1e-4, rtol=0)
     batch = build(emb_dim=0, feature_norm="batch_norm", low_dim=0)(images)
     torch.testing.assert_close(batch.mean(0), torch.zeros(1024), atol=1e-4, rtol=0)
 

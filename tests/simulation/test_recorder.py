@@ -8,7 +8,7 @@ import pytest
 
 from mcr.features.recordings import open_recordings
 from mcr.simulation.recorder import record_demonstrations
-from mcr.simulation.simulator import View
+from mcr.simulation.simulator import PictureConfig
 from mcr.simulation.tasks import make_simulator
 
 TASK = "metaworld/button-press"
@@ -18,7 +18,9 @@ TASK = "metaworld/button-press"
 def recorded(tmp_path_factory):
     """The path, and what record_demonstrations returned."""
     path = tmp_path_factory.mktemp("recorded") / "new" / "press.hdf5"
-    return path, record_demonstrations(TASK, path, 2, 0.2, seed=1, masks=True, view=View(48))
+    return path, record_demonstrations(
+        TASK, path, 2, 0.2, seed=1, masks=True, pictures=PictureConfig(48)
+    )
 
 
 def test_layout(recorded):
@@ -47,7 +49,7 @@ def test_layout(recorded):
 
 def test_actions_are_the_experts_answers_to_the_observations(recorded):
     """Replay the scene: the first answer is stored; obeyed to the letter, it leads elsewhere."""
-    simulator = make_simulator(TASK, View(48))
+    simulator = make_simulator(TASK, PictureConfig(48))
     with h5py.File(recorded[0]) as file:
         demo = file["data/demo_1"]
         observation = simulator.reset(int(demo.attrs["seed"]))
@@ -61,7 +63,7 @@ def test_actions_are_the_experts_answers_to_the_observations(recorded):
 
 
 def test_same_seed_gives_the_same_demonstrations(recorded, tmp_path):
-    record_demonstrations(TASK, tmp_path / "again.hdf5", 2, 0.2, seed=1, view=View(48))
+    record_demonstrations(TASK, tmp_path / "again.hdf5", 2, 0.2, seed=1, pictures=PictureConfig(48))
     with h5py.File(recorded[0]) as one, h5py.File(tmp_path / "again.hdf5") as two:
         for key in ("actions", "obs/corner2_image"):
             assert np.array_equal(one[f"data/demo_1/{key}"], two[f"data/demo_1/{key}"])
@@ -70,4 +72,4 @@ def test_same_seed_gives_the_same_demonstrations(recorded, tmp_path):
 
 def test_feature_caches_read_it(recorded):
     recordings = open_recordings(recorded[0])
-    assert recordings.views == ("corner2_image",) and len(recordings.names) == 2
+    assert recordings.cameras == ("corner2_image",) and len(recordings.names) == 2

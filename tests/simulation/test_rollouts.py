@@ -7,17 +7,17 @@ import pytest
 
 from mcr.errors import UserError
 from mcr.simulation.rollouts import run_rollouts
-from mcr.simulation.simulator import View
+from mcr.simulation.simulator import PictureConfig
 from mcr.simulation.tasks import make_simulator
 
-TASK, VIEW = "metaworld/button-press", View(picture_size=32)
+TASK, PICTURES = "metaworld/button-press", PictureConfig(picture_size=32)
 SEEDS = (3, 4, 5)
 
 
 @pytest.fixture(scope="module")
 def plans():
     """What leads to success on each of the seeds: scenes repeat exactly, so it does so again."""
-    simulator = make_simulator(TASK, VIEW)
+    simulator = make_simulator(TASK, PICTURES)
     found = []
     for seed in SEEDS:
         simulator.reset(seed)
@@ -53,7 +53,7 @@ def test_outcome_does_not_depend_on_how_they_are_spread(plans, processes, simula
     slots = [(0, SEEDS[0]), (9, 3), (1, SEEDS[1]), (2, SEEDS[2]), (9, 4)]
     act = Replay(plans)
     horizon = max(len(plan) for plan in plans)
-    succeeded = run_rollouts(TASK, act, slots, processes, simulators, VIEW, horizon)
+    succeeded = run_rollouts(TASK, act, slots, processes, simulators, PICTURES, horizon)
     assert succeeded.dtype == bool and succeeded.tolist() == [True, False, True, True, False]
     assert max(act.batches) == (simulators or processes)
     assert sum(act.batches) == sum(map(len, plans)) + 2 * horizon
@@ -61,7 +61,7 @@ def test_outcome_does_not_depend_on_how_they_are_spread(plans, processes, simula
 
 def test_success_after_the_horizon_does_not_count(plans):
     horizon = len(plans[0]) - 1
-    assert not run_rollouts(TASK, Replay(plans), [(0, SEEDS[0])], 1, 1, VIEW, horizon).any()
+    assert not run_rollouts(TASK, Replay(plans), [(0, SEEDS[0])], 1, 1, PICTURES, horizon).any()
 
 
 def test_killed_process():
@@ -70,16 +70,16 @@ def test_killed_process():
         return np.zeros((len(policies), 4))
 
     with pytest.raises(UserError, match="a worker process was killed"):
-        run_rollouts(TASK, act, [(0, 0), (0, 1)], 2, 2, VIEW, horizon=50)
+        run_rollouts(TASK, act, [(0, 0), (0, 1)], 2, 2, PICTURES, horizon=50)
 
 
 def test_unusable_actions():
     with pytest.raises(ValueError, match="1 observations were answered by the actions"):
-        run_rollouts(TASK, lambda *_: np.full((1, 4), np.nan), [(0, 0)], 1, 1, VIEW)
+        run_rollouts(TASK, lambda *_: np.full((1, 4), np.nan), [(0, 0)], 1, 1, PICTURES)
 
 
 def test_error_in_a_process_arrives():
     with pytest.raises(UserError, match="camera 'x' is unknown"):
         run_rollouts(
-            TASK, lambda *_: np.zeros((1, 4)), [(0, 0), (0, 1)], 2, 2, View(cameras=("x",))
+            TASK, lambda *_: np.zeros((1, 4)), [(0, 0), (0, 1)], 2, 2, PictureConfig(cameras=("x",))
         )

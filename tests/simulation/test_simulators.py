@@ -10,7 +10,7 @@ import pytest
 from mcr.errors import UserError
 from mcr.simulation.recorder import record_demonstrations, write_split
 from mcr.simulation.rollouts import run_rollouts
-from mcr.simulation.simulator import View
+from mcr.simulation.simulator import PictureConfig
 from mcr.simulation.tasks import SUITES, TASKS, make_simulator, split_task
 
 
@@ -44,16 +44,16 @@ def test_simulator_that_is_not_installed(suite, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("view", "horizon", "complaint"),
+    ("pictures", "horizon", "complaint"),
     [
         ({"picture_size": 0}, 0, "picture_size=0 must"),
         ({"looks": "vared"}, 0, "looks=.vared. is unknown; did you mean .varied."),
         ({}, -1, "horizon=-1 must"),
     ],
 )
-def test_impossible_views(view, horizon, complaint):
+def test_impossible_pictures(pictures, horizon, complaint):
     with pytest.raises(UserError, match=complaint):
-        make_simulator("robosuite/lift", View(**view), horizon)
+        make_simulator("robosuite/lift", PictureConfig(**pictures), horizon)
 
 
 def test_existing_recording_is_not_overwritten(tmp_path):

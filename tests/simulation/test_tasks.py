@@ -10,7 +10,7 @@ import pytest
 
 from mcr.errors import UserError
 from mcr.runs.processes import process_pool
-from mcr.simulation.simulator import View
+from mcr.simulation.simulator import PictureConfig
 from mcr.simulation.tasks import SUITES, TASKS, make_simulator
 
 SIZE = 48
@@ -23,8 +23,8 @@ def simulator():
     """simulator(task, ...): closed after the test."""
     made = []
 
-    def make(task: str, size: int = SIZE, horizon: int = 0, **view):
-        made.append(make_simulator(task, View(size, **view), horizon))
+    def make(task: str, size: int = SIZE, horizon: int = 0, **pictures):
+        made.append(make_simulator(task, PictureConfig(size, **pictures), horizon))
         return made[-1]
 
     yield make
@@ -34,7 +34,7 @@ def simulator():
 
 def after(seed: int, steps: int, task: str, others: tuple[int, ...] = ()) -> bytes:
     """All that is seen `steps` of the expert after a reset to `seed`; other scenes come before."""
-    simulator = make_simulator(task, View(SIZE))
+    simulator = make_simulator(task, PictureConfig(SIZE))
     for scene in (*others, seed):
         observation = simulator.reset(scene)
         for _ in range(steps):
@@ -158,7 +158,7 @@ def test_masks_leave_pictures_as_they_were(task, simulator):
 def test_simulators_of_a_process_do_not_disturb_each_other(simulator):
     alone = {task: after(4, 0, task) for task in ONE_OF_EACH}
     worlds = [simulator(task) for task in ONE_OF_EACH]
-    passing = make_simulator("metaworld/hammer", View(64))
+    passing = make_simulator("metaworld/hammer", PictureConfig(64))
     for world in worlds:
         world.reset(0)
     passing.close()
@@ -188,7 +188,7 @@ def test_cameras_and_horizon(simulator):
 )
 def test_unknown_camera(task, camera, complaint):
     with pytest.raises(UserError, match=f"camera '{camera}' is unknown; did you mean {complaint}"):
-        make_simulator(task, View(SIZE, (camera,)))
+        make_simulator(task, PictureConfig(SIZE, (camera,)))
 
 
 @pytest.mark.parametrize("suite", SUITES)
