@@ -275,7 +275,7 @@ def extract(
     book = Manifest(folder, output, _PATIENCE_S[engine])
     book.begin({"dataset": _identity(dataset), **asdict(options), "cameras": list(options.cameras)})
     kept = f"; every episode in {output} is whole, and the same command continues"
-    with _open_engine(engine, workers, len(dataset.shards), kept) as run:
+    with _open_executor(engine, workers, len(dataset.shards), kept) as run:
         names = book.known_names(dataset.shards)
         if names is None:
             names = _scan_names(run, dataset)
@@ -338,7 +338,7 @@ def _shares(
     return shares
 
 
-def _scan_names(run: _Engine, dataset: RldsDataset) -> list[list[str]]:
+def _scan_names(run: _Executor, dataset: RldsDataset) -> list[list[str]]:
     """Folder names of all records of all shards: of all, so that no split of the work matters."""
     paths = run.map(scan_file_paths, dataset.shards)
     scanned = list(progress_bar(paths, "scanning", "shard", len(dataset.shards)))
@@ -356,7 +356,7 @@ _Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 _Show = Callable[[int, int], None]
 
 
-class _Engine(NamedTuple):
+class _Executor(NamedTuple):
     """Two ways to use the same workers.
 
     map:     a function over items, results in order
@@ -375,19 +375,19 @@ def _show(bar: tqdm, num_cameras: int, episodes: int, steps: int) -> None:
 
 
 @contextlib.contextmanager
-def _open_engine(
+def _open_executor(
     engine: str, workers: int | None, num_shards: int, reassurance: str
-) -> Iterator[_Engine]:
+) -> Iterator[_Executor]:
     if engine == "ray":
         from mcr.runs.ray_engine import ray_cluster, ray_map  # an extra
 
         with ray_cluster(reassurance):
-            yield _Engine(ray_map, _extract_on_ray)
+            yield _Executor(ray_map, _extract_on_ray)
         return
     board = _Board(num_shards)
     workers = min(num_cores() if workers is None else workers, num_shards)
     with process_pool(workers, reassurance, _take_board, (board,)) as pool, board.stopping():
-        yield _Engine(pool.map, functools.partial(_extract_in_pool, pool, board))
+        yield _Executor(pool.map, functools.partial(_extract_in_pool, pool, board))
 
 
 def _extract_on_ray(tasks: dict[int, ShardTask], show: _Show) -> list[ShardResult]:

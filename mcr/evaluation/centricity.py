@@ -35,7 +35,7 @@ _COLUMNS = 6
 
 
 @dataclass(frozen=True)
-class Looks:
+class Saliency:
     """Where one encoder looks in N frames.
 
     inputs: uint8 [N, S, S, 3], what enters the network; maps: float32 [N, S, S] in [0, 1];
@@ -60,11 +60,11 @@ def manipulation_centricity(
     images: uint8 [N, H, W, 3]; masks: bool [N, H, W], or lists of frames that differ in size
     """
     names = [f"frame {number}" for number in range(len(images))]
-    looks = find_looks(encoder, MaskedPictures("images", names, list(images), list(masks)))
+    looks = find_saliency(encoder, MaskedPictures("images", names, list(images), list(masks)))
     return sweep(looks, [threshold])[:, 0]
 
 
-def find_looks(encoder: Encoder, frames: MaskedPictures) -> Looks:
+def find_saliency(encoder: Encoder, frames: MaskedPictures) -> Saliency:
     """Grad-CAM of each frame's largest output, and masks resized and cropped as pictures are.
 
     Raises UserError if the crop shows nothing of what is manipulated in any frame.
@@ -83,7 +83,7 @@ def find_looks(encoder: Encoder, frames: MaskedPictures) -> Looks:
             f"{frames.task}: in all {len(seen)} frames the masks lie outside of the central crop "
             "that enters the network: crop pictures and masks yourself before"
         )
-    return Looks(
+    return Saliency(
         np.concatenate(inputs)[seen], np.concatenate(maps)[seen], masks[seen], int((~seen).sum())
     )
 
@@ -105,7 +105,7 @@ def jaccard(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
     return both / either.clip(1)
 
 
-def sweep(looks: Looks, thresholds: Sequence[float] = THRESHOLDS) -> np.ndarray:
+def sweep(looks: Saliency, thresholds: Sequence[float] = THRESHOLDS) -> np.ndarray:
     """Jaccard index per frame and threshold, float64 [N, number of thresholds].
 
     A pixel is looked at if the map reaches the threshold there.
@@ -116,7 +116,7 @@ def sweep(looks: Looks, thresholds: Sequence[float] = THRESHOLDS) -> np.ndarray:
     return np.stack([jaccard(looks.maps >= t, looks.masks) for t in thresholds], axis=1)
 
 
-def baselines(looks: Looks, threshold: float = THRESHOLD) -> dict[str, np.ndarray]:
+def baselines(looks: Saliency, threshold: float = THRESHOLD) -> dict[str, np.ndarray]:
     """What maps get that did not look, float64 [N] each.
 
     whole:  everything is looked at
@@ -206,7 +206,9 @@ def _success_rates(results: pd.DataFrame, where: str) -> dict[str, float]:
 # --------------------------------------------------------------------------- pictures
 
 
-def draw_looks(looks: dict[str, Looks], path: str | Path, threshold: float = THRESHOLD) -> None:
+def draw_saliency(
+    looks: dict[str, Saliency], path: str | Path, threshold: float = THRESHOLD
+) -> None:
     """Write a PNG: a row per encoder, evenly chosen frames; map, its outline and the mask's.
 
     looks: name -> of the same frames, but for those that were left out

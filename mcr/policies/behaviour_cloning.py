@@ -257,10 +257,10 @@ def train(config: Config) -> Path:
     Raises UserError for anything wrong with config, data, encoder, cache or an earlier run.
     """
     with tempfile.TemporaryDirectory(prefix="mcr-bc-") as scratch:
-        return Run(config, Path(scratch)).loop()
+        return Cloning(config, Path(scratch)).loop()
 
 
-class Run:
+class Cloning:
     """One run's state: demonstrations, policy, optimiser, epoch."""
 
     def __init__(self, config: Config, scratch: Path):

@@ -16,9 +16,9 @@ __all__ = ["EncoderConv", "MCRConv", "MVPConv", "R3MConv"]
 
 def _simulator() -> type:
     """The class, imported when robomimic asks for it: most who use encoders need no simulator."""
-    from mcr.robomimic.simulator import Simulator
+    from mcr.robomimic.simulator import RobosuiteSimulator
 
-    return Simulator
+    return RobosuiteSimulator
 
 
 register(EncoderConv, MCRConv, R3MConv, MVPConv, simulator=_simulator)

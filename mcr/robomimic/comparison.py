@@ -87,7 +87,7 @@ def _length(epochs: int, steps: int, rollouts: int) -> Config:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TableRow:
     """A row of the table: what the policy sees, gradient steps and the seconds of one, last loss.
 
     rollouts: 0 if the policy was only timed
@@ -108,7 +108,7 @@ def compare(
     weights: str | None = None,
     scale: Scale | None = None,
     processes: int = 2,
-) -> list[Outcome]:
+) -> list[TableRow]:
     """Record, cache features, train and try all policies; print the table and return its rows.
 
     folder:    must not exist; holds data sets, configs, runs and logs afterwards
@@ -180,7 +180,7 @@ def _see_pictures(backbone: str, kwargs: Config, core_kwargs: Config | None = No
     return {"observation": {"encoder": {"rgb": {"core_kwargs": core}}}}
 
 
-def _run(folder: Path, algorithm: str, name: str, config: Config) -> Outcome:
+def _run(folder: Path, algorithm: str, name: str, config: Config) -> TableRow:
     """Train and try in a process of its own, as from the command line."""
     slug = f"{algorithm} {name}".lower().replace(",", "").replace(" ", "_")
     config = merge(config, {"experiment": {"name": slug}})
@@ -197,7 +197,7 @@ def _run(folder: Path, algorithm: str, name: str, config: Config) -> Outcome:
     (run,) = (path.parent for path in (folder / "runs" / slug).glob("*/logs"))
     progress, experiment = read_progress(run), config["experiment"]
     steps, rollouts = experiment["epoch_every_n_steps"], experiment["rollout"]["n"]
-    outcome = Outcome(
+    outcome = TableRow(
         algorithm,
         name,
         steps=steps * len(progress.loss),
@@ -210,7 +210,7 @@ def _run(folder: Path, algorithm: str, name: str, config: Config) -> Outcome:
     return outcome
 
 
-def format_table(outcomes: list[Outcome]) -> str:
+def format_table(outcomes: list[TableRow]) -> str:
     """A row each; how much faster steps on cached features are."""
     lines = [
         f"{'policy':8}{'sees proprioception and':36}{'steps':>7}{'ms/step':>9}{'loss':>9}"
@@ -230,7 +230,7 @@ def format_table(outcomes: list[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def _success(row: Outcome) -> str:
+def _success(row: TableRow) -> str:
     """Successes with the rate's 95% interval."""
     if not row.rollouts:
         return "only timed"

@@ -1,7 +1,7 @@
 """All that is changed in robomimic and robosuite, and the versions for which that is known to work.
 
 1. `register` puts backbone classes where robomimic looks for their names.
-2. robomimic's simulator of the robosuite kind becomes `simulator.Simulator`, a subclass of its own.
+2. robomimic's simulator of the robosuite kind becomes `simulator.RobosuiteSimulator`, a subclass.
 3. `mujoco_py_stand_in` lets robomimic 0.3.0 import its robosuite wrapper without mujoco_py.
 4. `separate_renderers` keeps robosuite's simulators of one process out of each other's pictures.
 

@@ -26,7 +26,7 @@ import h5py
 import numpy as np
 
 from mcr.errors import UserError
-from mcr.robomimic.simulator import Simulator
+from mcr.robomimic.simulator import RobosuiteSimulator
 from mcr.simulation.recorder import write_split
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
@@ -95,11 +95,11 @@ def record_lift(
     return Recording(kept, attempts, steps)
 
 
-def make_lift(image_size: int) -> Simulator:
+def make_lift(image_size: int) -> RobosuiteSimulator:
     """Lift with a Panda, as robomimic would make it to extract observations for a data set."""
     from robosuite.controllers import load_composite_controller_config
 
-    return Simulator.create_for_data_processing(
+    return RobosuiteSimulator.create_for_data_processing(
         env_name="Lift",
         camera_names=CAMERAS,
         camera_height=image_size,
@@ -116,7 +116,7 @@ def make_lift(image_size: int) -> Simulator:
 class LiftExpert:
     """Over the cube, down, close, up; it knows where the cube is."""
 
-    def __init__(self, simulator: Simulator):
+    def __init__(self, simulator: RobosuiteSimulator):
         self._world = simulator.env
         self._phase = "hover"
         self._steps_closing = 0
@@ -162,7 +162,9 @@ def _turn_to(gripper: np.ndarray, cube: np.ndarray) -> float:
     return float((side - jaw + quarter / 2) % quarter - quarter / 2)
 
 
-def _demonstrate(simulator: Simulator, rng: np.random.Generator, noise: float) -> Iterator[Record]:
+def _demonstrate(
+    simulator: RobosuiteSimulator, rng: np.random.Generator, noise: float
+) -> Iterator[Record]:
     """One attempt, step by step, until some steps after success or MAX_STEPS."""
     observation = simulator.reset()
     expert = LiftExpert(simulator)

@@ -31,7 +31,7 @@ with mujoco_py_stand_in():
 separate_renderers()
 
 
-class Simulator(EnvRobosuite):
+class RobosuiteSimulator(EnvRobosuite):
     """robomimic's EnvRobosuite.
 
     light_rendering: no shadows and reflections, 3.5 times faster where a CPU renders. Pictures

@@ -13,11 +13,11 @@ from PIL import Image
 
 from mcr.errors import UserError
 from mcr.evaluation.centricity import (
-    Looks,
+    Saliency,
     baselines,
     correlate_with_success,
-    draw_looks,
-    find_looks,
+    draw_saliency,
+    find_saliency,
     jaccard,
     manipulation_centricity,
     sweep,
@@ -37,7 +37,7 @@ def rng():
 
 def looks_of(maps, masks):
     inputs = np.zeros((*masks.shape, 3), np.uint8)
-    return Looks(inputs, maps.astype(np.float32), masks, num_unseen=0)
+    return Saliency(inputs, maps.astype(np.float32), masks, num_unseen=0)
 
 
 # --------------------------------------------------------------------------- numbers
@@ -150,17 +150,17 @@ def test_frames_whose_crop_shows_nothing_are_left_out(encoder, images):
     masks[0, :, :5] = True  # beside the central square
     masks[1:, 40:50, 60:70] = True
     frames = MaskedPictures("lift", ["a", "b", "c"], list(images), list(masks))
-    looks = find_looks(encoder, frames)
+    looks = find_saliency(encoder, frames)
     assert looks.num_unseen == 1 and looks.inputs.shape == (2, 64, 64, 3)
     expected = grad_cam(encoder, encoder.preprocess(images)).numpy()[1:]
     np.testing.assert_allclose(looks.maps, expected, atol=1e-5)
     with pytest.raises(UserError, match="lift: in all 1 frames the masks lie outside"):
-        find_looks(encoder, MaskedPictures("lift", ["a"], [images[0]], [masks[0]]))
+        find_saliency(encoder, MaskedPictures("lift", ["a"], [images[0]], [masks[0]]))
 
 
 def test_what_is_shown_is_what_enters_the_network(encoder, images):
     masks = np.ones((1, 64, 64), bool)
-    looks = find_looks(encoder, MaskedPictures("t", ["a"], [images[0, :64, :64]], list(masks)))
+    looks = find_saliency(encoder, MaskedPictures("t", ["a"], [images[0, :64, :64]], list(masks)))
     np.testing.assert_array_equal(looks.inputs[0], images[0, :64, :64])
 
 
@@ -175,7 +175,7 @@ def test_picture_of_looks(tmp_path, rng):
     empty = looks_of(np.zeros((4, 32, 32)), np.ones((4, 32, 32), bool))  # nothing to outline
     sizes = []
     for rows in ({"a": looks}, {"a": looks, "b/c": empty}):
-        draw_looks(rows, tmp_path / "looks.png")
+        draw_saliency(rows, tmp_path / "looks.png")
         with Image.open(tmp_path / "looks.png") as image:
             sizes.append(image.size)
     assert sizes[0][0] == sizes[1][0] and sizes[0][1] < sizes[1][1]

@@ -22,8 +22,8 @@ from mcr.features.cache import FeatureConfig, extract_features
 from mcr.models.untrained import write_untrained
 from mcr.policies import behaviour_cloning
 from mcr.policies.behaviour_cloning import (
+    Cloning,
     Config,
-    Run,
     batches,
     check_overrides,
     load_policy,
@@ -119,7 +119,7 @@ def changed_layers(before, after):
 
 def test_two_stages_thaw_layer_by_layer(desk, tmp_path):
     options = {"fine_tune_epochs": 3, "unfreeze_every": 2, "fine_tune_learning_rate": 1e-4}
-    run = Run(config(desk, tmp_path / "run", **options, epochs=2), tmp_path)
+    run = Cloning(config(desk, tmp_path / "run", **options, epochs=2), tmp_path)
     start, seen, original = encoder_tensors(run.policy), [], run._train_epoch
 
     def watched(bar):
@@ -158,7 +158,7 @@ def whole(desk):
 
 @pytest.mark.parametrize("killed_in", [1, 3])
 def test_a_killed_run_goes_on_as_if_it_had_not(desk, whole, tmp_path, monkeypatch, killed_in):
-    original = Run._train_epoch
+    original = Cloning._train_epoch
 
     def killed(run, bar):
         if run.epoch == killed_in:
@@ -166,7 +166,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not(desk, whole, tmp_path, monkeypatc
         return original(run, bar)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_train_epoch", killed)
+        patch.setattr(Cloning, "_train_epoch", killed)
         with pytest.raises(KeyboardInterrupt):
             train(config(desk, tmp_path, **TWO_STAGES))
     resumed = load_policy(train(config(desk, tmp_path, **TWO_STAGES))).state_dict()
@@ -203,7 +203,7 @@ def test_random_weights_that_learn(desk, tmp_path, capsys):
         freeze_encoder=False,
         proprioception=False,
     )
-    before = encoder_tensors(Run(scratch, tmp_path).policy)
+    before = encoder_tensors(Cloning(scratch, tmp_path).policy)
     policy = load_policy(train(scratch))
     assert "encoder in the loop: it learns" in capsys.readouterr().out
     assert {"conv1", "layer1", "layer4"} <= changed_layers(before, encoder_tensors(policy))
