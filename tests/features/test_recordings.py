@@ -70,7 +70,7 @@ def test_hdf5(tmp_path):
     recordings = open_recordings(write_hdf5(tmp_path / "image.hdf5", demos))
     assert recordings.names == ["demo_0", "demo_2", "demo_10"]
     assert recordings.lengths == [1, 3, 11]
-    assert recordings.views == ("agentview_image", "wrist_image")
+    assert recordings.cameras == ("agentview_image", "wrist_image")
     for episode, name in enumerate(recordings.names):
         for camera in recordings.cameras:
             assert np.array_equal(frames_of(recordings, episode, camera), demos[name][camera])
