@@ -32,9 +32,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a clone, not installed
 
-from mcr.data.processes import processor  # noqa: E402
+from mcr.runs.processes import processor  # noqa: E402
 
-VIEWS = ("exterior_image_1_left", "exterior_image_2_left")
+CAMERAS = ("exterior_image_1_left", "exterior_image_2_left")
 HAS_TENSORFLOW = all(
     importlib.util.find_spec(name) for name in ("tensorflow", "tensorflow_datasets")
 )
@@ -66,7 +66,7 @@ def ours(source: Path, output: Path, format: str) -> None:
     for shard in dataset.shards:
         names = tuple(unique_names(scan_file_paths(shard)))
         alone = replace(dataset, shards=(shard,), episodes=None)
-        extract_shard(ShardTask(alone, names, None, Options(VIEWS, format), manifest))
+        extract_shard(ShardTask(alone, names, None, Options(CAMERAS, format), manifest))
 
 
 def upstream(source: Path, output: Path) -> None:
@@ -76,12 +76,12 @@ def upstream(source: Path, output: Path) -> None:
 
     episodes = tfds.builder_from_directory(source).as_dataset(split="train")
     for number, episode in enumerate(episodes):
-        for view in VIEWS:
-            (output / str(number) / view).mkdir(parents=True)
+        for camera in CAMERAS:
+            (output / str(number) / camera).mkdir(parents=True)
         for step, content in enumerate(episode["steps"]):
-            for view in VIEWS:
-                pixels = content["observation"][view].numpy()
-                pyplot.imsave(output / str(number) / view / f"{step}.png", pixels)
+            for camera in CAMERAS:
+                pixels = content["observation"][camera].numpy()
+                pyplot.imsave(output / str(number) / camera / f"{step}.png", pixels)
 
 
 def stand_in(source: Path, output: Path) -> None:
@@ -98,11 +98,11 @@ def stand_in(source: Path, output: Path) -> None:
     records = (record for shard in dataset.shards for record in dataset.records(shard))
     for number, record in enumerate(records):
         episode = dataset.parse(record)
-        for view in VIEWS:
-            folder = output / str(number) / view
+        for camera in CAMERAS:
+            folder = output / str(number) / camera
             folder.mkdir(parents=True)
             for step in range(episode.length):
-                pixels = np.asarray(Image.open(io.BytesIO(episode.encoded_frame(view, step))))
+                pixels = np.asarray(Image.open(io.BytesIO(episode.encoded_frame(camera, step))))
                 pyplot.imsave(folder / f"{step}.png", pixels)
 
 

@@ -31,12 +31,12 @@ import torchvision
 from PIL import Image
 
 from mcr.data.extract import Options, extract
-from mcr.data.processes import num_cores, process_pool, processor
-from mcr.downstream.features import FeatureConfig, Job, Worker, make_job
-from mcr.downstream.recordings import open_recordings
-from mcr.models.encoder import load_model
+from mcr.features.cache import FeatureConfig, Job, Worker, make_job
+from mcr.features.recordings import open_recordings
+from mcr.models.loading import load_model
+from mcr.runs.processes import num_cores, process_pool, processor
 
-VIEW = "exterior_image_1_left"
+CAMERA = "exterior_image_1_left"
 ALL_CORES, ONE_THREAD = "upstream's way, PNG", "upstream's way, PNG, one thread"
 Measurement = tuple[int, float, float]  # frames, wall seconds, CPU seconds
 
@@ -89,7 +89,7 @@ def prepare(
         ("ours, shards, torch", shards, "torch", "fp32"),
         ("ours, shards, torch in bf16 (features differ by 1%)", shards, "torch", "bf16"),
     ):
-        config = FeatureConfig(engine=engine, precision=precision, views=(VIEW,))
+        config = FeatureConfig(engine=engine, precision=precision, cameras=(CAMERA,))
         place = folder / f"{engine}-{precision}-{data.name}"
         place.mkdir()
         ways[name] = partial(_ours, _empty_cache(place, weights, data, config), seconds)
@@ -120,7 +120,7 @@ def _upstreams_way(tree: Path, backbone: str, seconds: float, num_threads: int) 
             torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
         ]
     )
-    paths = sorted(tree.glob(f"*/{VIEW}/*.png"))
+    paths = sorted(tree.glob(f"*/{CAMERA}/*.png"))
     for path in paths[:3]:
         network(prepare_picture(Image.open(path))[None])
     frames, began, cpu_began = 0, time.perf_counter(), time.process_time()

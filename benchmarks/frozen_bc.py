@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mcr.data.processes import processor
-from mcr.downstream.behaviour_cloning import Config, Run
 from mcr.models.fine_tuning import count_parameters
 from mcr.models.untrained import write_untrained
+from mcr.policies.behaviour_cloning import Cloning, Config
+from mcr.runs.processes import processor
 
 SOURCE = Path(__file__).parents[1] / "resources/sample_droid/1.0.0"
 CACHED, FROZEN, LEARNING = "features cached", "frozen, in the loop", "learning, in the loop"
@@ -55,7 +55,7 @@ def main() -> None:
         report(runs, times, seconds_of_cache, options)
 
 
-def prepare(folder: Path, options: argparse.Namespace) -> tuple[dict[str, Run], float]:
+def prepare(folder: Path, options: argparse.Namespace) -> tuple[dict[str, Cloning], float]:
     """A run of each way, ready to make steps; seconds that the cache took."""
     data = shutil.copytree(SOURCE, folder / "1.0.0")  # an index will lie beside it
     weights = write_untrained(folder / "encoder.pt", options.backbone, options.image_size)
@@ -72,7 +72,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> tuple[dict[str, Run], 
             **way,
         )
         (folder / name / "scratch").mkdir(parents=True)
-        runs[name] = Run(config, folder / name / "scratch")
+        runs[name] = Cloning(config, folder / name / "scratch")
         began = time.perf_counter()
         runs[name].begin_stage()
         seconds[name] = time.perf_counter() - began
@@ -80,7 +80,9 @@ def prepare(folder: Path, options: argparse.Namespace) -> tuple[dict[str, Run], 
     return runs, seconds[CACHED]
 
 
-def measure(runs: dict[str, Run], batch_size: int, rounds: int) -> dict[str, tuple[float, float]]:
+def measure(
+    runs: dict[str, Cloning], batch_size: int, rounds: int
+) -> dict[str, tuple[float, float]]:
     """Seconds of the wall and of the processor per step; the best round of each way."""
     rng, best = np.random.default_rng(0), {}
     for number in range(rounds + 1):
@@ -93,7 +95,7 @@ def measure(runs: dict[str, Run], batch_size: int, rounds: int) -> dict[str, tup
     return best
 
 
-def timed(run: Run, batches: list[np.ndarray]) -> tuple[float, float]:
+def timed(run: Cloning, batches: list[np.ndarray]) -> tuple[float, float]:
     began, cpu_began = time.perf_counter(), time.process_time()
     for rows in batches:
         loss = run.step(rows)
@@ -102,7 +104,7 @@ def timed(run: Run, batches: list[np.ndarray]) -> tuple[float, float]:
 
 
 def report(
-    runs: dict[str, Run],
+    runs: dict[str, Cloning],
     times: dict[str, tuple[float, float]],
     seconds_of_cache: float,
     options: argparse.Namespace,

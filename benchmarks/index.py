@@ -38,9 +38,9 @@ from loader import SOURCE, write_shards
 from mcr.data.droid import RldsDataset
 from mcr.data.index import Index, build_index, open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
-from mcr.data.processes import processor
 from mcr.data.selection import select_episodes, split_sessions
 from mcr.data.tfrecord import encode_example, parse_example, read_records, write_records
+from mcr.runs.processes import processor
 
 WORKERS = 2
 BATCH = 32

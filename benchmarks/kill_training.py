@@ -30,7 +30,7 @@ from pathlib import Path
 
 import torch
 
-from mcr.data.processes import processor
+from mcr.runs.processes import processor
 from mcr.training.checkpoint import list_checkpoints, load_checkpoint
 
 ROOT = Path(__file__).parents[1]

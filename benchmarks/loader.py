@@ -34,17 +34,17 @@ from torch.utils.data import DataLoader, IterableDataset
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone, not installed
 
 from mcr.data.batch import NUM_FRAMES
-from mcr.data.crops import network_input
-from mcr.data.droid import EXTERIOR_VIEWS, RldsDataset
+from mcr.data.droid import EXTERIOR_CAMERAS, RldsDataset
 from mcr.data.episode import LANGUAGES, OBSERVATIONS, Episode, other_data
 from mcr.data.extract import Options, extract
 from mcr.data.index import open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
 from mcr.data.pictures import decode
-from mcr.data.processes import processor
 from mcr.data.selection import Episodes
 from mcr.data.tfrecord import encode_example, write_records
+from mcr.models.crops import network_input
 from mcr.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from mcr.runs.processes import processor
 
 SOURCE = Path(__file__).parents[1] / "tests/data/droid_tfds/1.0.0"
 BATCH = 32
@@ -73,9 +73,9 @@ def joined_example(group: list[Episode], number: int) -> bytes:
     for key in group[0].signals:
         name = f"steps/observation/{key}" if key in OBSERVATIONS else f"steps/{key}"
         features[name] = np.concatenate([episode.signals[key] for episode in group])
-    for view in group[0].frame_ranges:
-        features[f"steps/observation/{view}"] = [
-            bytes(episode.encoded_frame(view, step))
+    for camera in group[0].frame_ranges:
+        features[f"steps/observation/{camera}"] = [
+            bytes(episode.encoded_frame(camera, step))
             for episode in group
             for step in range(episode.length)
         ]
@@ -112,10 +112,12 @@ def write_as_upstream(root: Path, episode: Episode) -> None:
     from matplotlib import pyplot
 
     folder = root / episode.origin.name
-    for view in EXTERIOR_VIEWS:
-        (folder / view).mkdir(parents=True)
+    for camera in EXTERIOR_CAMERAS:
+        (folder / camera).mkdir(parents=True)
         for step in range(episode.length):
-            pyplot.imsave(folder / view / f"{step}.png", decode(episode.encoded_frame(view, step)))
+            pyplot.imsave(
+                folder / camera / f"{step}.png", decode(episode.encoded_frame(camera, step))
+            )
     for key, text in episode.languages.items():
         (folder / key).mkdir()
         (folder / key / "0.txt").write_text(text)
@@ -139,9 +141,9 @@ class UpstreamsWay(IterableDataset):
 
     def _sample(self) -> tuple[torch.Tensor, ...]:
         folder = self._root / random.choice(self._names)
-        length = min(len(os.listdir(folder / view)) for view in EXTERIOR_VIEWS)
+        length = min(len(os.listdir(folder / camera)) for camera in EXTERIOR_CAMERAS)
         (folder / random.choice(LANGUAGES) / "0.txt").read_text()
-        view = folder / random.choice(EXTERIOR_VIEWS)
+        camera = folder / random.choice(EXTERIOR_CAMERAS)
         middle = random.randrange(2, length)
         steps = [
             1,
@@ -158,7 +160,7 @@ class UpstreamsWay(IterableDataset):
         actions = torch.tensor(np.stack([data["action"][step] for step in steps])).float()
         rgb = torchvision.io.ImageReadMode.RGB
         frames = [
-            self._crop(torchvision.io.read_image(str(view / f"{step}.png"), mode=rgb) / 255.0)
+            self._crop(torchvision.io.read_image(str(camera / f"{step}.png"), mode=rgb) / 255.0)
             * 255.0
             for step in steps
         ]

@@ -42,11 +42,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from mcr.data.batch import NUM_FRAMES, Batch
 from mcr.data.index import open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
-from mcr.data.processes import num_cores, processor
 from mcr.data.selection import SelectionConfig, select_episodes
 from mcr.models.backbones import build_backbone
 from mcr.models.preprocessing import Preprocessing
 from mcr.objectives import ObjectivesConfig
+from mcr.runs.processes import num_cores, processor
 from mcr.training.distributed import World
 from mcr.training.engine import Engine, EngineConfig, OptimizerConfig, make_deterministic, on_device
 from mcr.training.pretrainer import Pretrainer

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mcr.errors import UserError
     from mcr.models.catalogue import list_models
-    from mcr.models.encoder import Encoder, load_mcr, load_model
-    from mcr.models.export import export_encoder
+    from mcr.models.encoder import Encoder
     from mcr.models.fine_tuning import count_parameters, param_groups
-    from mcr.models.hub_upload import push_to_hub
-    from mcr.models.verify import verify
+    from mcr.models.loading import load_mcr, load_model
+    from mcr.release.export import export_encoder
+    from mcr.release.hub_upload import push_to_hub
+    from mcr.release.verify import verify
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,13 +38,13 @@ _HOMES = {
     "Encoder": "mcr.models.encoder",
     "UserError": "mcr.errors",
     "count_parameters": "mcr.models.fine_tuning",
-    "export_encoder": "mcr.models.export",
+    "export_encoder": "mcr.release.export",
     "list_models": "mcr.models.catalogue",
-    "load_mcr": "mcr.models.encoder",
-    "load_model": "mcr.models.encoder",
+    "load_mcr": "mcr.models.loading",
+    "load_model": "mcr.models.loading",
     "param_groups": "mcr.models.fine_tuning",
-    "push_to_hub": "mcr.models.hub_upload",
-    "verify": "mcr.models.verify",
+    "push_to_hub": "mcr.release.hub_upload",
+    "verify": "mcr.release.verify",
 }
 
 

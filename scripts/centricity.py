@@ -24,20 +24,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mcr.analysis.centricity import (
+from mcr.errors import UserError, command_line
+from mcr.evaluation.centricity import (
     THRESHOLD,
-    Looks,
+    Saliency,
     baselines,
     correlate_with_success,
-    draw_looks,
+    draw_saliency,
     draw_sweep,
-    find_looks,
+    find_saliency,
     sweep,
     to_markdown,
 )
-from mcr.analysis.masked_pictures import MaskedPictures, read_demonstrations, read_folders
-from mcr.errors import UserError, command_line
-from mcr.models.encoder import load_model
+from mcr.evaluation.masked_pictures import MaskedPictures, read_demonstrations, read_folders
+from mcr.models.loading import load_model
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -93,7 +93,7 @@ def read_tasks(arguments: argparse.Namespace) -> Iterator[MaskedPictures]:
             yield read_demonstrations(path, arguments.camera, arguments.frames)
 
 
-def table_row(encoder: str, task: str, looks: Looks, threshold: float) -> dict:
+def table_row(encoder: str, task: str, looks: Saliency, threshold: float) -> dict:
     scores = {"centricity": sweep(looks, [threshold])[:, 0], **baselines(looks, threshold)}
     return {
         "encoder": encoder,
@@ -128,12 +128,12 @@ def main() -> None:
     curves: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
     arguments.out.mkdir(parents=True, exist_ok=True)
     for frames in read_tasks(arguments):
-        looks = {name: find_looks(encoder, frames) for name, encoder in encoders.items()}
+        looks = {name: find_saliency(encoder, frames) for name, encoder in encoders.items()}
         for name, look in looks.items():
             rows.append(table_row(name, frames.task, look, arguments.threshold))
             curves[name].append(sweep(look).mean(axis=0))
         picture = f"{frames.task.replace('/', '_')}.png"
-        draw_looks(looks, arguments.out / picture, arguments.threshold)
+        draw_saliency(looks, arguments.out / picture, arguments.threshold)
     means = {name: np.mean(each, axis=0) for name, each in curves.items()}
     draw_sweep(means, arguments.out / "sweep.png")
 

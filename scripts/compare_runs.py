@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from mcr.analysis.comparison import plot_comparison, summarise_runs, to_markdown
-from mcr.analysis.probes import probe_encoder
 from mcr.data.index import open_index
 from mcr.data.selection import select_episodes, split_sessions
 from mcr.errors import UserError, command_line
-from mcr.models.encoder import load_model
+from mcr.evaluation.comparison import plot_comparison, summarise_runs, to_markdown
+from mcr.evaluation.probes import probe_encoder
+from mcr.models.loading import load_model
 from mcr.training.checkpoint import list_checkpoints
 from mcr.training.config import Config
 from mcr.training.summary import final_metrics, load_config, read_metrics
@@ -55,7 +55,7 @@ def probe_run(run_dir: Path, config: Config) -> dict[str, float]:
     training, held_out = split_sessions(index, episodes, config.data.selection.val_fraction)
     data = config.data
     encoder = load_model(checkpoint)
-    scores = probe_encoder(encoder, index, training, held_out, data.views, data.state_keys)
+    scores = probe_encoder(encoder, index, training, held_out, data.cameras, data.state_keys)
     kept.write_text(json.dumps({"checkpoint": checkpoint.name, "scores": scores}))
     return scores
 

@@ -4,7 +4,7 @@
     python scripts/delete_short_videos.py droid_tree                         reports
     python scripts/delete_short_videos.py droid_tree --quarantine rejected   moves the bad ones
 
-An episode is rejected for a missing or extra view, views of unequal length, missing frames, a
+An episode is rejected for a missing or extra camera, cameras of unequal length, missing frames, a
 picture that cannot be decoded or has another size, other_data.pkl that is missing, damaged,
 incomplete, of another length or dimension than the rest, or not finite, too few frames, and a
 missing or too short instruction.
@@ -39,9 +39,9 @@ def parse_arguments() -> argparse.Namespace:
         help="words that the longest instruction must have; 0 asks for none; default: %(default)s",
     )
     parser.add_argument(
-        "--views",
+        "--cameras",
         nargs="+",
-        metavar="VIEW",
+        metavar="CAMERA",
         help="the cameras of an episode; default: those that most episodes have",
     )
     parser.add_argument(
@@ -62,7 +62,7 @@ def main() -> None:
         arguments.root,
         arguments.min_frames,
         arguments.min_words,
-        arguments.views and tuple(arguments.views),
+        arguments.cameras and tuple(arguments.cameras),
         arguments.quick,
         arguments.workers,
     )

@@ -17,7 +17,7 @@ banner() { printf '\n=== %s\n' "$*"; }
 
 banner "1/6  extract: shards -> a tree of PNGs and pickles"
 python scripts/process_data_multicore.py "$sample" "$out/tree" --workers 2 \
-    --views exterior_image_1_left exterior_image_2_left wrist_image_left
+    --cameras exterior_image_1_left exterior_image_2_left wrist_image_left
 
 banner "2/6  clean: report, then move what is too short or incomplete to quarantine"
 python scripts/delete_short_videos.py "$out/tree" --min-words 0 --quarantine "$out/quarantine"

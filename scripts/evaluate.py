@@ -11,8 +11,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mcr.downstream.simulators import LOOKS, SUITES, View
 from mcr.errors import UserError, command_line, require_choice
+from mcr.simulation.simulator import LOOKS, PictureConfig
+from mcr.simulation.tasks import SUITES
 
 OFFLINE = "offline"
 
@@ -29,9 +30,9 @@ def main() -> None:
 
 
 def _evaluate_in_simulation(arguments: argparse.Namespace, out: Path) -> str:
-    from mcr.downstream.evaluation import PROPRIOCEPTION_ONLY, Contestant, Protocol, evaluate
-    from mcr.downstream.policy import PolicyConfig
-    from mcr.downstream.results import success_rates
+    from mcr.evaluation.results import success_rates
+    from mcr.evaluation.success_rates import PROPRIOCEPTION_ONLY, Contestant, Protocol, evaluate
+    from mcr.policies.policy import PolicyConfig
 
     names = SUITES[arguments.suite]
     tasks = [
@@ -42,7 +43,7 @@ def _evaluate_in_simulation(arguments: argparse.Namespace, out: Path) -> str:
         demonstrations=arguments.demonstrations,
         rollouts=arguments.rollouts,
         seeds=arguments.seeds,
-        view=View(arguments.picture_size, tuple(arguments.cameras), arguments.looks),
+        pictures=PictureConfig(arguments.picture_size, tuple(arguments.cameras), arguments.looks),
         policy=PolicyConfig(
             hidden=arguments.hidden, dropout=arguments.dropout, epochs=arguments.epochs
         ),
@@ -61,19 +62,21 @@ def _evaluate_in_simulation(arguments: argparse.Namespace, out: Path) -> str:
 
 
 def _evaluate_offline(arguments: argparse.Namespace, out: Path) -> str:
-    from mcr.analysis.offline import SCORES, OfflineConfig, offline_scores
     from mcr.data.index import open_index
     from mcr.data.selection import SelectionConfig
-    from mcr.downstream.evaluation import versions
-    from mcr.downstream.features import weights_fingerprint
-    from mcr.downstream.results import Results
-    from mcr.models.encoder import load_model
+    from mcr.evaluation.offline import SCORES, OfflineConfig, offline_scores
+    from mcr.evaluation.results import Results
+    from mcr.evaluation.success_rates import versions
+    from mcr.features.cache import weights_fingerprint
+    from mcr.models.loading import load_model
 
     if arguments.data is None:
         raise UserError("--suite offline needs --data: shards or a tree, as training reads them")
     index = open_index(arguments.data)
     selection = SelectionConfig(val_fraction=arguments.val_fraction)
-    config = OfflineConfig(views=arguments.cameras, selection=selection, num_seeds=arguments.seeds)
+    config = OfflineConfig(
+        cameras=arguments.cameras, selection=selection, num_seeds=arguments.seeds
+    )
     results = Results(out, {"data": index.fingerprint, "held out": arguments.val_fraction})
     encoders, untrained = _encoders(arguments.encoders, out)
     for name, source in encoders + untrained:
@@ -107,7 +110,7 @@ def _encoders(
 
     A kind is a network and its preprocessing.
     """
-    from mcr.models.encoder import load_model
+    from mcr.models.loading import load_model
     from mcr.models.untrained import write_untrained_like
 
     named = [_named(argument) for argument in arguments]

@@ -16,9 +16,9 @@ from __future__ import annotations
 import argparse
 
 from mcr.errors import command_line
-from mcr.models.export import export_encoder
-from mcr.models.hub_upload import push_to_hub
-from mcr.models.programs import PROGRAM_SUFFIXES
+from mcr.release.export import export_encoder
+from mcr.release.hub_upload import push_to_hub
+from mcr.release.programs import PROGRAM_SUFFIXES
 
 
 @command_line

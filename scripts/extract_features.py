@@ -6,7 +6,7 @@
     python scripts/extract_features.py mcr_resnet50 videos/ features/videos --output spatial
 
 DATA is RLDS shards, a PNG/pickle tree, robomimic's HDF5, a folder of videos (or one), or a folder
-of pictures. Read the result with mcr.downstream.features.FeatureCache. The same command again goes
+of pictures. Read the result with mcr.features.cache.FeatureCache. The same command again goes
 on after an interruption; features of another encoder or other data are refused.
 """
 
@@ -15,8 +15,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mcr.downstream.features import CACHED_OUTPUTS, DTYPES, FeatureConfig, extract_features
 from mcr.errors import command_line
+from mcr.features.cache import CACHED_OUTPUTS, DTYPES, FeatureConfig, extract_features
 from mcr.models.inference import ENGINES, PRECISIONS
 
 
@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("out", metavar="OUT", type=Path, help="a new folder")
     parser.add_argument("--output", choices=CACHED_OUTPUTS, default="pooled")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="on disk; %(default)s")
-    parser.add_argument("--views", nargs="+", default=[], metavar="VIEW", help="default: all")
+    parser.add_argument("--cameras", nargs="+", default=[], metavar="CAMERA", help="default: all")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1; default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=0, help="default: 8 on a CPU, else 128")
     parser.add_argument(
@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     options = vars(parse_arguments())
     encoder, data, out = (options.pop(name) for name in ("encoder", "data", "out"))
-    config = FeatureConfig(**options | {"views": tuple(options["views"])})
+    config = FeatureConfig(**options | {"cameras": tuple(options["cameras"])})
     cache = extract_features(encoder, data, out, config)
     shape = " x ".join(map(str, cache.array.shape))
     print(f"{out}: {len(cache.episodes)} episodes, {shape} {config.dtype}")

@@ -18,8 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone, not installed
 
 from mcr.data.index import open_index
-from mcr.data.processes import ENGINES
 from mcr.errors import command_line, require_choice
+from mcr.runs.processes import ENGINES
 
 
 @command_line

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone, not installed
 
-from mcr.analysis.inspection import describe, draw_inspection, inspect_dataset, open_dataset
+from mcr.data.inspection import describe, draw_inspection, inspect_dataset, open_dataset
 from mcr.errors import UserError, command_line
 
 

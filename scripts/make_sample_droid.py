@@ -36,8 +36,8 @@ def main() -> None:
 
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Simulate a Franka Panda at a table and record it as DROID does: three camera "
-        "views, proprioception, commands and instructions at 15 Hz, as an RLDS dataset.",
+        description="Simulate a Franka Panda at a table and record it as DROID does: three "
+        "cameras, proprioception, commands and instructions at 15 Hz, as an RLDS dataset.",
         epilog="Shares of the episodes that are odd on purpose, as in DROID: "
         + ", ".join(f"{name} {share:.0%}" for name, share in SHARES.items())
         + ". The defaults reproduce resources/sample_droid.",

@@ -21,10 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone, not installed
 
-from mcr.data.droid import EXTERIOR_VIEWS
+from mcr.data.droid import EXTERIOR_CAMERAS
 from mcr.data.extract import ENCODERS, LANGUAGE_RULES, Options, extract
-from mcr.data.processes import ENGINES
 from mcr.errors import UserError, command_line
+from mcr.runs.processes import ENGINES
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -41,11 +41,11 @@ def parse_arguments() -> argparse.Namespace:
         "that it belongs to or that $RAY_ADDRESS names (pip install '.[ray]')",
     )
     parser.add_argument(
-        "--views",
+        "--cameras",
         nargs="+",
-        default=EXTERIOR_VIEWS,
-        metavar="VIEW",
-        help=f"cameras to write; default: {' '.join(EXTERIOR_VIEWS)}; also: wrist_image_left",
+        default=EXTERIOR_CAMERAS,
+        metavar="CAMERA",
+        help=f"cameras to write; default: {' '.join(EXTERIOR_CAMERAS)}; also: wrist_image_left",
     )
     parser.add_argument(
         "--format",
@@ -85,7 +85,7 @@ def main() -> int:
     summary = extract(
         arguments.input,
         arguments.output,
-        Options(tuple(arguments.views), arguments.format, arguments.require_language),
+        Options(tuple(arguments.cameras), arguments.format, arguments.require_language),
         arguments.workers,
         parse_part(arguments.shard),
         arguments.limit,

@@ -6,16 +6,16 @@ python scripts/record_demonstrations.py metaworld/assembly assembly.hdf5 --count
 import argparse
 from pathlib import Path
 
-from mcr.downstream.simulators import LOOKS, View
 from mcr.errors import command_line
+from mcr.simulation.simulator import LOOKS, PictureConfig
 
 
 @command_line
 def main() -> None:
     arguments = _parse_arguments()
-    from mcr.downstream.recorder import record_demonstrations
+    from mcr.simulation.recorder import record_demonstrations
 
-    view = View(arguments.picture_size, tuple(arguments.cameras), arguments.looks)
+    pictures = PictureConfig(arguments.picture_size, tuple(arguments.cameras), arguments.looks)
     made = record_demonstrations(
         arguments.task,
         arguments.out,
@@ -23,7 +23,7 @@ def main() -> None:
         arguments.noise,
         arguments.seed,
         arguments.masks,
-        view,
+        pictures,
     )
     print(
         f"written: {arguments.out}, {made.demonstrations} demonstrations of {made.steps} steps in "

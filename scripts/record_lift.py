@@ -15,7 +15,7 @@ def main() -> None:
     for name in ("demonstrations", "size"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)} must be at least 1")
-    from mcr.downstream.robomimic.demonstrations import record_lift
+    from mcr.robomimic.demonstrations import record_lift
 
     made = record_lift(
         arguments.out, arguments.demonstrations, arguments.size, arguments.noise, arguments.seed

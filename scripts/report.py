@@ -5,7 +5,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from mcr.analysis.contact_sheet import draw_contact_sheet
+from mcr.data.contact_sheet import draw_contact_sheet
 from mcr.data.index import open_index
 from mcr.data.loader import ClipDataset, ClipLoader
 from mcr.data.selection import select_episodes

@@ -31,7 +31,7 @@ def main() -> None:
     os.environ.setdefault("LP_NUM_THREADS", "1")  # of Mesa's software renderer
     if arguments.weights is None:
         print("no --weights: the only encoder is an untrained one")
-    from mcr.downstream.robomimic.comparison import Scale, compare
+    from mcr.robomimic.comparison import Scale, compare
 
     size = SMALL if arguments.small else {}
     scale = Scale(**size, everything=arguments.everything)

@@ -10,7 +10,7 @@ if [ "${1:-}" = robomimic ]; then
 elif [ "${1:-}" = simulators ]; then
     extras=metaworld,robosuite
     shift
-    set -- tests/simulators "$@"
+    set -- tests/simulation tests/evaluation/test_success_rates.py "$@"
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 

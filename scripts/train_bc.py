@@ -9,7 +9,7 @@
 Options and defaults: cfgs/bc.yaml. The same command again continues an interrupted run.
 """
 
-from mcr.downstream.behaviour_cloning import main
+from mcr.policies.behaviour_cloning import main
 
 if __name__ == "__main__":
     main()

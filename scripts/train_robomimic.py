@@ -11,7 +11,7 @@ from mcr.errors import command_line
 @command_line
 def main() -> None:
     options = vars(_parse_arguments())
-    from mcr.downstream.robomimic.training import adjust, read_config, read_progress, train
+    from mcr.robomimic.training import adjust, read_config, read_progress, train
 
     run = train(adjust(read_config(options.pop("config")), **options))
     print(f"\nwritten: {run}")

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 
 from mcr.errors import command_line
-from mcr.models.verify import verify
+from mcr.release.verify import verify
 
 
 @command_line

@@ -10,6 +10,7 @@ from mcr.data import pictures
 from mcr.data.droid import RldsDataset
 from mcr.data.episode import unique_names, write_episode
 
+pytest_plugins = ["tests.networks"]
 REFERENCE = Path(__file__).parent / "data" / "droid_tfds"
 SAMPLE = Path(__file__).parents[1] / "resources" / "sample_droid" / "1.0.0"
 
@@ -49,7 +50,7 @@ def shards(tmp_path, reference) -> Path:
 
 @pytest.fixture
 def tree(tmp_path, reference) -> Path:
-    """The reference shards as a PNG tree of all three views."""
+    """The reference shards as a PNG tree of all three cameras."""
     root = tmp_path / "tree"
     root.mkdir()
     dataset = RldsDataset.open(reference)
@@ -60,7 +61,7 @@ def tree(tmp_path, reference) -> Path:
             root,
             name,
             episode,
-            dataset.views,
+            dataset.cameras,
             lambda data: pictures.encode_png(pictures.decode(data)),
             ".png",
         )

@@ -1,7 +1,8 @@
 """The floors of the house, held by the syntax tree; CONTRIBUTING.md describes them for people.
 
-`violations(path, source)` says what is wrong with one file of `mcr`. It runs over every file, and
-over invented ones that break each rule, so that it is known to find what it looks for.
+`violations(path, source)` says what is wrong with one file of `mcr`, `circles(sources)` which
+files import each other. Both run over every file, and over invented ones that break each rule, so
+that they are known to find what they look for.
 """
 
 from __future__ import annotations
@@ -22,39 +23,71 @@ PROGRAMS = sorted(
     for path in (ROOT / folder).rglob("*.py")
 )
 
-# A part may import itself and any part of a lower floor; of parts beside it only DOORS.
-FLOORS = {"errors": 0, "data": 1, "models": 1, "objectives": 1}
-FLOORS |= {"training": 2, "downstream": 2, "analysis": 2}
+# A room may import itself and any room of a lower floor; of rooms beside it only DOORS.
+STOREYS: tuple[tuple[str, ...], ...] = (
+    ("errors",),
+    ("runs",),
+    ("data", "models", "objectives"),
+    ("training", "release", "features"),
+    ("policies", "simulation"),
+    ("evaluation", "robomimic"),
+)
+FLOORS = {room: floor for floor, rooms in enumerate(STOREYS) for room in rooms}
 DOORS = {"mcr.data.batch"}  # the contract between data and objectives
 
 # Where a third party may be imported; elsewhere in mcr it may not. Those that are not named may be
 # imported anywhere; all must be in setup.py, which keeps TensorFlow out. What only an extra brings
 # lives in the one file or folder that needs it, and must be named here.
-CONFIGURATION = ("mcr/training/", "mcr/downstream/")
-WEIGHTS = ("mcr/models/", "mcr/objectives/", "mcr/training/", "mcr/downstream/", "mcr/analysis/")
+CONFIGURATION = ("mcr/training/", "mcr/policies/")
+WEIGHTS = tuple(
+    f"mcr/{room}/"
+    for room in [
+        "models",
+        "objectives",
+        "training",
+        "release",
+        "features",
+        "policies",
+        "evaluation",
+        "robomimic",
+    ]
+)
 HOMES = {
     "hydra": CONFIGURATION,
     "omegaconf": CONFIGURATION,
-    "torch": ("mcr/data/batch.py", "mcr/data/crops.py", "mcr/data/loader.py", *WEIGHTS),
+    "torch": (
+        "mcr/runs/gather.py",
+        "mcr/runs/log.py",
+        "mcr/data/batch.py",
+        "mcr/data/loader.py",
+        *WEIGHTS,
+    ),
     "torchvision": WEIGHTS,
     "matplotlib": (
-        "mcr/analysis/",
+        "mcr/data/contact_sheet.py",
+        "mcr/data/inspection.py",
         "mcr/training/pictures.py",
         "mcr/training/summary.py",
-        "mcr/downstream/",
+        "mcr/evaluation/",
     ),
-    "ray": ("mcr/data/ray_engine.py",),
-    "wandb": ("mcr/training/logging.py",),
+    "ray": ("mcr/runs/ray_engine.py",),
+    "wandb": ("mcr/runs/log.py",),
     "timm": ("mcr/models/",),
-    "huggingface_hub": ("mcr/models/",),
+    "huggingface_hub": ("mcr/models/", "mcr/release/"),
     "onnx": ("mcr/models/",),
     "onnxruntime": ("mcr/models/",),
-    "h5py": ("mcr/downstream/", "mcr/analysis/masked_pictures.py"),
-    "av": ("mcr/downstream/",),
-    "robomimic": ("mcr/downstream/robomimic",),
-    "robosuite": ("mcr/downstream/",),
-    "mujoco": ("mcr/downstream/",),
-    "metaworld": ("mcr/downstream/",),
+    "h5py": (
+        "mcr/evaluation/",
+        "mcr/features/",
+        "mcr/policies/",
+        "mcr/robomimic/",
+        "mcr/simulation/",
+    ),
+    "av": ("mcr/features/",),
+    "robomimic": ("mcr/robomimic/",),
+    "robosuite": ("mcr/robomimic/", "mcr/simulation/"),
+    "mujoco": ("mcr/robomimic/", "mcr/simulation/"),
+    "metaworld": ("mcr/simulation/",),
 }
 DISTRIBUTIONS = {"PIL": "pillow", "hydra": "hydra-core", "omegaconf": "hydra-core"}
 
@@ -167,6 +200,64 @@ def _reaches_through_the_front_door(path: str, tree: ast.AST) -> list[str]:
     ]
 
 
+def circles(sources: dict[str, str]) -> list[list[str]]:
+    """Modules that import each other, in one step or many, path -> source; each circle sorted.
+
+    Imports inside functions count, and so do modules that are imported by name, with
+    `importlib.import_module("mcr.simulation.rendering")` or an f-string that may name several.
+    `import mcr` does not: it costs nothing, and its public names resolve when they are used.
+    """
+    names = {_module_name(path): path for path in sources}
+    graph = {
+        name: _imported_modules(ast.parse(sources[path]), set(names) - {"mcr"}) - {name}
+        for name, path in names.items()
+        if name != "mcr"
+    }
+    reached = {name: _reached_from(name, graph) for name in graph}
+    found = {
+        tuple(sorted(other for other in reached[name] if name in reached[other]))
+        for name in graph
+        if name in reached[name]
+    }
+    return [list(circle) for circle in sorted(found)]
+
+
+def _module_name(path: str) -> str:
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def _imported_modules(tree: ast.AST, modules: set[str]) -> set[str]:
+    """Those of `modules` that the file imports: `from a import b` is a.b, or a if b is a name."""
+    found = set()
+    for name in imports(tree):
+        longest = next((m for m in (name, name.rpartition(".")[0]) if m in modules), None)
+        found |= {longest} if longest else set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found |= {m for m in modules if re.fullmatch(_named_by(node.args[0]), m)}
+    return found
+
+
+def _named_by(argument: ast.expr) -> str:
+    """A regular expression for what a string or f-string can be; of anything else, for nothing."""
+    parts = argument.values if isinstance(argument, ast.JoinedStr) else [argument]
+    if not any(isinstance(part, ast.Constant) for part in parts):
+        return "(?!)"
+    return "".join(
+        re.escape(part.value) if isinstance(part, ast.Constant) else r"\w+" for part in parts
+    )
+
+
+def _reached_from(name: str, graph: dict[str, set[str]]) -> set[str]:
+    reached: set[str] = set()
+    waiting = list(graph[name])
+    while waiting:
+        if (module := waiting.pop()) not in reached:
+            reached.add(module)
+            waiting += graph.get(module, ())
+    return reached
+
+
 @pytest.mark.parametrize("path", MODULES)
 def test_module_keeps_to_its_floor(path):
     assert path == "mcr/__init__.py" or Path(path).with_suffix("").parts[1] in FLOORS
@@ -195,8 +286,21 @@ LONG = "def f():\n" + "    x = 1\n" * MAX_LINES
         ("mcr/objectives/x.py", "from mcr.data.loader import ClipLoader", "may not see data"),
         ("mcr/objectives/x.py", "from mcr.data import batches", "may not see data"),
         ("mcr/objectives/x.py", "from mcr.models import backbones", "may not see models"),
-        ("mcr/analysis/x.py", "from mcr.training import train", "analysis may not see training"),
-        ("mcr/downstream/x.py", "from mcr.analysis import curves", "may not see analysis"),
+        ("mcr/runs/x.py", "from mcr.data.batch import Batch", "runs may not see data"),
+        ("mcr/data/x.py", "from mcr.features import cache", "data may not see features"),
+        ("mcr/features/x.py", "from mcr.training import train", "features may not see training"),
+        ("mcr/features/x.py", "from mcr.release import golden", "features may not see release"),
+        (
+            "mcr/policies/x.py",
+            "from mcr.simulation import tasks",
+            "may not see simulation",
+        ),
+        (
+            "mcr/simulation/x.py",
+            "from mcr.policies import heads",
+            "may not see policies",
+        ),
+        ("mcr/robomimic/x.py", "from mcr.evaluation import results", "may not see evaluation"),
         ("mcr/errors.py", "from mcr.data.batch import Batch", "errors may not see data"),
         ("mcr/models/x.py", "from mcr import load_model", "on no floor"),
         ("mcr/data/x.py", "import mcr\nmcr.load_model('x')", "uses mcr.load_model"),
@@ -206,7 +310,7 @@ LONG = "def f():\n" + "    x = 1\n" * MAX_LINES
         ("mcr/models/x.py", "from omegaconf import OmegaConf", "imports omegaconf, allowed in"),
         ("mcr/training/x.py", "from matplotlib import pyplot", "imports matplotlib, allowed in"),
         ("mcr/data/x.py", "import tensorflow as tf", "tensorflow, which is not in setup.py"),
-        ("mcr/data/x.py", "import ray", "imports ray, allowed in mcr/data/ray_engine.py"),
+        ("mcr/data/x.py", "import ray", "imports ray, allowed in mcr/runs/ray_engine.py"),
         ("mcr/models/x.py", "import pytest", "pytest, which only an extra brings"),
         ("mcr/data/utils.py", "", "is named utils"),
         ("mcr/common/x.py", "", "is named common"),
@@ -216,6 +320,32 @@ LONG = "def f():\n" + "    x = 1\n" * MAX_LINES
 )
 def test_each_rule_can_be_broken(path, source, complaint):
     assert any(complaint in violation for violation in violations(path, source))
+
+
+def test_no_modules_import_each_other():
+    assert circles({path: (ROOT / path).read_text() for path in MODULES}) == []
+
+
+@pytest.mark.parametrize(
+    ("sources", "circle"),
+    [
+        ({"a": "import mcr.data.b", "b": "from mcr.data import a"}, ["a", "b"]),
+        ({"a": "from mcr.data.b import x", "b": "def f():\n    import mcr.data.a"}, ["a", "b"]),
+        (
+            {"a": "import mcr.data.b", "b": "import mcr.data.c", "c": "import mcr.data.a"},
+            ["a", "b", "c"],
+        ),
+        ({"a": "import_module('mcr.data.b')", "b": "import mcr.data.a"}, ["a", "b"]),
+        ({"a": "import_module(f'mcr.data.{x}')", "b": "import mcr.data.a"}, ["a", "b"]),
+    ],
+)
+def test_a_circle_is_found(sources, circle):
+    paths = {f"mcr/data/{name}.py": source for name, source in sources.items()}
+    paths |= {
+        "mcr/__init__.py": "import mcr.data.a",
+        "mcr/models/sound.py": "import mcr.data.a, mcr",
+    }
+    assert circles(paths) == [[f"mcr.data.{name}" for name in circle]]
 
 
 def test_sound_module_has_no_violation():

@@ -18,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from PIL import Image
 
-from mcr.models.export import export_encoder
+from mcr.release.export import export_encoder
 from mcr.training.config import Config, check_overrides, recipes_folder
 
 ROOT = Path(__file__).parents[1]

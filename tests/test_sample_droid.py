@@ -82,16 +82,16 @@ def test_size(dataset, episodes):
 
 
 def test_pictures_are_droids_jpegs(dataset, episodes):
-    assert len(dataset.views) == 3
+    assert len(dataset.cameras) == 3
     for episode in episodes:
-        for view in dataset.views:
+        for camera in dataset.cameras:
             for step in (0, episode.length - 1):
-                data = episode.encoded_frame(view, step)
+                data = episode.encoded_frame(camera, step)
                 height, width, _, subsampling = simplejpeg.decode_jpeg_header(data)
                 assert (height, width, subsampling) == (180, 320, "420")
                 picture = simplejpeg.decode_jpeg(data)
                 assert picture.std() > 15  # no black or blank picture
-    first = [simplejpeg.decode_jpeg(episodes[0].encoded_frame(v, 0)) for v in dataset.views]
+    first = [simplejpeg.decode_jpeg(episodes[0].encoded_frame(v, 0)) for v in dataset.cameras]
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert np.abs(first[i].astype(float) - first[j]).mean() > 10
 

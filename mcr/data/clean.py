@@ -33,8 +33,8 @@ from mcr.data.episode import (
     PARTIAL_PREFIX,
     read_other_data,
 )
-from mcr.data.processes import process_pool, progress_bar
 from mcr.errors import UserError, require_choice
+from mcr.runs.processes import process_pool, progress_bar
 
 REQUIRED_KEYS = (*OBSERVATIONS, "action", "action_dict", "discount", *FLAGS)
 _NO_FILE = (FileNotFoundError, IsADirectoryError)  # other errors (permissions, disk) end the run
@@ -47,7 +47,7 @@ T = TypeVar("T", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class View:
+class CameraFolder:
     """One camera folder.
 
     num_frames: pictures whose name is a number
@@ -66,7 +66,7 @@ class View:
 class Facts:
     """What the rules may know of an episode.
 
-    views:        camera -> View
+    cameras:        camera -> CameraFolder
     instructions: the texts that are there
     unreadable:   why other_data.pkl cannot be read, or ""
     lengths:      key -> number of rows, of REQUIRED_KEYS that are there
@@ -75,7 +75,7 @@ class Facts:
     """
 
     name: str
-    views: dict[str, View]
+    cameras: dict[str, CameraFolder]
     instructions: tuple[str, ...]
     unreadable: str
     lengths: dict[str, int]
@@ -84,22 +84,22 @@ class Facts:
 
     @property
     def num_frames(self) -> int:
-        """Of the shortest view; a training sample needs a picture of each."""
-        return min((view.num_frames for view in self.views.values()), default=0)
+        """Of the camera with the fewest; a training sample needs a picture of each."""
+        return min((camera.num_frames for camera in self.cameras.values()), default=0)
 
 
 @dataclass(frozen=True)
 class Expected:
     """What an episode should be like: thresholds, and what most episodes of the tree are like.
 
-    views:  cameras
+    cameras:  cameras
     sizes:  camera -> (height, width)
     widths: see Facts
     """
 
     min_frames: int
     min_words: int
-    views: tuple[str, ...]
+    cameras: tuple[str, ...]
     sizes: dict[str, tuple[int, int]]
     widths: dict[str, int]
 
@@ -107,7 +107,7 @@ class Expected:
 def inspect_episode(folder: Path, quick: bool = False) -> Facts:
     """Look at everything in an episode folder. `quick`: at both ends of a picture, not inside."""
     folders = {e.name for e in os.scandir(folder) if e.is_dir() and e.name[0] != "."}
-    views = sorted(folders - set(LANGUAGES))
+    cameras = sorted(folders - set(LANGUAGES))
     try:
         data, unreadable = read_other_data(folder / OTHER_DATA), ""
     except _NO_FILE:
@@ -120,7 +120,7 @@ def inspect_episode(folder: Path, quick: bool = False) -> Facts:
     arrays = {name: _stack(rows) for name, rows in parts.items()}
     return Facts(
         name=folder.name,
-        views={view: _inspect_view(folder / view, quick) for view in views},
+        cameras={camera: _inspect_camera(folder / camera, quick) for camera in cameras},
         instructions=tuple(_read_instructions(folder)),
         unreadable=unreadable,
         lengths={name: len(rows) for name, rows in parts.items()},
@@ -131,7 +131,7 @@ def inspect_episode(folder: Path, quick: bool = False) -> Facts:
     )
 
 
-def _inspect_view(folder: Path, quick: bool) -> View:
+def _inspect_camera(folder: Path, quick: bool) -> CameraFolder:
     files = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
     frames = {}
     strange = []
@@ -155,7 +155,7 @@ def _inspect_view(folder: Path, quick: bool) -> View:
         size = size or found
         if found != size:
             damage = damage or f"frame {step} is {_show(found)}, not {_show(size)}"
-    return View(len(frames), gap, size, damage)
+    return CameraFolder(len(frames), gap, size, damage)
 
 
 def _picture_size(data: bytes, quick: bool) -> tuple[int, int]:
@@ -198,39 +198,41 @@ def _show(size: tuple[int, int]) -> str:
 # --------------------------------------------------------------------------- rules
 
 
-def missing_view(facts: Facts, expected: Expected) -> str | None:
-    missing = sorted(set(expected.views) - set(facts.views))
+def missing_camera(facts: Facts, expected: Expected) -> str | None:
+    missing = sorted(set(expected.cameras) - set(facts.cameras))
     return f"no {', '.join(missing)}" if missing else None
 
 
-def extra_view(facts: Facts, expected: Expected) -> str | None:
-    extra = sorted(set(facts.views) - set(expected.views))
+def extra_camera(facts: Facts, expected: Expected) -> str | None:
+    extra = sorted(set(facts.cameras) - set(expected.cameras))
     return f"also {', '.join(extra)}" if extra else None
 
 
-def unequal_views(facts: Facts, expected: Expected) -> str | None:
-    counts = {name: view.num_frames for name, view in facts.views.items()}
+def unequal_cameras(facts: Facts, expected: Expected) -> str | None:
+    counts = {name: camera.num_frames for name, camera in facts.cameras.items()}
     if len(set(counts.values())) <= 1:
         return None
     return ", ".join(f"{name} has {count} frames" for name, count in counts.items())
 
 
 def missing_frames(facts: Facts, expected: Expected) -> str | None:
-    gaps = [f"{name}: {view.gap}" for name, view in facts.views.items() if view.gap]
+    gaps = [f"{name}: {camera.gap}" for name, camera in facts.cameras.items() if camera.gap]
     return "; ".join(gaps) or None
 
 
 def damaged_picture(facts: Facts, expected: Expected) -> str | None:
-    damages = [f"{name}: {view.damage}" for name, view in facts.views.items() if view.damage]
+    damages = [
+        f"{name}: {camera.damage}" for name, camera in facts.cameras.items() if camera.damage
+    ]
     return "; ".join(damages) or None
 
 
 def wrong_picture_size(facts: Facts, expected: Expected) -> str | None:
-    """Of a whole view, compared with most episodes; within a view it is `damaged_picture`."""
-    for name, view in facts.views.items():
+    """Of all of a camera, compared with most episodes; within a camera it is `damaged_picture`."""
+    for name, camera in facts.cameras.items():
         usual = expected.sizes.get(name)
-        if view.size and usual and view.size != usual:
-            return f"{name} is {_show(view.size)}, {_show(usual)} in most episodes"
+        if camera.size and usual and camera.size != usual:
+            return f"{name} is {_show(camera.size)}, {_show(usual)} in most episodes"
     return None
 
 
@@ -246,7 +248,7 @@ def missing_keys(facts: Facts, expected: Expected) -> str | None:
 
 def wrong_length(facts: Facts, expected: Expected) -> str | None:
     # Upstream: never compared.
-    longest = max((view.num_frames for view in facts.views.values()), default=0)
+    longest = max((camera.num_frames for camera in facts.cameras.values()), default=0)
     wrong = [f"{key} {n}" for key, n in facts.lengths.items() if n != longest]
     return f"rows for {longest} frames: {', '.join(wrong)}" if wrong else None
 
@@ -278,9 +280,9 @@ def short_instruction(facts: Facts, expected: Expected) -> str | None:
 
 Rule = Callable[[Facts, Expected], str | None]
 RULES: tuple[Rule, ...] = (
-    missing_view,
-    extra_view,
-    unequal_views,
+    missing_camera,
+    extra_camera,
+    unequal_cameras,
     missing_frames,
     damaged_picture,
     wrong_picture_size,
@@ -325,7 +327,7 @@ class Report:
         kept = len(self.verdicts) - len(self.rejected)
         lines.append(f"{len(self.rejected):9,} episodes break a rule, or several")
         lines.append(f"{kept:9,} of {len(self.verdicts):,} are fine")
-        lines.append(f"views expected: {', '.join(self.expected.views) or 'none'}")
+        lines.append(f"cameras expected: {', '.join(self.expected.cameras) or 'none'}")
         partial = sum(name.startswith(PARTIAL_PREFIX) for name in self.strays)
         if partial:
             lines.append(f"note: {partial} folders of an extraction at work or killed are ignored")
@@ -353,15 +355,15 @@ def report(
     root: str | Path,
     min_frames: int = 40,
     min_words: int = 2,
-    views: tuple[str, ...] | None = None,
+    cameras: tuple[str, ...] | None = None,
     quick: bool = False,
     workers: int | None = None,
 ) -> Report:
     """Inspect and judge every episode of a tree. Changes nothing.
 
-    min_frames: of the shortest view
+    min_frames: of the camera with the fewest
     min_words:  of the longest instruction; 0 asks for none
-    views:      cameras that an episode must have, no more and no less; those of most if None
+    cameras:      cameras that an episode must have, no more and no less; those of most if None
     quick:      do not decode the pictures
     """
     root = Path(root)
@@ -371,28 +373,28 @@ def report(
     if not folders:
         raise UserError(f"{root}: holds no episode; give the root of an extracted tree")
     facts = _inspect_all(folders, quick, workers)
-    for view in views or ():
-        require_choice("--views", view, {name for f in facts for name in f.views})
-    expected = expect(facts, min_frames, min_words, views)
+    for camera in cameras or ():
+        require_choice("--cameras", camera, {name for f in facts for name in f.cameras})
+    expected = expect(facts, min_frames, min_words, cameras)
     return Report(root, [judge(f, expected) for f in facts], strays, expected)
 
 
 def expect(
-    facts: list[Facts], min_frames: int, min_words: int, views: tuple[str, ...] | None
+    facts: list[Facts], min_frames: int, min_words: int, cameras: tuple[str, ...] | None
 ) -> Expected:
-    """The thresholds, and what most episodes are like. `views`: those of most if None."""
+    """The thresholds, and what most episodes are like. `cameras`: those of most if None."""
     sizes: dict[str, list[tuple[int, int]]] = {}
     widths: dict[str, list[int]] = {}
     for f in facts:
-        for name, view in f.views.items():
-            sizes.setdefault(name, []).extend([view.size] if view.size else [])
+        for name, camera in f.cameras.items():
+            sizes.setdefault(name, []).extend([camera.size] if camera.size else [])
         for key, width in f.widths.items():
             widths.setdefault(key, []).extend([width] if width is not None else [])
-    usual_views = [tuple(f.views) for f in facts if f.views]
+    usual_cameras = [tuple(f.cameras) for f in facts if f.cameras]
     return Expected(
         min_frames=min_frames,
         min_words=min_words,
-        views=views or (_most_common(usual_views) if usual_views else ()),
+        cameras=cameras or (_most_common(usual_cameras) if usual_cameras else ()),
         sizes={name: _most_common(found) for name, found in sizes.items() if found},
         widths={key: _most_common(found) for key, found in widths.items() if found},
     )
@@ -418,10 +420,10 @@ def _looks_like_episode(folder: Path) -> bool:
     """Empty, or holding anything that episodes hold. Nothing else is judged, let alone deleted."""
     entries = list(folder.iterdir())
     known = any(entry.name in (OTHER_DATA, *LANGUAGES) for entry in entries)
-    return known or not entries or any(_looks_like_view(entry) for entry in entries)
+    return known or not entries or any(_looks_like_camera(entry) for entry in entries)
 
 
-def _looks_like_view(folder: Path) -> bool:
+def _looks_like_camera(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     some = itertools.islice(folder.iterdir(), 3)

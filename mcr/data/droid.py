@@ -28,7 +28,7 @@ from mcr.data.episode import FLAGS, LANGUAGES, OBSERVATIONS, Episode, Ranges
 from mcr.data.tfrecord import BadRecord, Feature, Record, parse_example, read_records
 from mcr.errors import UserError
 
-EXTERIOR_VIEWS = ("exterior_image_1_left", "exterior_image_2_left")
+EXTERIOR_CAMERAS = ("exterior_image_1_left", "exterior_image_2_left")
 _SHARD = re.compile(r"\.tfrecord-(\d{5,})-of-(\d{5,})$")
 
 
@@ -38,14 +38,14 @@ class RldsDataset:
 
     shards:   complete, in order
     sizes:    "action" -> 7, "action_dict/joint_velocity" -> 7, "discount" -> 0 (a scalar), ...
-    views:    names of the camera fields
+    cameras:    names of the camera fields
     episodes: how many records each shard should hold, if `dataset_info.json` says so
     """
 
     root: Path
     shards: tuple[Path, ...]
     sizes: dict[str, int]
-    views: tuple[str, ...]
+    cameras: tuple[str, ...]
     episodes: tuple[int, ...] | None
 
     @classmethod
@@ -66,8 +66,8 @@ class RldsDataset:
                 )
             root = versions[0]
         shards = _find_shards(root)
-        sizes, views = _read_schema(root / "features.json")
-        return cls(root, shards, sizes, views, _shard_lengths(root, shards))
+        sizes, cameras = _read_schema(root / "features.json")
+        return cls(root, shards, sizes, cameras, _shard_lengths(root, shards))
 
     def narrow(self, number: int) -> RldsDataset:
         """The same data set, holding only one of its shards: small, to travel to a worker."""
@@ -121,8 +121,10 @@ class RldsDataset:
             if name in FLAGS:
                 signals[name] = signals[name].astype(bool)
         frame_ranges = {}
-        for view in self.views:
-            frame_ranges[view] = _frame_ranges(feature(f"steps/observation/{view}"), view, length)
+        for camera in self.cameras:
+            frame_ranges[camera] = _frame_ranges(
+                feature(f"steps/observation/{camera}"), camera, length
+            )
         episode = Episode(
             payload=record.payload or b"",
             frame_ranges=frame_ranges,
@@ -165,10 +167,10 @@ def _file_path_within(buffer: Any, start: int, end: int) -> str:
         return ""
 
 
-def _frame_ranges(feature: Feature, view: str, length: int) -> Ranges:
+def _frame_ranges(feature: Feature, camera: str, length: int) -> Ranges:
     starts, lengths = feature.byte_ranges()
     if len(starts) != length:
-        raise ValueError(f"the view {view} has {len(starts)} frames; {length} steps expected")
+        raise ValueError(f"the camera {camera} has {len(starts)} frames; {length} steps expected")
     return starts, lengths
 
 
@@ -205,7 +207,7 @@ def _shard_numbers(shards: tuple[Path, ...]) -> tuple[list[int], int]:
 
 
 def _read_schema(path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Sizes of the numeric fields and names of the views, from `features.json`."""
+    """Sizes of the numeric fields and names of the cameras, from `features.json`."""
     try:
         features = json.loads(path.read_text())["featuresDict"]["features"]
         steps = features["steps"]["sequence"]["feature"]["featuresDict"]["features"]
@@ -220,8 +222,8 @@ def _read_schema(path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
             f"{path}: not DROID's schema ({type(error).__name__}: {error}); "
             "compare with resources/sample_droid/1.0.0/features.json"
         ) from error
-    views = tuple(sorted(name for name, feature in observation.items() if "image" in feature))
-    return sizes, views
+    cameras = tuple(sorted(name for name, feature in observation.items() if "image" in feature))
+    return sizes, cameras
 
 
 def _size(feature: dict[str, Any]) -> int:

@@ -1,6 +1,6 @@
 """Episode: one robot recording, in memory and as a folder of the PNG/pickle tree.
 
-    <root>/<name>/<view>/{0..T-1}.png | .jpg
+    <root>/<name>/<camera>/{0..T-1}.png | .jpg
                   language_instruction{,_2,_3}/0.txt
                   other_data.pkl        see `other_data`
 
@@ -40,7 +40,7 @@ class Episode:
     """One recording of T steps.
 
     payload:       the bytes that hold the encoded pictures
-    frame_ranges:  view -> (start, length) of each of T pictures in `payload`, int64 [T]
+    frame_ranges:  camera -> (start, length) of each of T pictures in `payload`, int64 [T]
     signals:       "cartesian_position", "action", "action_dict/joint_velocity", ... -> float32
                    [T, D]; "discount", "reward" -> float32 [T]; "is_first", ... -> bool [T]
     languages:     "language_instruction{,_2,_3}" -> text, possibly empty
@@ -59,9 +59,9 @@ class Episode:
         """T, the number of steps."""
         return len(self.signals["action"])
 
-    def encoded_frame(self, view: str, step: int) -> memoryview:
-        """The picture of `view` at `step` as it was stored (JPEG or PNG bytes), not copied."""
-        starts, lengths = self.frame_ranges[view]
+    def encoded_frame(self, camera: str, step: int) -> memoryview:
+        """The picture of `camera` at `step` as it was stored (JPEG or PNG bytes), not copied."""
+        starts, lengths = self.frame_ranges[camera]
         start = int(starts[step])
         return memoryview(self.payload)[start : start + int(lengths[step])]
 
@@ -191,7 +191,7 @@ def write_episode(
     root: Path,
     name: str,
     episode: Episode,
-    views: tuple[str, ...],
+    cameras: tuple[str, ...],
     encode: Callable[[memoryview], bytes],
     suffix: str,
 ) -> None:
@@ -199,19 +199,19 @@ def write_episode(
 
     `encode` turns the stored picture into the bytes of a file with this `suffix`. A leftover of a
     killed run is replaced. Raises OSError (disk full, ...) leaving nothing of this episode behind,
-    and ValueError naming view and step if `encode` does.
+    and ValueError naming camera and step if `encode` does.
     """
     partial = root / f"{PARTIAL_PREFIX}{name}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        for view in views:
-            folder = partial / view
+        for camera in cameras:
+            folder = partial / camera
             folder.mkdir(parents=True)
             for step in range(episode.length):
                 try:
-                    data = encode(episode.encoded_frame(view, step))
+                    data = encode(episode.encoded_frame(camera, step))
                 except ValueError as error:
-                    raise ValueError(f"{view} at step {step}: {error}") from error
+                    raise ValueError(f"{camera} at step {step}: {error}") from error
                 (folder / f"{step}{suffix}").write_bytes(data)
         for key, text in episode.languages.items():
             (partial / key).mkdir()

@@ -29,12 +29,12 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from mcr.data import pictures
-from mcr.data.droid import EXTERIOR_VIEWS, RldsDataset, missing_shards, scan_file_paths
+from mcr.data.droid import EXTERIOR_CAMERAS, RldsDataset, missing_shards, scan_file_paths
 from mcr.data.episode import PARTIAL_PREFIX, Episode, unique_names, write_episode
 from mcr.data.manifest import ALREADY_THERE, FAILED, SKIPPED, STATUSES, WRITTEN, Manifest, Outcome
-from mcr.data.processes import ENGINES, num_cores, process_pool, progress_bar
 from mcr.data.tfrecord import BadRecord, Record
 from mcr.errors import UserError, require_choice
+from mcr.runs.processes import ENGINES, num_cores, process_pool, progress_bar
 
 LANGUAGE_RULES = ("none", "any", "all")
 
@@ -43,14 +43,14 @@ LANGUAGE_RULES = ("none", "any", "all")
 class Options:
     """What decides the bytes of a tree; it can only be continued with the same ones.
 
-    views:            cameras to write
+    cameras:            cameras to write
     format:           "png": pixels as TensorFlow decodes them. "jpeg": the stored bytes, a quarter
                       of the disk and faster to decode
     require_language: instructions that an episode must have, or it is skipped: "all" three, "any"
                       of them, or "none"
     """
 
-    views: tuple[str, ...] = EXTERIOR_VIEWS
+    cameras: tuple[str, ...] = EXTERIOR_CAMERAS
     format: str = "png"
     # Upstream: "all", which halves the data although no loss reads them.
     require_language: str = "none"
@@ -59,10 +59,12 @@ class Options:
         """Raise UserError, naming the nearest choice, if `dataset` has nothing of the kind."""
         require_choice("--format", self.format, ENCODERS)
         require_choice("--require-language", self.require_language, LANGUAGE_RULES)
-        for view in self.views:
-            require_choice("--views", view, dataset.views)
-        if not self.views or len(set(self.views)) < len(self.views):
-            raise UserError(f"--views {' '.join(self.views)}: give at least one camera, each once")
+        for camera in self.cameras:
+            require_choice("--cameras", camera, dataset.cameras)
+        if not self.cameras or len(set(self.cameras)) < len(self.cameras):
+            raise UserError(
+                f"--cameras {' '.join(self.cameras)}: give at least one camera, each once"
+            )
 
 
 # --------------------------------------------------------------------------- one shard
@@ -142,7 +144,7 @@ def _extract_record(task: ShardTask, record: Record, name: str) -> Outcome:
         if _lacks_language(episode, task.options.require_language):
             rule = f"--require-language {task.options.require_language}"
             return Outcome(SKIPPED, name, record.offset, episode.length, rule)
-        write_episode(root, name, episode, task.options.views, encode, suffix)
+        write_episode(root, name, episode, task.options.cameras, encode, suffix)
     except BadRecord as error:
         return Outcome(FAILED, name, record.offset, reason=error.reason)
     except ValueError as error:  # mostly a picture that cannot be decoded
@@ -194,7 +196,7 @@ class Summary:
     """
 
     results: list[ShardResult]
-    num_views: int
+    num_cameras: int
     num_expected: int | None
     missing: list[int]
     manifest: Path
@@ -222,7 +224,7 @@ class Summary:
 
     def _speed(self) -> str:
         steps = sum(outcome.steps for _, outcome in self.outcomes if outcome.status == WRITTEN)
-        frames = steps * self.num_views
+        frames = steps * self.num_cameras
         memory = max((result.peak_memory_mb for result in self.results), default=0.0)
         return (
             f"{frames:,} frames in {self.seconds:.1f} s ({frames / self.seconds:,.0f} frames/s), "
@@ -271,9 +273,9 @@ def extract(
     output = Path(output).resolve()
     folder = Path(manifest).resolve() if manifest else output.with_name(f"{output.name}.manifest")
     book = Manifest(folder, output, _PATIENCE_S[engine])
-    book.begin({"dataset": _identity(dataset), **asdict(options), "views": list(options.views)})
+    book.begin({"dataset": _identity(dataset), **asdict(options), "cameras": list(options.cameras)})
     kept = f"; every episode in {output} is whole, and the same command continues"
-    with _open_engine(engine, workers, len(dataset.shards), kept) as run:
+    with _open_executor(engine, workers, len(dataset.shards), kept) as run:
         names = book.known_names(dataset.shards)
         if names is None:
             names = _scan_names(run, dataset)
@@ -290,10 +292,10 @@ def extract(
             for number, count in shares.items()
         }
         with progress_bar(None, "extracting", "episode", sum(shares.values())) as bar:
-            results = run.extract(tasks, functools.partial(_show, bar, len(options.views)))
+            results = run.extract(tasks, functools.partial(_show, bar, len(options.cameras)))
     return Summary(
         results=results,
-        num_views=len(options.views),
+        num_cameras=len(options.cameras),
         num_expected=sum(shares.values()) if dataset.episodes else None,
         missing=missing_shards(dataset.shards),
         manifest=folder,
@@ -336,7 +338,7 @@ def _shares(
     return shares
 
 
-def _scan_names(run: _Engine, dataset: RldsDataset) -> list[list[str]]:
+def _scan_names(run: _Executor, dataset: RldsDataset) -> list[list[str]]:
     """Folder names of all records of all shards: of all, so that no split of the work matters."""
     paths = run.map(scan_file_paths, dataset.shards)
     scanned = list(progress_bar(paths, "scanning", "shard", len(dataset.shards)))
@@ -354,7 +356,7 @@ _Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 _Show = Callable[[int, int], None]
 
 
-class _Engine(NamedTuple):
+class _Executor(NamedTuple):
     """Two ways to use the same workers.
 
     map:     a function over items, results in order
@@ -366,31 +368,31 @@ class _Engine(NamedTuple):
     extract: Callable[[dict[int, ShardTask], _Show], list[ShardResult]]
 
 
-def _show(bar: tqdm, num_views: int, episodes: int, steps: int) -> None:
-    rate = steps * num_views / (bar.format_dict["elapsed"] or 1)
+def _show(bar: tqdm, num_cameras: int, episodes: int, steps: int) -> None:
+    rate = steps * num_cameras / (bar.format_dict["elapsed"] or 1)
     bar.set_postfix_str(f"{rate:,.0f} frames/s", refresh=False)
     bar.update(episodes - bar.n)
 
 
 @contextlib.contextmanager
-def _open_engine(
+def _open_executor(
     engine: str, workers: int | None, num_shards: int, reassurance: str
-) -> Iterator[_Engine]:
+) -> Iterator[_Executor]:
     if engine == "ray":
-        from mcr.data.ray_engine import ray_cluster, ray_map  # an extra
+        from mcr.runs.ray_engine import ray_cluster, ray_map  # an extra
 
         with ray_cluster(reassurance):
-            yield _Engine(ray_map, _extract_on_ray)
+            yield _Executor(ray_map, _extract_on_ray)
         return
     board = _Board(num_shards)
     workers = min(num_cores() if workers is None else workers, num_shards)
     with process_pool(workers, reassurance, _take_board, (board,)) as pool, board.stopping():
-        yield _Engine(pool.map, functools.partial(_extract_in_pool, pool, board))
+        yield _Executor(pool.map, functools.partial(_extract_in_pool, pool, board))
 
 
 def _extract_on_ray(tasks: dict[int, ShardTask], show: _Show) -> list[ShardResult]:
     """The bar moves with every shard that is done."""
-    from mcr.data.ray_engine import ray_completed
+    from mcr.runs.ray_engine import ray_completed
 
     results: dict[int, ShardResult] = {}
     episodes = steps = 0

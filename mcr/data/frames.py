@@ -1,4 +1,4 @@
-"""Frames: (row of the index, view, step) -> uint8 pixels, from files or out of the shards.
+"""Frames: (row of the index, camera, step) -> uint8 pixels, from files or out of the shards.
 
 One `pread` and one decode per frame; nothing is cached, listed or unpickled. Shards are opened when
 they are first needed and stay open. A reader belongs to one process: the loader makes one per
@@ -42,40 +42,40 @@ class FrameReader:
         self._open_files: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, oldest first
         self._max_open_files = _raise_file_limit(len(index.info["shards"]))
 
-    def read(self, row: int, view: int, step: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Pixels uint8 [H, W, 3] of `step` in episode `row`, as seen by `index.views[view]`.
+    def read(self, row: int, camera: int, step: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Pixels uint8 [H, W, 3] of `step` in episode `row`, as seen by `index.cameras[camera]`.
 
         out: uint8 [H, W, 3], contiguous, to decode into
 
-        Raises UserError naming file, episode, view and step if the frame is not readable or does
+        Raises UserError naming file, episode, camera and step if the frame is not readable or does
         not have the data set's size.
         """
         if out is None:
             out = np.empty((*self._index.frame_size, 3), np.uint8)
         try:
-            return pictures.decode(self._read_patiently(row, view, step), out)
+            return pictures.decode(self._read_patiently(row, camera, step), out)
         except (OSError, ValueError) as error:
-            raise UserError(f"{self._place(row, view, step)}: {error}") from error
+            raise UserError(f"{self._place(row, camera, step)}: {error}") from error
 
-    def _read_patiently(self, row: int, view: int, step: int) -> bytes:
+    def _read_patiently(self, row: int, camera: int, step: int) -> bytes:
         for wait_s in _WAITS_S:
             try:
-                return self._stored_bytes(row, view, step)
+                return self._stored_bytes(row, camera, step)
             except OSError as error:
                 if error.errno not in _TRANSIENT:
                     raise
-                place = self._place(row, view, step)
+                place = self._place(row, camera, step)
                 print(f"{place}: {error}; again in {wait_s:g} s", file=sys.stderr)
             self._close_shard(int(self._index.shards[row]))  # a stale handle stays stale
             time.sleep(wait_s)
-        return self._stored_bytes(row, view, step)
+        return self._stored_bytes(row, camera, step)
 
-    def _stored_bytes(self, row: int, view: int, step: int) -> bytes:
+    def _stored_bytes(self, row: int, camera: int, step: int) -> bytes:
         if self._index.kind == "tree":
-            return self._path(row, view, step).read_bytes()
+            return self._path(row, camera, step).read_bytes()
         position = int(self._index.starts[row]) + step
-        length = int(self._index.frame_lengths[position, view])
-        offset = int(self._index.frame_offsets[position, view])
+        length = int(self._index.frame_lengths[position, camera])
+        offset = int(self._index.frame_offsets[position, camera])
         data = os.pread(self._descriptor(int(self._index.shards[row])), length, offset)
         if len(data) < length:
             raise ValueError(f"the shard ends {length - len(data)} bytes before the frame does")
@@ -97,18 +97,19 @@ class FrameReader:
             self._open_files[shard] = descriptor
         return self._open_files[shard]
 
-    def _path(self, row: int, view: int, step: int) -> Path:
+    def _path(self, row: int, camera: int, step: int) -> Path:
         name = self._index.names[row].decode()
-        folder = self._index.source / name / self._index.views[view]
+        folder = self._index.source / name / self._index.cameras[camera]
         return folder / f"{step}{self._index.suffix}"
 
-    def _place(self, row: int, view: int, step: int) -> str:
+    def _place(self, row: int, camera: int, step: int) -> str:
         if self._index.kind == "tree":
-            return str(self._path(row, view, step))
+            return str(self._path(row, camera, step))
         shard = self._index.info["shards"][int(self._index.shards[row])]
         name = self._index.names[row].decode()
         return (
-            f"{self._index.source / shard}, episode {name}, {self._index.views[view]}, step {step}"
+            f"{self._index.source / shard}, episode {name}, {self._index.cameras[camera]}, "
+            f"step {step}"
         )
 
     def _close_shard(self, shard: int) -> None:

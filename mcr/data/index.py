@@ -45,9 +45,9 @@ from mcr.data.episode import (
     read_other_data,
     unique_names,
 )
-from mcr.data.processes import ordered_map, progress_bar
 from mcr.data.tfrecord import BadRecord
 from mcr.errors import UserError
+from mcr.runs.processes import ordered_map, progress_bar
 
 FORMAT = "mcr-index-2"
 _EPISODES_PER_TREE_PART = 64
@@ -74,6 +74,8 @@ class Index:
                 f"{self.path}: index format {self.info.get('format')!r}, not {FORMAT!r}; "
                 "delete the folder and run again to rebuild it"
             )
+        if "views" in self.info:  # as cameras were called once
+            self.info["cameras"] = self.info.pop("views")
 
     def __reduce__(self):
         return Index, (self.path,)
@@ -94,8 +96,8 @@ class Index:
         return self.info["fingerprint"]
 
     @property
-    def views(self) -> tuple[str, ...]:
-        return tuple(self.info["views"])
+    def cameras(self) -> tuple[str, ...]:
+        return tuple(self.info["cameras"])
 
     @property
     def frame_size(self) -> tuple[int, int]:
@@ -135,11 +137,11 @@ class Index:
 
     @cached_property
     def frame_offsets(self) -> np.ndarray:
-        return self._map("frame_offsets.i64", np.int64, len(self.views))
+        return self._map("frame_offsets.i64", np.int64, len(self.cameras))
 
     @cached_property
     def frame_lengths(self) -> np.ndarray:
-        return self._map("frame_lengths.i32", np.int32, len(self.views))
+        return self._map("frame_lengths.i32", np.int32, len(self.cameras))
 
     def _map(self, name: str, dtype: type, width: int) -> np.ndarray:
         shape = (self.info["total_steps"], width)
@@ -287,7 +289,7 @@ def build_index(source: Path, path: Path, workers: int = 0, engine: str = "local
 
 
 def _write_index(kind: str, source: Path, folder: Path, run: _Map) -> dict[str, Any]:
-    views, parts = _shard_parts(source, run) if kind == "rlds" else _tree_parts(source, run)
+    cameras, parts = _shard_parts(source, run) if kind == "rlds" else _tree_parts(source, run)
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
     columns: dict[str, tuple[int, int]] = {}
@@ -335,7 +337,7 @@ def _write_index(kind: str, source: Path, folder: Path, run: _Map) -> dict[str, 
         "fingerprint": _fingerprint(table),
         "episodes": len(table),
         "total_steps": total_steps,
-        "views": views,
+        "cameras": cameras,
         "frame_size": usual[:2],
         "suffix": usual[2],
         "columns": columns,
@@ -391,7 +393,7 @@ def _shard_parts(source: Path, run: _Map) -> tuple[list[str], Iterator[_Part]]:
     dataset = RldsDataset.open(source)
     tasks = [(dataset.narrow(number), number) for number in range(len(dataset.shards))]
     total = sum(path.stat().st_size for path in dataset.shards)
-    return list(dataset.views), _in_order(run, _index_shard, tasks, "B", total)
+    return list(dataset.cameras), _in_order(run, _index_shard, tasks, "B", total)
 
 
 def _index_shard(task: tuple[RldsDataset, int]) -> _Part:
@@ -401,7 +403,7 @@ def _index_shard(task: tuple[RldsDataset, int]) -> _Part:
     for record in dataset.records(shard):
         try:
             episode = dataset.parse(record)
-            size = pictures.size_of(episode.encoded_frame(dataset.views[0], 0))
+            size = pictures.size_of(episode.encoded_frame(dataset.cameras[0], 0))
             part.columns, signals = _stack(episode.signals)
         except BadRecord as error:
             part.problems.append(str(error))
@@ -410,7 +412,7 @@ def _index_shard(task: tuple[RldsDataset, int]) -> _Part:
             part.problems.append(f"{shard} at byte {record.offset}: {error}")
             continue
         part.signals.append(signals)
-        ranges = [episode.frame_ranges[view] for view in dataset.views]
+        ranges = [episode.frame_ranges[camera] for camera in dataset.cameras]
         part.frame_offsets.append(np.stack([begin for begin, _ in ranges], 1) + record.offset)
         part.frame_lengths.append(np.stack([n for _, n in ranges], 1).astype(np.int32))
         part.rows.append(
@@ -459,29 +461,29 @@ def _stack(signals: dict[str, np.ndarray]) -> tuple[dict[str, tuple[int, int]], 
 
 def _tree_parts(source: Path, run: _Map) -> tuple[list[str], Iterator[_Part]]:
     folders = _episode_folders(source)
-    views = _tree_views(folders)
+    cameras = _tree_cameras(folders)
     tasks = [
-        (folders[i : i + _EPISODES_PER_TREE_PART], views)
+        (folders[i : i + _EPISODES_PER_TREE_PART], cameras)
         for i in range(0, len(folders), _EPISODES_PER_TREE_PART)
     ]
-    return views, _in_order(run, _index_folders, tasks, "episodes", len(folders))
+    return cameras, _in_order(run, _index_folders, tasks, "episodes", len(folders))
 
 
-def _tree_views(folders: list[Path]) -> list[str]:
-    """The views that the first episode with any pictures has; others must have them too."""
+def _tree_cameras(folders: list[Path]) -> list[str]:
+    """The cameras that the first episode with any pictures has; others must have them too."""
     for folder in folders:
-        views = sorted(p.name for p in folder.iterdir() if p.is_dir() and "image" in p.name)
-        if views:
-            return views
+        cameras = sorted(p.name for p in folder.iterdir() if p.is_dir() and "image" in p.name)
+        if cameras:
+            return cameras
     raise UserError(f"{folders[0].parent}: no episode has a folder of pictures (*image*)")
 
 
 def _index_folders(task: tuple[list[Path], list[str]]) -> _Part:
-    folders, views = task
+    folders, cameras = task
     part = _Part(progress=len(folders))
     for folder in folders:
         try:
-            row, columns, signals = _index_folder(folder, views)
+            row, columns, signals = _index_folder(folder, cameras)
         except (UserError, OSError, ValueError) as error:
             part.problems.append(f"{folder.name}: {error}")
             continue
@@ -495,17 +497,17 @@ def _index_folders(task: tuple[list[Path], list[str]]) -> _Part:
 
 
 def _index_folder(
-    folder: Path, views: list[str]
+    folder: Path, cameras: list[str]
 ) -> tuple[dict[str, Any], dict[str, tuple[int, int]], np.ndarray]:
     data = read_other_data(folder / OTHER_DATA)
     columns, signals = _stack(_tree_signals(data))
     suffix = ""
-    for view in views:
-        names = {path.name for path in (folder / view).iterdir()}
+    for camera in cameras:
+        names = {path.name for path in (folder / camera).iterdir()}
         suffix = ".png" if "0.png" in names else ".jpg"
         if names != {f"{step}{suffix}" for step in range(len(signals))}:
             raise ValueError(
-                f"{view} holds {len(names)} files, not frames 0..{len(signals) - 1} as "
+                f"{camera} holds {len(names)} files, not frames 0..{len(signals) - 1} as "
                 f"{OTHER_DATA} says; scripts/delete_short_videos.py reports such episodes"
             )
     origin = _tree_origin(folder.name, data)
@@ -514,7 +516,7 @@ def _index_folder(
         for key in LANGUAGES
         if (folder / key / "0.txt").is_file()
     }
-    first = (folder / views[0] / f"0{suffix}").read_bytes()
+    first = (folder / cameras[0] / f"0{suffix}").read_bytes()
     row = _row(origin, folder.name, len(signals), languages, 0)
     row |= {
         "file_path": str(data.get("file_path", "")),

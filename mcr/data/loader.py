@@ -36,7 +36,7 @@ class DataConfig:
 
     root:        RLDS version folder (shards) or root of a PNG/pickle tree
     index:       folder of the index; "" = `<root>.index`, built on first use
-    views:       cameras to sample from, one per clip
+    cameras:       cameras to sample from, one per clip
     state_keys:  signals of a window's states, concatenated
     action_space: default (the signal `action`), cartesian_position, cartesian_velocity,
                  joint_position, joint_velocity or delta: see `mcr/data/spaces.py`
@@ -50,7 +50,7 @@ class DataConfig:
 
     root: str = ""
     index: str = ""
-    views: list[str] = field(
+    cameras: list[str] = field(
         default_factory=lambda: ["exterior_image_1_left", "exterior_image_2_left"]
     )
     state_keys: list[str] = field(
@@ -80,7 +80,7 @@ class Loaded:
 class ClipDataset:
     """Sample numbers -> Batch. Cheap to send to a worker: the index is mapped, files open lazily.
 
-    Raises UserError at construction for a view or signal that the data set lacks.
+    Raises UserError at construction for a camera or signal that the data set lacks.
     """
 
     def __init__(
@@ -92,17 +92,17 @@ class ClipDataset:
         stream: int = TRAIN,
     ):
         """episodes: those to draw from, see `select_episodes`."""
-        for view in config.views:
-            require_choice("data.views", view, index.views)
-        if not config.views or len(episodes) == 0:
-            raise UserError("no views or no episodes to draw samples from")
+        for camera in config.cameras:
+            require_choice("data.cameras", camera, index.cameras)
+        if not config.cameras or len(episodes) == 0:
+            raise UserError("no cameras or no episodes to draw samples from")
         require_choice("data.on_error", config.on_error, ("raise", "skip"))
         self.state_space = signal_space(index, tuple(config.state_keys), config.rotation)
         self.action_space = action_space(index, config.action_space, config.rotation)
         self._index, self._episodes, self._config = index, episodes, config
         self._seed, self._stream = seed, stream
         self._lengths = np.asarray(index.lengths)[episodes.rows]
-        self._views = [index.views.index(view) for view in config.views]
+        self._cameras = [index.cameras.index(camera) for camera in config.cameras]
 
     @property
     def dimensions(self) -> Dimensions:
@@ -167,7 +167,7 @@ class ClipDataset:
             first,
             count,
             self._lengths,
-            len(self._views),
+            len(self._cameras),
             index.frame_size,
             self._config.sampling,
             self._stream,
@@ -177,10 +177,10 @@ class ClipDataset:
         rows = self._episodes.rows[draw.episodes]
         unreadable = {}
         for position in range(count):
-            view = self._views[draw.views[position]]
+            camera = self._cameras[draw.cameras[position]]
             try:
                 for place, step in enumerate(draw.steps[position].tolist()):
-                    self._frames.read(int(rows[position]), view, step, frames[position, place])
+                    self._frames.read(int(rows[position]), camera, step, frames[position, place])
             except UserError as error:
                 unreadable[position] = str(error)
         starts = index.starts[rows]

@@ -65,6 +65,8 @@ class Manifest:
                 self._require_empty_output()
                 _write_json(path, options)
             begun_with = json.loads(path.read_text())
+            if "views" in begun_with:  # as cameras were called once
+                begun_with["cameras"] = begun_with.pop("views")
         for key, value in options.items():
             if begun_with[key] != value:
                 raise UserError(

@@ -1,4 +1,4 @@
-"""Sampling: (seed, sample number) -> episode, view, five steps, windows, crop boxes and colours.
+"""Sampling: (seed, sample number) -> episode, camera, five steps, windows, crop boxes and colours.
 
 Pure NumPy and pure functions: sample i is the same whoever draws it, whenever, with whatever it is
 batched together. So the stream does not depend on the number of workers, processes or restarts, and
@@ -26,7 +26,7 @@ TRAIN, VALIDATION = 0, 1  # independent random streams
 
 _CROP_TRIES = 10  # torchvision's RandomResizedCrop
 _DRAWS_PER_CROP = 2 * _CROP_TRIES + 2
-_STEP_DRAWS = 7  # episode, view, START, END, MIDDLE, EARLY, LATE
+_STEP_DRAWS = 7  # episode, camera, START, END, MIDDLE, EARLY, LATE
 _COLOR_DRAWS = 5  # of a frame: brightness, contrast, red, green, blue
 _PHILOX_BLOCK = 4  # numbers per step of the counter
 _PLACES, _COLORS = 0, 1  # independent random streams: what is drawn
@@ -100,7 +100,7 @@ class Draw:
     """n clips, before any pixel is read.
 
     episodes: int64 [n]         positions in `lengths`
-    views:    int64 [n]         0 .. num_views - 1
+    cameras:    int64 [n]         0 .. num_cameras - 1
     steps:    int64 [n, F]      START, EARLY, MIDDLE, LATE, END
     windows:  int64 [n, 2, L]   steps around EARLY and LATE
     crops:    float32 [n, F, 4] top, left, height, width in pixels
@@ -108,7 +108,7 @@ class Draw:
     """
 
     episodes: np.ndarray
-    views: np.ndarray
+    cameras: np.ndarray
     steps: np.ndarray
     windows: np.ndarray
     crops: np.ndarray
@@ -120,7 +120,7 @@ def draw_samples(
     first: int,
     count: int,
     lengths: np.ndarray,
-    num_views: int,
+    num_cameras: int,
     frame_size: tuple[int, int],
     config: SamplingConfig,
     stream: int = TRAIN,
@@ -144,7 +144,7 @@ def draw_samples(
         steps = kept.real_steps(episodes, steps)
     return Draw(
         episodes=episodes,
-        views=_integer(u[:, 1], 0, num_views - 1),
+        cameras=_integer(u[:, 1], 0, num_cameras - 1),
         steps=steps,
         windows=_windows(steps[:, [1, 3]], lengths[episodes], config.window),
         crops=_crops(_per_frame(u[:, _STEP_DRAWS:], config), frame_size, config),

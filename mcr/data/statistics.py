@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from mcr.data.index import Index
-from mcr.data.processes import progress_bar
 from mcr.data.spaces import Space
 from mcr.errors import UserError
+from mcr.runs.processes import progress_bar
 
 _CHUNK = 100_000  # steps that are in memory at a time
 _MAX_STEPS_FOR_PERCENTILES = 1_000_000

@@ -1,4 +1,4 @@
-"""Encoder: weights that people can use without reading a paper. `load_model` is the way in.
+"""Encoder: weights that people can use without reading a paper. `models.loading` makes one.
 
 An Encoder is torchvision's network, same tensors and layer names, that takes raw images, applies
 its own preprocessing and stays frozen. What can be loaded is in `models.sources`, which files can
@@ -7,10 +7,7 @@ be read in `models.layouts`; training works on bare backbones and never on this.
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models import ResNet, VisionTransformer
 
 from mcr.errors import UserError, nearest, require_choice
-from mcr.models.backbones import BACKBONES, Network, construct, freeze_batch_norm
-from mcr.models.layouts import Weights
 from mcr.models.preprocessing import Preprocessing
-from mcr.models.sources import TIMM, read_source
-
-logger = logging.getLogger(__name__)
 
 OUTPUTS = ("pooled", "spatial", "tokens")
 
@@ -164,7 +156,7 @@ class Encoder(nn.Module):
         if thawed:
             raise UserError(
                 f"{len(thawed)} frozen parameters of the encoder were set to learn from outside "
-                f"({_shorten(thawed)}): if that is meant, call encoder.unfreeze(layers) or "
+                f"({shorten(thawed)}): if that is meant, call encoder.unfreeze(layers) or "
                 "encoder.requires_grad_(); if not, call encoder.freeze()"
             )
 
@@ -175,7 +167,8 @@ class Encoder(nn.Module):
 
     # ----------------------------------------------------------------------- on top of features
 
-    def _set_feature_norm(self, norm: str | tuple[Tensor, Tensor]) -> None:
+    def set_feature_norm(self, norm: str | tuple[Tensor, Tensor]) -> None:
+        """Apply "layer_norm" or (mean, std), float [D] each, to features; see `load_model`."""
         if isinstance(norm, str):
             self.feature_norm = require_choice("feature_norm", norm, ("layer_norm",))
             return
@@ -289,130 +282,7 @@ class VisionTransformerEncoder(Encoder, VisionTransformer):
         return self.encoder.ln(tokens)
 
 
-_ENCODERS: dict[type[nn.Module], type[Encoder]] = {
-    ResNet: ResNetEncoder,
-    VisionTransformer: VisionTransformerEncoder,
-}
-
-
-def load_model(
-    source: str | Path,
-    device: torch.device | str | None = None,
-    trainable: str | Iterable[str] = (),
-    backbone: str | None = None,
-    feature_norm: str | tuple[Tensor, Tensor] | None = None,
-) -> Encoder:
-    """Load an encoder: frozen, in eval mode, with its preprocessing inside.
-
-    source: a file (upstream's released weights or snapshot, R3M's, VIP's, MVP's, VC-1's, DINOv2's,
-        torchvision's, a training checkpoint of ours), the folder of an export, or a name: one of
-        `list_models()`, "torchvision:resnet50", "timm:NAME", "hf:org/name[/file][@revision]".
-    device: where to put it; None = the CPU.
-    trainable: layers that shall learn, by name; see `Encoder.unfreeze`.
-    backbone: which network the file is for, where its tensors cannot tell ("vit_s_16_h12"), or the
-        network of timm that it fills ("timm:NAME").
-    feature_norm: what is applied to features: "layer_norm", over the width and without parameters,
-        or (mean, std), float [D] each, of a data set's features, which become part of the encoder's
-        state dict.
-
-    Every tensor of the network comes from the file, or UserError says what is wrong with it.
-    Nothing in the file is executed. The number of tensors is logged at level INFO.
-    """
-    encoder = build_encoder(read_source(source, backbone))
-    encoder.unfreeze(trainable)
-    if feature_norm is not None:
-        encoder._set_feature_norm(feature_norm)
-    return encoder if device is None else encoder.to(device)
-
-
-def load_mcr(
-    ckpt_path: str | Path = "./ckpts/mcr_resnet50.pth", device: torch.device | str | None = None
-) -> nn.Module:
-    """Upstream's legacy loader: the bare torchvision network in eval mode, not frozen.
-
-    It takes images that are resized, cropped and ImageNet-normalised already, and warns of that;
-    `load_model` does it by itself. device: None = a GPU if there is one, as upstream.
-    """
-    warnings.warn(
-        "load_mcr returns the bare network: resize, crop and ImageNet-normalise images yourself, "
-        "or use mcr.load_model, which takes raw images",
-        stacklevel=2,
-    )
-    weights = read_source(ckpt_path)
-    if weights.backbone not in BACKBONES:
-        raise UserError(f"{ckpt_path}: a {weights.backbone} has no bare network: use load_model")
-    network = _fill(_construct(BACKBONES[weights.backbone].family, weights), weights).eval()
-    return network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def build_encoder(weights: Weights) -> Encoder:
-    """The frozen encoder on the CPU. It takes the tensors of `weights` over, without a copy."""
-    if weights.backbone.startswith(TIMM):
-        from mcr.models import timm_encoder  # an extra
-
-        network = _fill(timm_encoder.construct(weights.backbone), weights)
-        encoder: Encoder = timm_encoder.TimmEncoder(network)
-    else:
-        family = BACKBONES[weights.backbone].family
-        encoder = _fill(_construct(_ENCODERS[family], weights), weights)
-        freeze_batch_norm(encoder)
-    encoder.backbone = weights.backbone
-    encoder.preprocessing = weights.preprocessing
-    encoder.freeze()
-    return encoder.eval()
-
-
-def _construct(network_class: type[Network], weights: Weights) -> Network:
-    """The network without memory for its tensors, which `_fill` brings."""
-    with torch.device("meta"):
-        return construct(network_class, weights.backbone, weights.preprocessing.image_size)
-
-
-def _fill(network: Network, weights: Weights) -> Network:
-    """Give the network all of the tensors, strictly."""
-    expected = network.state_dict()
-    _require_same(weights, expected)
-    network.load_state_dict(weights.tensors, strict=True, assign=True)
-    logger.info(
-        "%d/%d tensors loaded from %s (%s, %s)",
-        len(weights.tensors),
-        len(expected),
-        weights.path,
-        weights.layout,
-        weights.backbone,
-    )
-    return network
-
-
-def _require_same(weights: Weights, expected: dict[str, Tensor]) -> None:
-    found = weights.tensors
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    misshapen = [
-        f"{name} is {_kind(found[name])}, not {_kind(tensor)}"
-        for name, tensor in expected.items()
-        if name in found and _kind(found[name]) != _kind(tensor)
-    ]
-    problems = [
-        f"{len(names)} {what} ({_shorten(names)})"
-        for what, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of the wrong shape", misshapen),
-        )
-        if names
-    ]
-    if problems:
-        raise UserError(
-            f"{weights.path}: the tensors of this {weights.layout} do not fill a "
-            f"{weights.backbone}: {'; '.join(problems)}; nothing was loaded"
-        )
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{'float' if tensor.is_floating_point() else 'integer'} {list(tensor.shape)}"
-
-
-def _shorten(names: list[str]) -> str:
+def shorten(names: list[str]) -> str:
+    """The first three names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

@@ -1,6 +1,6 @@
 """An encoder's network for programs that run it over many pictures, or without `mcr`.
 
-It begins where preprocessing ends: normalised pixels in, features out, nothing checked. `programs`
+It begins where preprocessing ends: normalised pixels in, features out, nothing checked. `onnx_file`
 writes it to files, the feature cache runs it. Policies use the Encoder itself.
 """
 
@@ -67,7 +67,7 @@ def torch_network(encoder: Encoder, output: str, precision: str) -> Network:
 
 
 def onnx_network(path: Path, num_threads: int) -> Network:
-    """The network in the file of `programs.write_network`, run by ONNX Runtime on the CPU."""
+    """The network in the file of `onnx_file.write_network`, run by ONNX Runtime on the CPU."""
     onnxruntime = import_extra("onnxruntime", "onnx")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads

@@ -2,7 +2,7 @@
 
 A new layout is one entry in `LAYOUTS`. Files are untrusted: pickles are read with `weights_only`,
 so nothing in them runs, and tensors are dropped only by the written rule of their layout. Whether
-the tensors fill the network is checked in `models.encoder`; names that are no files (a catalogue's,
+the tensors fill the network is checked in `models.loading`; names that are no files (a catalogue's,
 `timm:`, `hf:`) are resolved in `models.sources`.
 """
 
@@ -31,7 +31,7 @@ from mcr.models.vision_transformer import to_torchvision
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = "mcr-checkpoint-1"  # what training saves
-EXPORT_FORMAT = "mcr-encoder-1"  # what `models.export` writes
+EXPORT_FORMAT = "mcr-encoder-1"  # what `release.export` writes
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 

@@ -1,8 +1,8 @@
 """Preprocessing: any picture a robot's code holds -> what enters the network, or a clear refusal.
 
 Most users of released encoders feed them wrongly and never notice, so an encoder carries this as
-data and applies it itself. Training crops at random in `data.crops` instead and takes only the size
-and the normalisation from here.
+data and applies it itself. Training crops at random in `models.crops` instead and takes only the
+size and the normalisation from here.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from mcr.models.backbones import build_backbone
-from mcr.models.encoder import load_model
 from mcr.models.layouts import CHECKPOINT_FORMAT
+from mcr.models.loading import load_model
 from mcr.models.preprocessing import Preprocessing
 
 

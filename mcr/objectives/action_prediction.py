@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mcr.data.batch import Batch, Dimensions
 from mcr.errors import UserError
-from mcr.objectives.gather import gather_rows
+from mcr.runs.gather import gather_rows
 
 
 @dataclass

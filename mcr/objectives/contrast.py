@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from mcr.errors import UserError, require_choice
-from mcr.objectives.gather import gather_rows
+from mcr.runs.gather import gather_rows
 
 SIMILARITIES = ("l2", "cosine")
 FORMS = ("log_softmax", "epsilon")

@@ -27,7 +27,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mcr.objectives.gather import gather_rows, num_processes
+from mcr.runs.gather import gather_rows, num_processes
 
 
 def synchronise_batch_norm(network: nn.Module) -> None:

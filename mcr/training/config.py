@@ -116,6 +116,10 @@ FREE_TO_CHANGE = (
 )
 
 
+# Keys of configs that runs were begun with -> what they are called now.
+RENAMED = {"data.views": "data.cameras"}
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dataclasses or dicts as {"data.root": ..., ...}."""
     if is_dataclass(config) and not isinstance(config, type):
@@ -131,7 +135,8 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def config_difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Lines "key: old -> new" for what differs and may not; both as `dataclasses.asdict` gives."""
-    before, after = flatten(old), flatten(new)
+    before = {RENAMED.get(key, key): value for key, value in flatten(old).items()}
+    after = flatten(new)
     # Where the rate falls towards the end, when that is changes what is computed.
     free = {*FREE_TO_CHANGE} - ({"steps"} if after.get("optimizer.decay_steps") else set())
     return [
@@ -149,7 +154,7 @@ def recipes_folder() -> Path:
 
 
 def check_overrides(arguments: list[str]) -> None:
-    """Raise UserError for a `key=value` whose key no config has, naming the nearest one.
+    """Raise UserError for a `key=value` whose key no config has, naming the new or nearest one.
 
     Hydra would refuse it too, without saying what was meant.
     """
@@ -160,6 +165,8 @@ def check_overrides(arguments: list[str]) -> None:
         key = key.lstrip("+~")
         if argument.startswith("-") or not equals or key.startswith("hydra"):
             continue
+        if key in RENAMED:
+            raise UserError(f"{key} is called {RENAMED[key]} now: write {RENAMED[key]}=...")
         parents = {key.rsplit(".", depth)[0] for depth in range(key.count(".") + 1)}
         if not parents & known:
             raise UserError(f"unknown option {key!r}{nearest(key, known)}")

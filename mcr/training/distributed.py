@@ -3,7 +3,7 @@
 torchrun starts them and tells each its place in the environment. A run without torchrun is a run of
 one process, which needs no process group: everything here then returns what it was given, and the
 code around it is the same. Only `train.py` and `engine.py` call this. Gradients are averaged by
-DistributedDataParallel, rows of other processes come through `objectives.gather`.
+DistributedDataParallel, rows of other processes come through `runs.gather`.
 """
 
 from __future__ import annotations

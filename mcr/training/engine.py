@@ -24,7 +24,7 @@ from torchvision.models.vision_transformer import EncoderBlock
 
 from mcr.data.batch import Batch
 from mcr.errors import UserError, require_choice
-from mcr.objectives.gather import num_processes
+from mcr.runs.gather import num_processes
 from mcr.training.batch_norm import (
     GlobalBatchNorm2d,
     average_running_statistics,

@@ -105,12 +105,12 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 def _read_episode(index: Index, row: int, config: DataConfig) -> tuple[np.ndarray, Tensor]:
     """(times float [n] in [0, 1], frames uint8 [n, 3, H, W]) of an episode, evenly spaced."""
     length = int(index.lengths[row])
-    view = index.views.index(config.views[0])
+    camera = index.cameras.index(config.cameras[0])
     times, frames = [], []
     with contextlib.closing(FrameReader(index)) as reader:
         for step in np.linspace(0, length - 1, min(STEPS_PER_EPISODE, length)).astype(int).tolist():
             try:
-                frames.append(reader.read(row, view, step))
+                frames.append(reader.read(row, camera, step))
                 times.append(step / (length - 1))
             except UserError:
                 if config.on_error == "raise":

@@ -15,11 +15,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mcr.data.batch import NUM_FRAMES, Batch, Dimensions
-from mcr.data.crops import network_input
 from mcr.models.backbones import BACKBONES, build_backbone, freeze_batch_norm
+from mcr.models.crops import network_input
 from mcr.models.preprocessing import Preprocessing
 from mcr.objectives import ObjectivesConfig, build_objectives
-from mcr.objectives.gather import gather_rows
+from mcr.runs.gather import gather_rows
 from mcr.training.batch_norm import synchronise_batch_norm, use_ghost_batches
 
 

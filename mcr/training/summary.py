@@ -26,10 +26,10 @@ from matplotlib.ticker import MaxNLocator
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mcr.data.processes import processor
 from mcr.errors import UserError
+from mcr.runs.processes import processor
 from mcr.training.checkpoint import list_checkpoints
-from mcr.training.config import Config, flatten
+from mcr.training.config import RENAMED, Config, flatten
 
 KNOWN_CHANCE = {"order_accuracy": 0.5, "r2": 0.0}  # others are logged beside their accuracy
 _LAST = 10  # training metrics are noisy: their final value is the mean of so many lines
@@ -64,12 +64,24 @@ def load_config(run_dir: str | Path) -> Config:
     """The config that a run saved. Raises UserError if there is none, or one of another version."""
     path = _file_of_run(run_dir, "config.yaml")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+        merged = OmegaConf.merge(
+            OmegaConf.structured(Config), _with_new_names(OmegaConf.load(path))
+        )
     except OmegaConfBaseException as error:
         what = str(error).splitlines()[0]
         raise UserError(f"{path}: {what}; another version of mcr wrote it") from error
     config = OmegaConf.to_object(merged)
     assert isinstance(config, Config)
+    return config
+
+
+def _with_new_names(config: Any) -> Any:
+    """The same config, with what `RENAMED` lists under its new key."""
+    for old, new in RENAMED.items():
+        if (value := OmegaConf.select(config, old)) is not None:
+            OmegaConf.update(config, new, value)
+            parent, _, name = old.rpartition(".")
+            del OmegaConf.select(config, parent)[name]
     return config
 
 

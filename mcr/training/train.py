@@ -39,6 +39,7 @@ from mcr.data.selection import select_episodes, split_sessions
 from mcr.data.statistics import space_statistics
 from mcr.errors import UserError, plain_errors, require_choice
 from mcr.models.preprocessing import Preprocessing
+from mcr.runs.log import RunLog, mean_of, to_numbers
 from mcr.training.checkpoint import (
     checkpoint_path,
     list_checkpoints,
@@ -48,7 +49,6 @@ from mcr.training.checkpoint import (
 from mcr.training.config import Config, check_overrides, config_difference, recipes_folder
 from mcr.training.distributed import World
 from mcr.training.engine import PRECISIONS, Engine, Step, make_deterministic, on_device
-from mcr.training.logging import RunLog, mean_of, to_numbers
 from mcr.training.meter import Meter
 from mcr.training.pictures import Painter
 from mcr.training.pretrainer import Pretrainer, embedding_gradients, embedding_health

@@ -1,4 +1,4 @@
-"""Pictures of a scene: three views, rendered off-screen by MuJoCo."""
+"""Pictures of a scene by three cameras, rendered off-screen by MuJoCo."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 from PIL import Image
 from sample_droid.look import Style
 from sample_droid.scene import RENDERED_WIDTH, TabletopScene
-from sample_droid.schema import HEIGHT, VIEWS, WIDTH
+from sample_droid.schema import CAMERAS, HEIGHT, WIDTH
 
-from mcr.downstream.simulators.rendering import look_through, open_gl
+from mcr.simulation.rendering import look_through, open_gl
 
-_CAMERAS = dict(zip(VIEWS, ("exterior_1", "exterior_2", "robot0_eye_in_hand"), strict=True))
+_IN_THE_SCENE = dict(zip(CAMERAS, ("exterior_1", "exterior_2", "robot0_eye_in_hand"), strict=True))
 
 
 class Photographer:
-    """Renders the three views of a scene. Holds the scene's meshes on the GPU: use `with`."""
+    """Renders what three cameras see. Holds the scene's meshes on the GPU: use `with`."""
 
     def __init__(self, scene: TabletopScene, style: Style):
         open_gl().make_current()
@@ -43,15 +43,15 @@ class Photographer:
         self._picture.free()
 
     def photograph(self, qpos: np.ndarray) -> dict[str, bytes]:
-        """The three views, JPEG files of 320 x 180, with generalised positions qpos.
+        """What the three cameras see, JPEG files of 320 x 180, with generalised positions qpos.
 
         Changes the state of the scene: photograph when the simulation is over.
         """
         self._scene.sim.data.qpos[:] = qpos
         self._scene.sim.forward()
         return {
-            view: _encode(self._render(camera), self._style.quality)
-            for view, camera in _CAMERAS.items()
+            name: _encode(self._render(camera), self._style.quality)
+            for name, camera in _IN_THE_SCENE.items()
         }
 
     def _render(self, name: str) -> np.ndarray:

@@ -175,9 +175,9 @@ def _step_flags(count: int, success: bool) -> dict[str, list[bytes] | np.ndarray
 def _photograph(
     scene: TabletopScene, states: list[np.ndarray], style: Style
 ) -> dict[str, list[bytes] | np.ndarray]:
-    pictures: dict[str, list[bytes]] = {view: [] for view in schema.VIEWS}
+    pictures: dict[str, list[bytes]] = {camera: [] for camera in schema.CAMERAS}
     with Photographer(scene, style) as photographer:
         for qpos in states:
-            for view, picture in photographer.photograph(qpos).items():
-                pictures[view].append(picture)
-    return {f"steps/observation/{view}": encoded for view, encoded in pictures.items()}
+            for camera, picture in photographer.photograph(qpos).items():
+                pictures[camera].append(picture)
+    return {f"steps/observation/{camera}": encoded for camera, encoded in pictures.items()}

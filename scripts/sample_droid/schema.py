@@ -10,7 +10,7 @@ from typing import Any
 
 VERSION = "1.0.0"
 HEIGHT, WIDTH = 180, 320
-VIEWS = {
+CAMERAS = {
     "exterior_image_1_left": "Exterior camera 1 left viewpoint",
     "exterior_image_2_left": "Exterior camera 2 left viewpoint",
     "wrist_image_left": "Wrist camera RGB left viewpoint",
@@ -32,7 +32,7 @@ _FEATURES = "tensorflow_datasets.core.features"
 def features() -> dict[str, Any]:
     """The content of `features.json`: DROID 1.0.0's nested schema."""
     observation = {name: _tensor(size) for name, size in OBSERVATION_SIZES.items()}
-    observation |= {name: _image(description) for name, description in VIEWS.items()}
+    observation |= {name: _image(description) for name, description in CAMERAS.items()}
     steps = {
         "action": _tensor(7),
         "action_dict": _dict({name: _tensor(size) for name, size in COMMAND_SIZES.items()}),

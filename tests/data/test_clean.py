@@ -15,25 +15,25 @@ from PIL import Image
 
 from mcr.data import pictures
 from mcr.data.clean import RULES, delete, expect, inspect_episode, judge, quarantine, report
-from mcr.data.droid import EXTERIOR_VIEWS, RldsDataset
+from mcr.data.droid import EXTERIOR_CAMERAS, RldsDataset
 from mcr.data.episode import LANGUAGES, OTHER_DATA, read_other_data, write_episode
 from mcr.data.tfrecord import Record, encode_example
 from mcr.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "delete_short_videos.py"
 LENGTH = 6
-VIEW, OTHER_VIEW = EXTERIOR_VIEWS
+CAMERA, OTHER_CAMERA = EXTERIOR_CAMERAS
 
 
 @pytest.fixture(scope="module")
 def write_short_episode(reference, make_features, file_path):
-    """write_short_episode(root, second, encode, suffix): LENGTH frames of two views."""
+    """write_short_episode(root, second, encode, suffix): LENGTH frames of two cameras."""
     dataset = RldsDataset.open(reference)
 
     def write(root: Path, second: int, encode, suffix: str) -> None:
         payload = encode_example(make_features(LENGTH, file_path(second)))
         episode = dataset.parse(Record(root, 0, payload))
-        write_episode(root, episode.origin.name, episode, EXTERIOR_VIEWS, encode, suffix)
+        write_episode(root, episode.origin.name, episode, EXTERIOR_CAMERAS, encode, suffix)
 
     return write
 
@@ -57,11 +57,11 @@ def sound(sound_once, tmp_path) -> Path:
 
 
 def rejected(
-    root: Path, min_frames: int = LENGTH, min_words: int = 2, views=None, quick: bool = False
+    root: Path, min_frames: int = LENGTH, min_words: int = 2, cameras=None, quick: bool = False
 ) -> dict[str, dict[str, str]]:
     """Episode -> rule -> reason, of the episodes that break one; as `report`, in this process."""
     facts = [inspect_episode(folder, quick) for folder in sorted(root.iterdir())]
-    expected = expect(facts, min_frames, min_words, views)
+    expected = expect(facts, min_frames, min_words, cameras)
     verdicts = [judge(f, expected) for f in facts]
     return {verdict.facts.name: verdict.reasons for verdict in verdicts if verdict.reasons}
 
@@ -92,53 +92,61 @@ def set_row(data: dict, key: str, row, value) -> None:
 
 # What is done to one episode, the one rule that must reject it, and a part of the reason.
 DEFECTS = {
-    "a view is missing": (lambda e: shutil.rmtree(e / VIEW), "missing_view", VIEW),
-    "a view too many": (
-        lambda e: shutil.copytree(e / VIEW, e / "wrist_image_left"),
-        "extra_view",
+    "a camera is missing": (lambda e: shutil.rmtree(e / CAMERA), "missing_camera", CAMERA),
+    "a camera too many": (
+        lambda e: shutil.copytree(e / CAMERA, e / "wrist_image_left"),
+        "extra_camera",
         "wrist_image_left",
     ),
-    "an empty view": (
-        lambda e: [shutil.rmtree(e / VIEW), (e / VIEW).mkdir()],
-        ("unequal_views", "too_short"),
-        f"{VIEW} has 0 frames",
+    "an empty camera": (
+        lambda e: [shutil.rmtree(e / CAMERA), (e / CAMERA).mkdir()],
+        ("unequal_cameras", "too_short"),
+        f"{CAMERA} has 0 frames",
     ),
-    "frames missing in the middle of both views": (
-        lambda e: [(e / v / "2.png").unlink() for v in (VIEW, OTHER_VIEW)],
+    "frames missing in the middle of both cameras": (
+        lambda e: [(e / v / "2.png").unlink() for v in (CAMERA, OTHER_CAMERA)],
         ("missing_frames", "wrong_length", "too_short"),
         "1 frames are missing, the first is 2",
     ),
-    "a second view of half the length": (
-        lambda e: [(e / OTHER_VIEW / f"{step}.png").unlink() for step in (3, 4, 5)],
-        ("unequal_views", "too_short"),
-        f"{OTHER_VIEW} has 3 frames",
+    "a second camera of half the length": (
+        lambda e: [(e / OTHER_CAMERA / f"{step}.png").unlink() for step in (3, 4, 5)],
+        ("unequal_cameras", "too_short"),
+        f"{OTHER_CAMERA} has 3 frames",
     ),
     "a file that is no frame": (
-        lambda e: (e / VIEW / "Thumbs.db").write_bytes(b"x"),
+        lambda e: (e / CAMERA / "Thumbs.db").write_bytes(b"x"),
         "missing_frames",
         "Thumbs.db is no frame",
     ),
     "a frame twice": (
-        lambda e: shutil.copy(e / VIEW / "3.png", e / VIEW / "3.jpg"),
+        lambda e: shutil.copy(e / CAMERA / "3.png", e / CAMERA / "3.jpg"),
         "missing_frames",
         "3.png is no frame",
     ),
-    "a truncated picture": (lambda e: cut(e / VIEW / "3.png", 5000), "damaged_picture", "frame 3"),
-    "an empty picture": (lambda e: cut(e / OTHER_VIEW / "0.png", 0), "damaged_picture", "frame 0"),
+    "a truncated picture": (
+        lambda e: cut(e / CAMERA / "3.png", 5000),
+        "damaged_picture",
+        "frame 3",
+    ),
+    "an empty picture": (
+        lambda e: cut(e / OTHER_CAMERA / "0.png", 0),
+        "damaged_picture",
+        "frame 0",
+    ),
     "a folder for a picture": (
-        lambda e: [(e / VIEW / "4.png").unlink(), (e / VIEW / "4.png").mkdir()],
+        lambda e: [(e / CAMERA / "4.png").unlink(), (e / CAMERA / "4.png").mkdir()],
         "damaged_picture",
         "frame 4",
     ),
     "a picture of another size": (
-        lambda e: resize(e / VIEW / "5.png"),
+        lambda e: resize(e / CAMERA / "5.png"),
         "damaged_picture",
         "frame 5 is 90 x 160, not 180 x 320",
     ),
-    "a view of another size": (
-        lambda e: resize_all(e / VIEW),
+    "a camera of another size": (
+        lambda e: resize_all(e / CAMERA),
         "wrong_picture_size",
-        f"{VIEW} is 90 x 160, 180 x 320 in most",
+        f"{CAMERA} is 90 x 160, 180 x 320 in most",
     ),
     "no pickle": (lambda e: (e / OTHER_DATA).unlink(), "unreadable_data", "missing"),
     "a truncated pickle": (lambda e: cut(e / OTHER_DATA, 500), "unreadable_data", "damaged"),
@@ -251,15 +259,15 @@ def test_thresholds(sound):
     assert rejected(sound, min_words=0) == {}
 
 
-def test_views_are_those_of_most_episodes_or_those_asked_for(sound, tmp_path):
-    assert report(sound, workers=1).expected.views == (VIEW, OTHER_VIEW)
-    assert all("extra_view" in reasons for reasons in rejected(sound, views=(VIEW,)).values())
+def test_cameras_are_those_of_most_episodes_or_those_asked_for(sound, tmp_path):
+    assert report(sound, workers=1).expected.cameras == (CAMERA, OTHER_CAMERA)
+    assert all("extra_camera" in reasons for reasons in rejected(sound, cameras=(CAMERA,)).values())
     with pytest.raises(UserError, match="did you mean"):
-        report(sound, views=("exterior_image_1",), workers=1)
+        report(sound, cameras=("exterior_image_1",), workers=1)
 
 
 def test_quick_looks_at_both_ends_only(sound):
-    picture = min(sound.iterdir()) / VIEW / "2.png"
+    picture = min(sound.iterdir()) / CAMERA / "2.png"
     data = bytearray(picture.read_bytes())
     data[len(data) // 2] ^= 0xFF
     picture.write_bytes(data)
@@ -378,20 +386,20 @@ def script(*arguments) -> subprocess.CompletedProcess:
 
 def test_the_script_reports_then_moves_then_deletes(sound, tmp_path):
     first, second, third = sorted(sound.iterdir())
-    shutil.rmtree(first / VIEW)
-    cut(second / OTHER_VIEW / "1.png", 99)
+    shutil.rmtree(first / CAMERA)
+    cut(second / OTHER_CAMERA / "1.png", 99)
     before = sorted(sound.rglob("*"))
 
     result = script(sound, "--min-frames", LENGTH)
     assert result.returncode == 0, result.stderr
-    assert "1 missing view\n" in result.stdout and "1 damaged picture\n" in result.stdout
+    assert "1 missing camera\n" in result.stdout and "1 damaged picture\n" in result.stdout
     assert "2 episodes break a rule" in result.stdout and "1 of 3 are fine" in result.stdout
     assert "nothing was changed" in result.stdout
     assert sorted(sound.rglob("*")) == before
     with (tmp_path / "sound.report.csv").open(newline="") as file:
         rows = {row["episode"]: row for row in csv.DictReader(file)}
-    assert rows[first.name]["missing_view"] == f"no {VIEW}"
-    assert rows[second.name]["damaged_picture"].startswith(f"{OTHER_VIEW}: frame 1: ")
+    assert rows[first.name]["missing_camera"] == f"no {CAMERA}"
+    assert rows[second.name]["damaged_picture"].startswith(f"{OTHER_CAMERA}: frame 1: ")
     assert [rows[p.name]["verdict"] for p in (first, second, third)] == ["reject"] * 2 + ["keep"]
     assert rows[third.name]["frames"] == str(LENGTH)
 

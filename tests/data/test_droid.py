@@ -23,8 +23,8 @@ def test_every_picture_and_text_is_what_tensorflow_reads(reference, expected):
         assert episode.file_path == facts["file_path"]
         assert episode.recording_folderpath == facts["recording_folderpath"]
         assert episode.languages == {key: facts[key] for key in LANGUAGES}
-        for view, hashes in facts["jpeg_sha256"].items():
-            frames = [episode.encoded_frame(view, step) for step in range(episode.length)]
+        for camera, hashes in facts["jpeg_sha256"].items():
+            frames = [episode.encoded_frame(camera, step) for step in range(episode.length)]
             assert [hashlib.sha256(frame).hexdigest() for frame in frames] == hashes
 
 
@@ -40,11 +40,11 @@ def test_every_number_is_what_tensorflow_reads(reference, expected_numbers):
     assert compared == len([key for key in expected_numbers if "/pixels/" not in key]) == 60
 
 
-def test_the_schema_gives_sizes_and_views(reference):
+def test_the_schema_gives_sizes_and_cameras(reference):
     dataset = RldsDataset.open(reference)
     assert dataset.sizes["action"] == 7 and dataset.sizes["action_dict/joint_velocity"] == 7
     assert dataset.sizes["cartesian_position"] == 6 and dataset.sizes["discount"] == 0
-    assert dataset.views == ("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left")
+    assert dataset.cameras == ("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left")
     assert dataset.episodes == (2, 2)
     assert RldsDataset.open(reference.parent) == dataset  # a single version inside
 

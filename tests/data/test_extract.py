@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mcr.data.droid import EXTERIOR_VIEWS, RldsDataset
+from mcr.data.droid import EXTERIOR_CAMERAS, RldsDataset
 from mcr.data.episode import LANGUAGES
 from mcr.data.extract import Options, ShardTask, extract, extract_shard
 from mcr.data.manifest import Manifest
@@ -65,9 +65,9 @@ def test_pixels_are_tensorflows(whole, expected):
     compared = 0
     for facts in expected:
         folder = whole / "_".join(facts["file_path"].split("/")[-3:-1]).replace(":", "_")
-        for view in EXTERIOR_VIEWS:
-            for step, sha256 in facts["pixels_sha256"][view].items():
-                pixels = np.asarray(Image.open(folder / view / f"{step}.png"))
+        for camera in EXTERIOR_CAMERAS:
+            for step, sha256 in facts["pixels_sha256"][camera].items():
+                pixels = np.asarray(Image.open(folder / camera / f"{step}.png"))
                 assert pixels.shape == (180, 320, 3)
                 assert hashlib.sha256(pixels.tobytes()).hexdigest() == sha256
                 compared += 1
@@ -82,10 +82,10 @@ def test_upstreams_loader_reads_the_tree(whole, expected_numbers):
     for name in names:
         folder = os.path.join(whole, name)
         lengths.add(length := len(os.listdir(f"{folder}/exterior_image_1_left")))
-        for view in EXTERIOR_VIEWS:
-            assert len(os.listdir(f"{folder}/{view}")) == length
+        for camera in EXTERIOR_CAMERAS:
+            assert len(os.listdir(f"{folder}/{camera}")) == length
             for step in (1, length // 2, length - 1):
-                assert Image.open(f"{folder}/{view}/{step}.png").size == (320, 180)
+                assert Image.open(f"{folder}/{camera}/{step}.png").size == (320, 180)
         for key in LANGUAGES:
             with open(f"{folder}/{key}/0.txt", encoding="utf-8") as file:
                 file.read()
@@ -105,14 +105,14 @@ def test_upstreams_loader_reads_the_tree(whole, expected_numbers):
 
 
 def test_jpeg_format_keeps_the_stored_bytes(reference, expected, tmp_path):
-    views = (*EXTERIOR_VIEWS, "wrist_image_left")
-    extract(reference, tmp_path / "tree", Options(views, "jpeg"), workers=1)
+    cameras = (*EXTERIOR_CAMERAS, "wrist_image_left")
+    extract(reference, tmp_path / "tree", Options(cameras, "jpeg"), workers=1)
     for facts in expected:
         name = "_".join(facts["file_path"].split("/")[-3:-1]).replace(":", "_")
-        for view in views:
-            files = [tmp_path / "tree" / name / view / f"{s}.jpg" for s in range(facts["length"])]
+        for camera in cameras:
+            files = [tmp_path / "tree" / name / camera / f"{s}.jpg" for s in range(facts["length"])]
             hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-            assert hashes == facts["jpeg_sha256"][view]
+            assert hashes == facts["jpeg_sha256"][camera]
 
 
 @pytest.mark.parametrize("rule, skipped", [("none", 0), ("any", 2), ("all", 3)])
@@ -146,7 +146,7 @@ def test_recordings_of_the_same_second_both_survive(
         extract(root, tmp_path / "tree", part=part, workers=1)
     base = "2023-07-07_Fri_Jul__7_09_42"
     lengths = {
-        folder.name: len(list((folder / EXTERIOR_VIEWS[0]).iterdir()))
+        folder.name: len(list((folder / EXTERIOR_CAMERAS[0]).iterdir()))
         for folder in (tmp_path / "tree").iterdir()
     }
     assert lengths == {
@@ -166,7 +166,7 @@ def test_damaged_records_fail_alone_and_are_accounted_for(
     episodes = [make_features(3, file_path(second)) for second in range(6)]
     del episodes[1]["steps/action"]
     episodes[2]["steps/discount"] = np.zeros(2)
-    jpegs = episodes[3][f"steps/observation/{EXTERIOR_VIEWS[1]}"]
+    jpegs = episodes[3][f"steps/observation/{EXTERIOR_CAMERAS[1]}"]
     jpegs[2] = jpegs[2][:4000] + jpegs[2][-2:]
     episodes[4]["episode_metadata/file_path"] = [b"gs://x/../../../../escape/t.h5"]
     root = make_dataset([episodes, [make_features(3, file_path(10 + s)) for s in range(3)]])
@@ -181,7 +181,7 @@ def test_damaged_records_fail_alone_and_are_accounted_for(
     for reason in [
         "the field steps/action is missing",
         "steps/discount has 2 numbers; 3 steps",
-        f"{EXTERIOR_VIEWS[1]} at step 2: ",
+        f"{EXTERIOR_CAMERAS[1]} at step 2: ",
         "unsafe component '..'",
         "bad CRC: the record's bytes are damaged",
         "truncated: the file ends inside this record",
@@ -386,8 +386,8 @@ def test_a_worker_holds_one_episode_at_a_time(make_dataset, make_features, file_
     "options, message",
     [
         (["--format", "jpg"], "--format='jpg' is unknown; did you mean 'jpeg'?"),
-        (["--views", "wrist_image"], "did you mean 'wrist_image_left'?"),
-        (["--views", *EXTERIOR_VIEWS[:1] * 2], "each once"),
+        (["--cameras", "wrist_image"], "did you mean 'wrist_image_left'?"),
+        (["--cameras", *EXTERIOR_CAMERAS[:1] * 2], "each once"),
         (["--require-language", "al"], "did you mean 'all'?"),
         (["--shard", "0/4"], "--shard 0/4: give i/n with i from 1 to n"),
         (["--shard", "5/4"], "i from 1 to n"),
@@ -417,8 +417,8 @@ def test_other_options_are_refused_with_the_difference(reference, make_dataset, 
     extract(reference, tmp_path / "tree", limit=1, workers=1)
     with pytest.raises(UserError, match="format 'png', not 'jpeg'"):
         extract(reference, tmp_path / "tree", Options(format="jpeg"))
-    with pytest.raises(UserError, match=r"views .*wrist_image_left"):
-        extract(reference, tmp_path / "tree", Options(views=("wrist_image_left",)))
+    with pytest.raises(UserError, match=r"cameras .*wrist_image_left"):
+        extract(reference, tmp_path / "tree", Options(cameras=("wrist_image_left",)))
     with pytest.raises(UserError, match="dataset 'r2d2_faceblur-train in 2 shards'"):
         extract(make_dataset([[]]), tmp_path / "tree")
 

@@ -257,7 +257,7 @@ def test_the_real_steps_are_the_shortened_timelines(resting):
     kept = [np.flatnonzero(mask[row]) for row in episodes.rows]
     wanted = [kept[e][steps] for e, steps in zip(short.episodes, short.steps, strict=True)]
     assert np.array_equal(draw.steps, wanted)
-    assert np.array_equal(draw.crops, short.crops) and np.array_equal(draw.views, short.views)
+    assert np.array_equal(draw.crops, short.crops) and np.array_equal(draw.cameras, short.cameras)
 
 
 def test_without_idle_steps_to_drop_the_stream_is_the_same(reference_index):

@@ -29,9 +29,9 @@ def test_holds_every_number_and_every_frame_of_the_shards(shards):
         for key, (begin, end) in index.info["columns"].items():
             expected = episode.signals[key].reshape(episode.length, -1)
             assert np.array_equal(block[:, begin:end], expected), key
-        for number, view in enumerate(index.views):
+        for number, camera in enumerate(index.cameras):
             for step in (0, episode.length - 1):
-                expected = decode(episode.encoded_frame(view, step))
+                expected = decode(episode.encoded_frame(camera, step))
                 assert np.array_equal(reader.read(row, number, step), expected)
     reader.close()
 
@@ -126,3 +126,12 @@ def test_one_and_two_processes_build_the_same(shards, tmp_path):
     assert one.info == two.info
     for name in ("signals.f32", "frame_offsets.i64", "starts.npy", "episodes.csv"):
         assert (one.path / name).read_bytes() == (two.path / name).read_bytes()
+
+
+def test_an_index_that_says_view_for_camera_is_read(reference, tmp_path):
+    index = build_index(reference, tmp_path / "index", workers=1)
+    file = tmp_path / "index" / "index.json"
+    info = json.loads(file.read_text())
+    info["views"] = info.pop("cameras")
+    file.write_text(json.dumps(info))
+    assert Index(tmp_path / "index").cameras == index.cameras != ()

@@ -111,11 +111,11 @@ def test_a_batch_that_does_not_divide_is_refused(shards):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"views": ["exterior_image_1_lef"]}, "did you mean 'exterior_image_1_left'"),
+        ({"cameras": ["exterior_image_1_lef"]}, "did you mean 'exterior_image_1_left'"),
         ({"state_keys": ["cartesian"]}, "cartesian"),
         ({"action_space": "defautl"}, "did you mean 'default'"),
         ({"on_error": "ignore"}, "on_error"),
-        ({"views": []}, "no views"),
+        ({"cameras": []}, "no cameras"),
     ],
 )
 def test_what_the_data_lacks_is_refused(shards, options, message):
@@ -131,9 +131,9 @@ def damage_frames(root, share):
         path = index.source / index.info["shards"][index.shards[row]]
         with path.open("r+b") as file:
             for step in range(int(index.lengths[row])):
-                for view in range(len(index.views)):
+                for camera in range(len(index.cameras)):
                     if rng.random() < share:
-                        file.seek(int(index.frame_offsets[index.starts[row] + step, view]))
+                        file.seek(int(index.frame_offsets[index.starts[row] + step, camera]))
                         file.write(b"\0\0\0\0")
 
 

@@ -38,16 +38,16 @@ def test_decoding_jpeg_is_tensorflows_bit_for_bit(reference, expected, expected_
     compared = 0
     for record, facts in zip(records, expected, strict=True):
         episode = dataset.parse(record)
-        for view, hashes in facts["pixels_sha256"].items():
+        for camera, hashes in facts["pixels_sha256"].items():
             for step, sha256 in hashes.items():
-                pixels = pictures.decode(episode.encoded_frame(view, int(step)))
-                assert hashlib.sha256(pixels.tobytes()).hexdigest() == sha256, (view, step)
+                pixels = pictures.decode(episode.encoded_frame(camera, int(step)))
+                assert hashlib.sha256(pixels.tobytes()).hexdigest() == sha256, (camera, step)
                 compared += 1
     assert compared == 57
     episode = dataset.parse(records[0])
-    for view in dataset.views:
-        pixels = pictures.decode(episode.encoded_frame(view, 0))
-        np.testing.assert_array_equal(pixels, expected_numbers[f"0/pixels/{view}/0"])
+    for camera in dataset.cameras:
+        pixels = pictures.decode(episode.encoded_frame(camera, 0))
+        np.testing.assert_array_equal(pixels, expected_numbers[f"0/pixels/{camera}/0"])
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from mcr.data import ray_engine
 from mcr.data.extract import extract
 from mcr.data.index import build_index
-from mcr.data.ray_engine import ray_cluster, ray_map
 from mcr.errors import UserError
+from mcr.runs import ray_engine
+from mcr.runs.ray_engine import ray_cluster, ray_map
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "process_data_multicore.py"
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}

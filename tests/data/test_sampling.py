@@ -109,7 +109,7 @@ def test_without_jitter_colours_stay_as_they_are():
 
 def test_jitter_changes_nothing_else_that_is_drawn():
     plain, jittered = draw(), draw(config=SamplingConfig(color_jitter=0.4))
-    for key in ("episodes", "views", "steps", "windows", "crops"):
+    for key in ("episodes", "cameras", "steps", "windows", "crops"):
         assert np.array_equal(getattr(plain, key), getattr(jittered, key)), key
 
 

@@ -18,8 +18,8 @@ from torch.distributed import HashStore
 import mcr
 from mcr.errors import UserError
 from mcr.models.backbones import BACKBONES, build_backbone
-from mcr.models.encoder import build_encoder
 from mcr.models.layouts import Weights
+from mcr.models.loading import build_encoder
 from mcr.models.preprocessing import Preprocessing
 
 IMAGES = torch.rand(2, 3, 180, 320, generator=torch.Generator().manual_seed(0))

@@ -8,9 +8,9 @@ from torch import nn
 
 from mcr.errors import UserError
 from mcr.models.backbones import build_backbone
-from mcr.models.encoder import load_model
-from mcr.models.export import export_encoder
 from mcr.models.grad_cam import feature_map, grad_cam
+from mcr.models.loading import load_model
+from mcr.release.export import export_encoder
 
 
 @pytest.fixture

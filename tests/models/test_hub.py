@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 import mcr
 from mcr.errors import UserError
-from mcr.models.export import export_encoder
 from mcr.models.hub import Address, parse
+from mcr.release.export import export_encoder
+from tests import hub_server
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 constants = pytest.importorskip("huggingface_hub.constants")
-
-spec = importlib.util.spec_from_file_location(
-    "hub_server", Path(__file__).with_name("hub_server.py")
-)
-hub_server = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(hub_server)
 
 IMAGES = torch.rand(2, 3, 90, 120, generator=torch.Generator().manual_seed(0))
 

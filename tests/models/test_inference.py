@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import mcr
-from mcr.models.encoder import build_encoder
 from mcr.models.inference import fastest_engine, fused, onnx_network, torch_network
 from mcr.models.layouts import Weights
+from mcr.models.loading import build_encoder
+from mcr.models.onnx_file import write_network
 from mcr.models.preprocessing import Preprocessing
-from mcr.models.programs import write_network
 
 SMALL = Preprocessing.for_size(64)
 PIXELS = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

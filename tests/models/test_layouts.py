@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from mcr.errors import UserError
-from mcr.models.encoder import load_model
-from mcr.models.export import export_encoder
 from mcr.models.layouts import LAYOUTS, read_weights
+from mcr.models.loading import load_model
+from mcr.release.export import export_encoder
 
 MCR_HEADS = ("state_encoder.0.weight", "bc_trunk.0.bias", "bc_policy.4.weight")
 R3M_HEADS = ("lang_enc.model.embeddings.word_embeddings.weight", "lang_rew.pred.0.weight")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mcr.errors import UserError
 from mcr.models.backbones import build_backbone
-from mcr.models.encoder import load_model
+from mcr.models.loading import load_model
 from mcr.models.vision_transformer import resize_positions, to_torchvision
 
 timm = pytest.importorskip("timm")

@@ -29,7 +29,7 @@ def pytest_configure(config):
 @pytest.fixture(scope="session")
 def encoder_path(tmp_path_factory) -> str:
     """An export of a small ResNet-18 with random weights."""
-    from mcr.models.export import export_encoder
+    from mcr.release.export import export_encoder
 
     folder = tmp_path_factory.mktemp("encoder")
     checkpoint = write_encoder(folder / "checkpoint.pt", "resnet18", SIZE)

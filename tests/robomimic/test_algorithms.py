@@ -14,7 +14,7 @@ from robomimic.algo import RolloutPolicy, algo_factory
 from robomimic.config import config_factory
 from torch.utils.data import DataLoader
 
-import mcr.downstream.robomimic  # noqa: F401  registers
+import mcr.robomimic  # noqa: F401  registers
 from mcr import load_model
 from mcr.models.encoder import Encoder
 

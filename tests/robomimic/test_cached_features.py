@@ -11,8 +11,8 @@ import robomimic.utils.obs_utils as obs_utils
 import torch
 
 from mcr import UserError, load_model
-from mcr.downstream.robomimic import EncoderConv
-from mcr.downstream.robomimic.cached_features import OnlineFeatures, write_features
+from mcr.robomimic import EncoderConv
+from mcr.robomimic.cached_features import OnlineFeatures, write_features
 
 NAMES = ["agentview_image_features", "robot0_eye_in_hand_image_features"]
 

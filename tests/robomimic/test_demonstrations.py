@@ -11,8 +11,8 @@ import robomimic.utils.obs_utils as obs_utils
 from robomimic.utils.dataset import SequenceDataset
 
 from mcr import UserError
-from mcr.downstream.robomimic.demonstrations import CAMERAS, record_lift
-from mcr.downstream.robomimic.simulator import Simulator
+from mcr.robomimic.demonstrations import CAMERAS, record_lift
+from mcr.robomimic.simulator import RobosuiteSimulator
 
 PROPRIOCEPTION = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
 
@@ -99,7 +99,7 @@ def test_replayed_states_give_the_recorded_pictures(demos, lift):
     simulator = env_utils.create_env_from_metadata(
         file_utils.get_env_metadata_from_dataset(lift), use_image_obs=True
     )
-    assert isinstance(simulator, Simulator)
+    assert isinstance(simulator, RobosuiteSimulator)
     demo = demos["data/demo_1"]
     simulator.reset()
     simulator.reset_to({"model": demo.attrs["model_file"], "states": demo["states"][0]})

@@ -8,9 +8,9 @@ import torchvision
 from robomimic.models.obs_core import VisualCore
 
 from mcr import UserError, load_model
-from mcr.downstream.robomimic import EncoderConv, MCRConv, MVPConv, R3MConv
-from mcr.downstream.robomimic.encoders import MVP_CLASSES, R3M_CLASSES
 from mcr.models.catalogue import MODELS
+from mcr.robomimic import EncoderConv, MCRConv, MVPConv, R3MConv
+from mcr.robomimic.encoders import MVP_CLASSES, R3M_CLASSES
 
 PICTURES = torch.rand(2, 3, 84, 84, generator=torch.Generator().manual_seed(0))
 CLASSES = [EncoderConv, MCRConv, R3MConv, MVPConv]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from robomimic.models.obs_core import VisualCore
 
-import mcr.downstream.robomimic  # noqa: F401  registers
+import mcr.robomimic  # noqa: F401  registers
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "robomimic.md"

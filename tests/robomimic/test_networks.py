@@ -44,7 +44,7 @@ from robomimic.models.value_nets import (
     ValueNetwork,
 )
 
-import mcr.downstream.robomimic  # noqa: F401  registers
+import mcr.robomimic  # noqa: F401  registers
 from mcr import UserError, load_model
 from mcr.models.encoder import Encoder
 

@@ -13,9 +13,9 @@ import robomimic.utils.file_utils as file_utils
 import robomimic.utils.obs_utils as obs_utils
 
 from mcr import UserError
-from mcr.downstream.robomimic import compatibility
-from mcr.downstream.robomimic.demonstrations import make_lift
-from mcr.downstream.robomimic.simulator import Simulator
+from mcr.robomimic import compatibility
+from mcr.robomimic.demonstrations import make_lift
+from mcr.robomimic.simulator import RobosuiteSimulator
 
 
 def test_this_version_of_robomimic_is_known():
@@ -44,7 +44,7 @@ def test_no_stand_in_is_left_behind():
 
 
 def test_robomimic_makes_our_simulator_for_robosuite_only():
-    assert env_utils.get_env_class(env_type=env_base.EnvType.ROBOSUITE_TYPE) is Simulator
+    assert env_utils.get_env_class(env_type=env_base.EnvType.ROBOSUITE_TYPE) is RobosuiteSimulator
     with pytest.raises(ImportError):  # robomimic's own answer where gym is not installed
         env_utils.get_env_class(env_type=env_base.EnvType.GYM_TYPE)
     assert compatibility._robomimics["get_env_class"].__module__ == "robomimic.utils.env_utils"
@@ -52,12 +52,12 @@ def test_robomimic_makes_our_simulator_for_robosuite_only():
 
 def test_registering_twice_does_no_harm():
     ours = env_utils.get_env_class
-    compatibility.register()
+    compatibility.register(simulator=lambda: RobosuiteSimulator)
     assert env_utils.get_env_class is ours
     assert compatibility._robomimics["get_env_class"] is not ours
 
 
-def agentview(simulator: Simulator) -> np.ndarray:
+def agentview(simulator: RobosuiteSimulator) -> np.ndarray:
     return simulator.get_observation()["agentview_image"].copy()
 
 

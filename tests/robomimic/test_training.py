@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from mcr import UserError
-from mcr.downstream.robomimic.comparison import (
+from mcr.robomimic.comparison import (
     SCRATCH,
-    Outcome,
     Scale,
+    TableRow,
     compare,
     format_table,
 )
-from mcr.downstream.robomimic.training import merge, read_config, read_progress, train
+from mcr.robomimic.training import merge, read_config, read_progress, train
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,8 +89,8 @@ def test_merge_is_deep_and_leaves_its_arguments():
 
 def test_table_tells_rate_interval_and_ratio():
     rows = [
-        Outcome("BC", "encoder, features cached", 1000, 0.005, 0.01, 15, 20),
-        Outcome("BC", "encoder, in the loop", 15, 0.2, 0.01, 0, 0),
+        TableRow("BC", "encoder, features cached", 1000, 0.005, 0.01, 15, 20),
+        TableRow("BC", "encoder, in the loop", 15, 0.2, 0.01, 0, 0),
     ]
     lines = format_table(rows).splitlines()
     assert len({len(line) for line in lines[:3]}) == 1

@@ -8,8 +8,8 @@ from mcr.data.batch import Batch, Dimensions
 from mcr.models.preprocessing import Preprocessing
 from mcr.objectives import ObjectivesConfig
 from mcr.objectives.dynamics_alignment import DynamicsAlignmentConfig
-from mcr.objectives.gather import gather_rows
 from mcr.objectives.time_contrastive import TimeContrastiveConfig
+from mcr.runs.gather import gather_rows
 from mcr.training.distributed import World
 from mcr.training.engine import Engine, EngineConfig, OptimizerConfig
 from mcr.training.pretrainer import Pretrainer, embedding_health

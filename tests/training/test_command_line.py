@@ -78,9 +78,21 @@ def test_known_keys_pass():
 
 
 def test_config_difference_ignores_what_may_change():
-    old = {"steps": 1, "data": {"root": "a", "workers": 1, "views": ["x"]}}
-    new = {"steps": 2, "data": {"root": "b", "workers": 9, "views": ["y"]}}
-    assert config_difference(old, new) == ["data.views: ['x'] -> ['y']"]
+    old = {"steps": 1, "data": {"root": "a", "workers": 1, "cameras": ["x"]}}
+    new = {"steps": 2, "data": {"root": "b", "workers": 9, "cameras": ["y"]}}
+    assert config_difference(old, new) == ["data.cameras: ['x'] -> ['y']"]
+
+
+def test_a_run_begun_under_the_old_name_of_a_key_goes_on():
+    old = {"data": {"views": ["x"], "workers": 1}}
+    assert config_difference(old, {"data": {"cameras": ["x"], "workers": 1}}) == []
+    changed = config_difference(old, {"data": {"cameras": ["y"], "workers": 1}})
+    assert changed == ["data.cameras: ['x'] -> ['y']"]
+
+
+def test_a_key_by_its_old_name_gets_the_new_one():
+    with pytest.raises(UserError, match="data.views is called data.cameras now"):
+        check_overrides(["data.views=[exterior_image_1_left]"])
 
 
 def test_the_end_of_a_run_whose_rate_falls_towards_it_may_not_change():

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from mcr.errors import UserError
-from mcr.objectives.gather import gather_rows
+from mcr.runs.gather import gather_rows
 from mcr.training.batch_norm import statistics_kept, synchronise_batch_norm
 from mcr.training.checkpoint import list_checkpoints, load_checkpoint
 from mcr.training.config import Config, flatten

@@ -16,6 +16,7 @@ from mcr.training.summary import (
     final_accuracies,
     final_metrics,
     hardware,
+    load_config,
     plot_curves,
     read_metrics,
     save_launch,
@@ -127,3 +128,9 @@ def test_a_run_that_logged_nothing_has_a_page(run_dir):
 
 def test_hardware_is_named():
     assert re.search(r"\w.*, \d+ cores, threads: \d+", hardware(torch.device("cpu")))
+
+
+def test_a_config_that_says_view_for_camera_is_read(tmp_path):
+    (tmp_path / "config.yaml").write_text("data: {views: [wrist_image_left], workers: 3}\n")
+    data = load_config(tmp_path).data
+    assert (data.cameras, data.workers) == (["wrist_image_left"], 3)

@@ -1,0 +1,179 @@
+"""Results of an evaluation: a CSV that grows row by row, and the table and the picture made of it.
+
+    <folder>/protocol.json   what all rows were measured with; another protocol is refused
+             results.csv     a row per task, encoder and seed, with what it takes to repeat it
+             results.md      encoders by tasks, with 95% intervals
+             results.png     the same to look at
+
+Called by `success_rates` and scripts/evaluate.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mcr.errors import UserError
+from mcr.simulation.rollouts import wilson_interval
+
+MEAN = "mean"  # over tasks, in the place of a task
+_PROTOCOL, _RESULTS = "protocol.json", "results.csv"
+
+
+class Results:
+    """The rows of one folder. What is added is on disk when `add` returns."""
+
+    def __init__(self, folder: str | Path, protocol: Mapping[str, Any]):
+        """Open or begin a folder. UserError if its rows are of another protocol."""
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _require_protocol(self.folder / _PROTOCOL, protocol)
+        self._path = self.folder / _RESULTS
+        known = {"encoder": str, "task": str, "weights": str, "seed": str}
+        self.rows = (
+            pd.read_csv(self._path, dtype=known, keep_default_na=False, na_values={"value": [""]})
+            if self._path.exists()
+            else pd.DataFrame(columns=list(known))
+        )
+
+    def has(self, encoder: str, weights: str, task: str) -> bool:
+        """Is this measured? UserError if it is, but with other weights under the same name."""
+        same = self.rows[(self.rows["encoder"] == encoder) & (self.rows["task"] == task)]
+        if others := sorted(set(same["weights"]) - {weights}):
+            raise UserError(
+                f"{self._path}: the rows of {encoder!r} are of other weights ({others[0][:12]}, "
+                f"not {weights[:12]}); give this encoder another name (NAME=PATH) or another --out"
+            )
+        return len(same) > 0
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows, each with encoder, weights and task."""
+        new = pd.DataFrame(rows)
+        # pandas makes floats of counts where the other frame has no such column
+        self.rows = pd.concat([self.rows, new], ignore_index=True) if len(self.rows) else new
+        partial = self._path.with_suffix(".partial")
+        self.rows.to_csv(partial, index=False)
+        os.replace(partial, self._path)
+
+    def write_report(self, scores: pd.DataFrame, percent: bool) -> str:
+        """Write results.md and results.png of `scores`; returns the table."""
+        text = to_markdown(scores, percent)
+        (self.folder / "results.md").write_text(text)
+        plot_scores(scores, self.folder / "results.png", percent)
+        return text
+
+
+def _require_protocol(path: Path, protocol: Mapping[str, Any]) -> None:
+    text = json.dumps(protocol, indent=1)
+    if not path.exists():
+        path.write_text(text + "\n")
+        return
+    then, now = json.loads(path.read_text()), json.loads(text)
+    changes = [
+        f"{key}={then.get(key)}, not {now.get(key)}"
+        for key in sorted({*then, *now})
+        if then.get(key) != now.get(key)
+    ]
+    if changes:
+        raise UserError(
+            f"{path.parent}: holds results of another protocol ({'; '.join(changes)}); choose "
+            "another --out, or the same options"
+        )
+
+
+# --------------------------------------------------------------------------- success
+
+
+def success_rates(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows per seed -> scores: encoder, task, value, low, high, sd; the mean over tasks last.
+
+    rows: encoder, task, seed, successes, trials. Intervals are Wilson's over all rollouts of all
+    seeds, and for the mean over those of all tasks; sd is that of the seeds' own rates. An encoder
+    that lacks some of the tasks has no mean.
+    """
+    counts = rows.astype({"successes": int, "trials": int})
+    tasks = list(dict.fromkeys(counts["task"]))
+    scores = []
+    for encoder, of_encoder in counts.groupby("encoder", sort=False):
+        for task, of_task in of_encoder.groupby("task", sort=False):
+            scores.append({"encoder": encoder, "task": task, **_rate(of_task)})
+        if set(of_encoder["task"]) == set(tasks) and len(tasks) > 1:
+            scores.append({"encoder": encoder, "task": MEAN, **_rate(of_encoder)})
+    return pd.DataFrame(scores)
+
+
+def _rate(rows: pd.DataFrame) -> dict[str, float]:
+    successes, trials = int(rows["successes"].sum()), int(rows["trials"].sum())
+    low, high = wilson_interval(successes, trials)
+    of_seeds = rows.groupby("seed")[["successes", "trials"]].sum()
+    sd = float((of_seeds["successes"] / of_seeds["trials"]).std())
+    return {"value": successes / trials, "low": low, "high": high, "sd": sd}
+
+
+# --------------------------------------------------------------------------- for people
+
+
+def to_markdown(scores: pd.DataFrame, percent: bool) -> str:
+    """A table with a row per encoder, best mean first, and a column per task: value (low to high).
+
+    scores: encoder, task, value, low, high. percent: of rates in 0..1.
+    """
+    tasks = list(dict.fromkeys(scores["task"]))
+    tasks.sort(key=lambda task: task == MEAN)  # the mean comes last
+    cells = {
+        (row.encoder, row.task): _cell(row.value, row.low, row.high, percent)
+        for row in scores.itertuples()
+    }
+    lines = [f"| encoder | {' | '.join(tasks)} |", f"|---|{'---|' * len(tasks)}"]
+    for encoder in _in_order(scores):
+        lines.append(
+            f"| {encoder} | {' | '.join(cells.get((encoder, task), '') for task in tasks)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: float, low: float, high: float, percent: bool) -> str:
+    if percent:
+        return f"{100 * value:.0f}% ({100 * low:.0f} to {100 * high:.0f})"
+    return f"{value:.3g} ({low:.3g} to {high:.3g})"
+
+
+def _in_order(scores: pd.DataFrame) -> list[str]:
+    """Encoders, the best mean (or only task) first; those without one last, as they come."""
+    names, tasks = (list(dict.fromkeys(scores[key])) for key in ("encoder", "task"))
+    judge = MEAN if MEAN in tasks else tasks[0] if len(tasks) == 1 else None
+    values = scores[scores["task"] == judge].set_index("encoder")["value"]
+    return sorted(names, key=lambda name: -values.get(name, -math.inf))
+
+
+def plot_scores(scores: pd.DataFrame, path: str | Path, percent: bool) -> None:
+    """Write a PNG: a column per task, a row per encoder, its value and 95% interval."""
+    encoders = _in_order(scores)
+    tasks = list(dict.fromkeys(scores["task"]))
+    tasks.sort(key=lambda task: task == MEAN)
+    figure = Figure(
+        figsize=(2.2 + 1.7 * len(tasks), 0.9 + 0.3 * len(encoders)), layout="constrained"
+    )
+    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    for axes, task in zip(panels, tasks, strict=True):
+        part = scores[scores["task"] == task].set_index("encoder").reindex(encoders)
+        value, below, above = (part[key].to_numpy(float) for key in ("value", "low", "high"))
+        margins = [(value - below).clip(0), (above - value).clip(0)]
+        colour = "C3" if task == MEAN else "C0"
+        axes.errorbar(value, range(len(encoders)), xerr=margins, fmt="o", color=colour, capsize=3)
+        axes.set_title(task.rpartition("/")[2], fontsize=9)
+        axes.grid(axis="x", alpha=0.3)
+        axes.tick_params(labelsize=8)
+        if percent:
+            axes.set_xlim(-0.03, 1.03)
+            axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f}%")
+    panels[0].set_yticks(range(len(encoders)), encoders)
+    panels[0].invert_yaxis()
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,265 @@
+"""Recordings: whatever holds a robot's pictures -> episodes of frames, for computing features.
+
+    RLDS shards, PNG/pickle tree   through `mcr.data.index`, which they share with training
+    robomimic's HDF5               data/demo_k/obs/<camera>_image  uint8 [T, H, W, 3]   (extra hdf5)
+    a folder of videos, or one     each file an episode                                (extra video)
+    a folder of pictures           each folder with pictures in it an episode, in natural order
+
+Pictures only; actions and states are read elsewhere. A `Recordings` opens its files when it is
+first read, so that it can be sent to another process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import google_crc32c
+import numpy as np
+
+from mcr.data import pictures
+from mcr.data.episode import OTHER_DATA
+from mcr.data.frames import FrameReader
+from mcr.data.index import Index, open_index
+from mcr.errors import UserError, import_extra, require_choice
+
+HDF5_SUFFIXES = (".hdf5", ".h5")
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+_DATA_SETS = ("features.json", "*/features.json", f"*/{OTHER_DATA}")
+_BYTES_PER_READ = 1 << 22
+_FRAMES_PER_READ = 64  # of HDF5, whose compressed chunks span several
+
+
+class Recordings(Protocol):
+    """Episodes of frames. names, lengths: of episodes; fingerprint: changes with the content."""
+
+    names: list[str]
+    lengths: list[int]
+    cameras: tuple[str, ...]
+    fingerprint: str
+
+    def frames(self, episode: int, camera: str) -> Iterator[np.ndarray]:
+        """All frames of one camera in order, uint8 [H, W, 3], RGB. UserError names the bad one."""
+        ...
+
+
+def open_recordings(source: str | Path) -> Recordings:
+    """Recognise what `source` is. Raises UserError if it is nothing that is known here."""
+    source = Path(source).expanduser()
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder; check the path to the data")
+    if source.is_file():
+        if source.suffix in HDF5_SUFFIXES:
+            return Hdf5Recordings(source)
+        if source.suffix in VIDEO_SUFFIXES:
+            return VideoRecordings.of([source], source.parent)
+        raise UserError(f"{source}: is neither HDF5 nor a video; give one of those, or a folder")
+    if any(any(source.glob(pattern)) for pattern in _DATA_SETS):
+        return IndexedRecordings(open_index(source))
+    if videos := _files(source, VIDEO_SUFFIXES):
+        return VideoRecordings.of(videos, source)
+    if files := _files(source, PICTURE_SUFFIXES):
+        return PictureRecordings.of(files, source)
+    raise UserError(
+        f"{source}: holds neither shards (features.json), nor episodes (*/{OTHER_DATA}), nor "
+        f"videos, nor pictures ({', '.join(PICTURE_SUFFIXES)})"
+    )
+
+
+def _files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
+    """Files below `folder` in natural order: 2 before 10."""
+    found = [path for path in folder.rglob("*") if path.suffix.lower() in suffixes]
+    return sorted(found, key=lambda path: _natural(path.relative_to(folder).as_posix()))
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def _fingerprint(files: Iterable[Path], root: Path) -> str:
+    """SHA-256 of names, sizes and CRCs of contents."""
+    digest = hashlib.sha256()
+    for path in files:
+        checksum, size = google_crc32c.Checksum(), 0
+        with path.open("rb") as file:
+            while block := file.read(_BYTES_PER_READ):
+                checksum.update(block)
+                size += len(block)
+        name = path.relative_to(root).as_posix()
+        digest.update(f"{name} {size} {checksum.hexdigest().decode()}\n".encode())
+    return digest.hexdigest()
+
+
+# --------------------------------------------------------------------------- shards and trees
+
+
+class IndexedRecordings:
+    """RLDS shards or a tree. Its fingerprint is the index's, the same for both."""
+
+    def __init__(self, index: Index):
+        self._index = index
+        self.names = [name.decode() for name in index.names]
+        self.lengths = [int(length) for length in index.lengths]
+        self.cameras = index.cameras
+        self.fingerprint = index.fingerprint
+
+    @cached_property
+    def _reader(self) -> FrameReader:
+        return FrameReader(self._index)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return IndexedRecordings, (self._index,)
+
+    def frames(self, episode: int, camera: str) -> Iterator[np.ndarray]:
+        for step in range(self.lengths[episode]):
+            yield self._reader.read(episode, self.cameras.index(camera), step)
+
+
+# --------------------------------------------------------------------------- HDF5
+
+
+class Hdf5Recordings:
+    """robomimic's data set: every observation that is uint8 [T, H, W, 3] is a camera."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        h5py = import_extra("h5py", "hdf5")
+        try:
+            with h5py.File(path, "r") as file:
+                demos = file.get("data", {})
+                self.names = sorted(demos, key=_natural)
+                shapes = [picture_shapes(demos[name].get("obs", {})) for name in self.names]
+        except OSError as error:
+            raise UserError(f"{path}: is no readable HDF5 file ({error})") from error
+        if not shapes or not shapes[0]:
+            raise UserError(f"{path}: has no pictures (data/demo_0/obs/*, uint8 [T, H, W, 3])")
+        self.cameras = tuple(sorted(shapes[0]))
+        self.lengths = []
+        for name, found in zip(self.names, shapes, strict=True):
+            if set(found) != set(self.cameras) or len(set(found.values())) != 1:
+                raise UserError(
+                    f"{path}: {name} has the cameras and lengths {found}; the first episode has "
+                    f"the cameras {', '.join(self.cameras)}"
+                )
+            self.lengths.append(found[self.cameras[0]])
+        self.fingerprint = _fingerprint([path], path.parent)
+
+    def frames(self, episode: int, camera: str) -> Iterator[np.ndarray]:
+        h5py = import_extra("h5py", "hdf5")
+        try:
+            with h5py.File(self._path, "r") as file:
+                dataset = file[f"data/{self.names[episode]}/obs/{camera}"]
+                for begin in range(0, len(dataset), _FRAMES_PER_READ):
+                    yield from dataset[begin : begin + _FRAMES_PER_READ]
+        except OSError as error:
+            place = f"{self._path}, {self.names[episode]}, {camera}"
+            raise UserError(f"{place}: cannot be read ({error})") from error
+
+
+def picture_shapes(observations: Any) -> dict[str, int]:
+    """Camera -> number of frames, of the observations of robomimic's HDF5 that are pictures."""
+    return {
+        key: len(values)
+        for key, values in observations.items()
+        if values.dtype == np.uint8 and values.ndim == 4 and values.shape[-1] == 3
+    }
+
+
+# --------------------------------------------------------------------------- files
+
+
+@dataclass
+class VideoRecordings:
+    """Videos, each an episode with the one camera "video"; sound is ignored."""
+
+    files: list[Path]
+    names: list[str]
+    lengths: list[int]
+    fingerprint: str
+    cameras: tuple[str, ...] = ("video",)
+
+    @classmethod
+    def of(cls, files: list[Path], root: Path) -> VideoRecordings:
+        """Count the frames of each by reading the files once, without decoding."""
+        names = [path.relative_to(root).with_suffix("").as_posix() for path in files]
+        if len(set(names)) < len(names):
+            names = [path.relative_to(root).as_posix() for path in files]
+        return cls(files, names, [_num_frames(path) for path in files], _fingerprint(files, root))
+
+    def frames(self, episode: int, camera: str) -> Iterator[np.ndarray]:
+        path, count = self.files[episode], 0
+        with _video(path) as container:
+            for frame in container.decode(video=0):
+                count += 1
+                yield frame.to_ndarray(format="rgb24")
+        if count != self.lengths[episode]:
+            raise UserError(
+                f"{path}: {count} of {self.lengths[episode]} frames can be decoded; it is damaged "
+                "or cut off"
+            )
+
+
+def _num_frames(path: Path) -> int:
+    with _video(path) as container:
+        return sum(1 for packet in container.demux(video=0) if packet.size)
+
+
+class _video:
+    """An open video; what goes wrong inside is a UserError that names it."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._av = import_extra("av", "video")
+
+    def __enter__(self) -> Any:
+        try:
+            self._container = self._av.open(str(self._path))
+        except self._av.FFmpegError as error:
+            raise UserError(f"{self._path}: is no readable video ({error})") from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise UserError(f"{self._path}: has no video in it")
+        return self._container
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        self._container.close()
+        if isinstance(error, self._av.FFmpegError):
+            raise UserError(f"{self._path}: cannot be decoded ({error})") from error
+
+
+@dataclass
+class PictureRecordings:
+    """Pictures, PNG or JPEG: each folder that holds some is an episode of one camera, "picture"."""
+
+    episodes: list[list[Path]]
+    names: list[str]
+    lengths: list[int]
+    fingerprint: str
+    cameras: tuple[str, ...] = ("picture",)
+
+    @classmethod
+    def of(cls, files: list[Path], root: Path) -> PictureRecordings:
+        folders: dict[str, list[Path]] = {}
+        for path in files:
+            folders.setdefault(path.parent.relative_to(root).as_posix(), []).append(path)
+        episodes = list(folders.values())
+        return cls(episodes, list(folders), [*map(len, episodes)], _fingerprint(files, root))
+
+    def frames(self, episode: int, camera: str) -> Iterator[np.ndarray]:
+        for path in self.episodes[episode]:
+            try:
+                yield pictures.decode(path.read_bytes())
+            except ValueError as error:
+                raise UserError(f"{path}: {error}") from error
+
+
+def require_cameras(recordings: Recordings, cameras: Iterable[str] | None) -> tuple[str, ...]:
+    """Those cameras, or all for None; UserError for one that is not there, naming the nearest."""
+    chosen = tuple(cameras) if cameras else recordings.cameras
+    return tuple(require_choice("camera", camera, recordings.cameras) for camera in chosen)

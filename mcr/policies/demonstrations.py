@@ -1,0 +1,241 @@
+"""Demonstrations: recordings with actions -> the arrays that behaviour cloning learns from.
+
+    robomimic's HDF5        data/demo_k: actions [T, A], obs/<signal> float [T, k], obs/<camera>
+                            uint8 [T, H, W, 3]; mask/train and mask/valid if they are there
+    RLDS shards, our tree   through `mcr.data.index`: signals and action space as in pretraining;
+                            where outcomes are known, successes only
+
+Steps of all episodes stand one after the other in the order of `recordings`, which is that of a
+feature cache too. Called by `behaviour_cloning`; pictures themselves are read in `recordings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mcr.data.index import Index, open_index
+from mcr.data.spaces import action_space, signal_space
+from mcr.errors import UserError, import_extra, nearest
+from mcr.features.recordings import (
+    HDF5_SUFFIXES,
+    Hdf5Recordings,
+    IndexedRecordings,
+    Recordings,
+)
+from mcr.runs.processes import progress_bar
+
+_INDEX_SIGNALS = ("cartesian_position", "gripper_position", "joint_position")
+_PRIVILEGED = "object"  # robomimic's key for the true poses of things, which no camera robot has
+
+
+@dataclass
+class DemonstrationConfig:
+    """What of the demonstrations is used.
+
+    data:           robomimic's HDF5, an RLDS version folder, or the root of a tree
+    cameras:        [] = all
+    low_dim:        low-dimensional signals; [] = all but "object", which no robot knows; of shards
+                    and trees: the poses of hand, gripper and joints
+    proprioception: False = pictures only
+    action_space:   of shards and trees: as `data.action_space` of pretraining
+    rotation:       of shards and trees: "6d", or "euler" angles, which jump
+    val_fraction:   share of episodes held out, where the file has no mask/valid; 0 = none at all
+    """
+
+    data: str = ""
+    cameras: list[str] = field(default_factory=list)
+    low_dim: list[str] = field(default_factory=list)
+    proprioception: bool = True
+    action_space: str = "default"
+    rotation: str = "6d"
+    val_fraction: float = 0.1
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """N steps of all episodes.
+
+    low_dim: float32 [N, P], of the signals `signals`; actions: float32 [N, A]
+    training, held_out: rows of episodes, int64; what is in neither is not used
+    """
+
+    recordings: Recordings
+    cameras: tuple[str, ...]
+    signals: tuple[str, ...]
+    low_dim: np.ndarray
+    actions: np.ndarray
+    training: np.ndarray
+    held_out: np.ndarray
+
+    def steps(self, episodes: np.ndarray) -> np.ndarray:
+        """Their rows in the arrays, int64."""
+        starts = np.cumsum([0, *self.recordings.lengths])
+        ranges = [np.arange(starts[episode], starts[episode + 1]) for episode in episodes]
+        return np.concatenate(ranges) if ranges else np.arange(0)
+
+    def pictures(self, camera: str, path: Path) -> np.ndarray:
+        """All frames of a camera, uint8 [N, H, W, 3], decoded into the mapped file `path`.
+
+        Raises UserError if they differ in size.
+        """
+        lengths, rows, array = self.recordings.lengths, 0, None
+        with progress_bar(None, f"pictures of {camera}", "frames", sum(lengths)) as bar:
+            for episode, name in enumerate(self.recordings.names):
+                for frame in self.recordings.frames(episode, camera):
+                    if array is None:
+                        shape = (sum(lengths), *frame.shape)
+                        array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+                    if frame.shape != array.shape[1:]:
+                        raise UserError(
+                            f"{name}: {camera} is {frame.shape[:2]} pixels, in earlier episodes "
+                            f"{array.shape[1:3]}; record all in one size"
+                        )
+                    array[rows] = frame
+                    rows += 1
+                    bar.update()
+        assert array is not None, "recordings have frames"
+        return array
+
+
+def open_demonstrations(config: DemonstrationConfig) -> Demonstrations:
+    """Read everything but the pictures.
+
+    Raises UserError for a camera or signal that is not there, naming the nearest; for actions,
+    signals and pictures of different lengths; and for data of an unknown kind.
+    """
+    if not config.data:
+        raise UserError("data is not set: give an HDF5 file, an RLDS version folder or a tree")
+    if not 0 <= config.val_fraction < 1:
+        raise UserError(f"val_fraction={config.val_fraction} must lie in [0, 1)")
+    source = Path(config.data).expanduser()
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder; check data=")
+    is_hdf5 = source.is_file() and source.suffix in HDF5_SUFFIXES
+    found = _of_hdf5(source, config) if is_hdf5 else _of_index(open_index(source), config)
+    for name in ("low_dim", "actions"):
+        if not np.isfinite(getattr(found, name)).all():
+            raise UserError(f"{source}: {name} hold NaN or infinity")
+    return found
+
+
+def _cameras(recordings: Recordings, config: DemonstrationConfig) -> tuple[str, ...]:
+    for camera in config.cameras:
+        if camera not in recordings.cameras:
+            raise UserError(
+                f"{config.data}: no camera {camera!r}{nearest(camera, recordings.cameras)}"
+            )
+    return tuple(config.cameras) or recordings.cameras
+
+
+def _split(usable: Sequence[int], val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Episodes to train on and held-out ones, spread evenly."""
+    episodes = np.asarray(usable, np.int64)
+    count = round(val_fraction * len(episodes))
+    if val_fraction and len(episodes) > 1:
+        count = max(1, count)
+    places = (np.arange(count) + 0.5) * len(episodes) / max(1, count)
+    is_held_out = np.isin(np.arange(len(episodes)), places.astype(np.int64))
+    return episodes[~is_held_out], episodes[is_held_out]
+
+
+# --------------------------------------------------------------------------- HDF5
+
+
+def _of_hdf5(path: Path, config: DemonstrationConfig) -> Demonstrations:
+    recordings = Hdf5Recordings(path)
+    with import_extra("h5py", "hdf5").File(path, "r") as file:
+        demos = [file["data"][name] for name in recordings.names]
+        signals = _signals(path, demos[0]["obs"], config) if config.proprioception else ()
+        rows = [
+            _numbers(path, demo, length, signals)
+            for demo, length in zip(demos, recordings.lengths, strict=True)
+        ]
+        training, held_out = _masks(path, file, recordings.names, config.val_fraction)
+    if len(shapes := {tuple(array.shape[1:] for array in pair) for pair in rows}) > 1:
+        raise UserError(f"{path}: demonstrations differ in the sizes of signals, actions: {shapes}")
+    low_dim, actions = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
+    return Demonstrations(
+        recordings,
+        _cameras(recordings, config),
+        signals,
+        low_dim,
+        actions,
+        training,
+        held_out,
+    )
+
+
+def _signals(path: Path, observations: Any, config: DemonstrationConfig) -> tuple[str, ...]:
+    known = [
+        name
+        for name, values in observations.items()
+        if values.ndim == 2 and values.dtype.kind == "f"
+    ]
+    for name in config.low_dim:
+        if name not in known:
+            raise UserError(f"{path}: no signal {name!r} in obs{nearest(name, known)}")
+    return tuple(config.low_dim) or tuple(name for name in known if name != _PRIVILEGED)
+
+
+def _numbers(
+    path: Path, demo: Any, length: int, signals: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Signals [T, P] and actions [T, A] of one demonstration."""
+    place = f"{path}, {demo.name}"
+    if "actions" not in demo:
+        raise UserError(f"{place}: has no actions")
+    arrays = {"actions": demo["actions"]}
+    for name in signals:
+        if name not in demo["obs"]:
+            raise UserError(f"{place}: has no obs/{name}, which the first demonstration has")
+        arrays[name] = demo["obs"][name]
+    for name, values in arrays.items():
+        if len(values) != length:
+            raise UserError(f"{place}: {len(values)} steps of {name}, but {length} pictures")
+    actions, *rest = (np.asarray(values, np.float32) for values in arrays.values())
+    return np.concatenate([np.zeros((length, 0), np.float32), *rest], axis=1), actions
+
+
+def _masks(
+    path: Path, file: Any, names: list[str], val_fraction: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The file's own split, or one by `val_fraction`."""
+    if not val_fraction or "mask/train" not in file or "mask/valid" not in file:
+        return _split(range(len(names)), val_fraction)
+    rows = {name: row for row, name in enumerate(names)}
+    parts = []
+    for key in ("mask/train", "mask/valid"):
+        chosen = [name.decode() for name in file[key][()]]
+        if unknown := [name for name in chosen if name not in rows]:
+            raise UserError(f"{path}: {key} names {unknown[0]!r}, which is not in data")
+        parts.append(np.array(sorted(rows[name] for name in chosen), np.int64))
+    return parts[0], parts[1]
+
+
+# --------------------------------------------------------------------------- shards and trees
+
+
+def _of_index(index: Index, config: DemonstrationConfig) -> Demonstrations:
+    recordings = IndexedRecordings(index)
+    keys = tuple(config.low_dim) or _INDEX_SIGNALS
+    spaces = [signal_space(index, keys, config.rotation)] if config.proprioception else []
+    spaces.append(action_space(index, config.action_space, config.rotation))
+    steps = np.concatenate(
+        [start + np.arange(n) for start, n in zip(index.starts, index.lengths, strict=True)]
+    )
+    *low_dim, actions = (space.read(index.signals, steps) for space in spaces)
+    successes = index.table["outcome"].to_numpy() == "success"
+    usable = np.flatnonzero(successes) if successes.any() else np.arange(len(index))
+    return Demonstrations(
+        recordings,
+        _cameras(recordings, config),
+        keys if config.proprioception else (),
+        low_dim[0] if low_dim else np.zeros((len(steps), 0), np.float32),
+        actions,
+        *_split(list(usable), config.val_fraction),
+    )

@@ -1,0 +1,328 @@
+r"""Observation encoder: a robot's cameras and low-dimensional signals -> one vector for a policy.
+
+    pictures -> encoder(s) -> pooling -> norm \
+                                               +-> projection (2 layers) -> vector
+              low-dimensional, standardised -> /
+
+Encoders are those of `models.encoder`, so frozen means frozen, and pictures are raw. Features that
+a cache holds may be given in the place of pictures. No actions here: see `behaviour_cloning`, which
+trains it, and `policy` for ensembles on features alone.
+
+Shapes: B states, V cameras, D features, h w of a map, P low-dimensional signals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+from torchvision.transforms import functional as transforms
+
+from mcr.errors import UserError, require_choice
+from mcr.models.backbones import build_backbone
+from mcr.models.encoder import Encoder, ResNetEncoder
+from mcr.models.layouts import Weights
+from mcr.models.loading import build_encoder, load_model
+from mcr.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from mcr.policies.policy import FEATURE_NORMS, mean_and_std
+
+POOLINGS = ("pooled", "spatial_softmax", "tokens")
+NORMALISATIONS = ("own", "imagenet")
+_KEYPOINTS = 32  # of a spatial softmax, as in robomimic and diffusion policy
+
+
+@dataclass
+class ObservationConfig:
+    """What becomes of observations.
+
+    encoder:            what `load_model` takes; "" = torchvision's ImageNet weights
+    pretrained_encoder: False = random weights, the baseline; `encoder` is then left out
+    rgb_model_name:     the network, where `encoder` does not say it: resnet18 (default), ...
+    image_size:         pixels that enter the network; 0 = as the encoder was trained (random: 224)
+    normalisation:      of pixels: the encoder's "own", or "imagenet"
+    freeze_encoder:     True = the encoder learns nothing, until `unfreeze`
+    share_encoder:      one encoder for all cameras; False = a copy for each
+    grad_checkpointing: less memory and more time where the encoder learns
+    crops:              while training, that many random crops in the place of the centre crop,
+                        their features averaged; 0 = none
+    pooling:            "pooled", the encoder's own features; "spatial_softmax", where in the
+                        picture 32 learned keypoints are; "tokens", a learned attention over the map
+    feature_norm:       on features: "none", "layer_norm" (each camera's), "batch_norm"
+    emb_dim:            width of the projection, a 2-layer MLP with LeakyReLU; 0 = no projection
+    """
+
+    encoder: str = ""
+    pretrained_encoder: bool = True
+    rgb_model_name: str = ""
+    image_size: int = 0
+    normalisation: str = "own"
+    freeze_encoder: bool = True
+    share_encoder: bool = True
+    grad_checkpointing: bool = False
+    crops: int = 0
+    pooling: str = "pooled"
+    feature_norm: str = "none"
+    emb_dim: int = 256
+
+    def __post_init__(self) -> None:
+        require_choice("normalisation", self.normalisation, NORMALISATIONS)
+        require_choice("pooling", self.pooling, POOLINGS)
+        require_choice("feature_norm", self.feature_norm, FEATURE_NORMS)
+        for name in ("image_size", "crops", "emb_dim"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)} must not be negative")
+        if self.encoder and not self.pretrained_encoder:
+            raise UserError(
+                f"pretrained_encoder=False means random weights: leave out encoder={self.encoder}, "
+                "and say with rgb_model_name which network"
+            )
+
+
+class ObservationEncoder(nn.Module):
+    """Pictures of the named cameras and P signals -> float [B, out_dim].
+
+    cameras: in the order of V; low_dim: P, 0 = without proprioception; encoders: one, or one per
+    camera, in the place of those that the config names.
+    Raises UserError for an encoder that does not fit the config.
+    """
+
+    low_dim_mean: Tensor
+    low_dim_std: Tensor
+
+    def __init__(
+        self,
+        config: ObservationConfig,
+        cameras: Sequence[str],
+        low_dim: int,
+        encoders: Sequence[Encoder] = (),
+    ):
+        super().__init__()
+        self.config, self.cameras = config, tuple(cameras)
+        num_encoders = 1 if config.share_encoder else len(self.cameras)
+        self.encoders = nn.ModuleList(encoders or [_load(config) for _ in range(num_encoders)])
+        if not config.freeze_encoder:
+            self.unfreeze()
+        for encoder in self.all_encoders():
+            encoder.set_grad_checkpointing(config.grad_checkpointing)
+        if config.crops:
+            _require_margin(self.encoder)
+        # what a cache holds: the shape of one camera's features
+        self.feature_shape = _feature_shape(self.encoder, config)
+        self.pool = _build_pool(config.pooling, self.feature_shape[0])
+        width = 2 * _KEYPOINTS if config.pooling == "spatial_softmax" else self.feature_shape[0]
+        self.norm = _build_norm(config.feature_norm, len(self.cameras), width)
+        inputs = len(self.cameras) * width + low_dim
+        self.projection = _build_projection(inputs, config.emb_dim)
+        self.out_dim = config.emb_dim or inputs
+        self.register_buffer("low_dim_mean", torch.zeros(low_dim))
+        self.register_buffer("low_dim_std", torch.ones(low_dim))
+
+    @property
+    def encoder(self) -> Encoder:
+        """The shared encoder, or the first camera's."""
+        return self.all_encoders()[0]
+
+    def all_encoders(self) -> list[Encoder]:
+        """One, or one per camera."""
+        return [encoder for encoder in self.encoders if isinstance(encoder, Encoder)]
+
+    def forward(self, pictures: Mapping[str, Any], low_dim: Tensor | None = None) -> Tensor:
+        """Raw pictures of each camera, [B, 3, H, W] or [B, H, W, 3], and float [B, P] -> [B, out].
+
+        Raises UserError for a missing camera and for what is no raw picture.
+        """
+        crops = self.config.crops if self.training else 0
+        pooled = [self.pool(self._encode(camera, pictures, crops)) for camera in self.cameras]
+        means = [reduce(each, "(b n) d -> b d", "mean", n=max(1, crops)) for each in pooled]
+        return self._finish(torch.stack(means, dim=1), low_dim)
+
+    def from_features(self, features: Tensor, low_dim: Tensor | None = None) -> Tensor:
+        """The same from what `features` returned: float [B, V, D], of maps [B, V, D, h, w].
+
+        Raises UserError for features of another encoder, another size or other cameras.
+        """
+        expected = (len(self.cameras), *self.feature_shape)
+        if tuple(features.shape[1:]) != expected:
+            raise UserError(
+                f"features have the shape {list(features.shape)}, not [B, "
+                f"{', '.join(map(str, expected))}]: another encoder, input size or set of cameras?"
+            )
+        pooled = self.pool(features.flatten(0, 1))
+        return self._finish(rearrange(pooled, "(b v) d -> b v d", b=len(features)), low_dim)
+
+    def features(self, pictures: Mapping[str, Any]) -> Tensor:
+        """What a cache holds of these pictures: the encoders' centre crops, before pooling."""
+        features = [self._encode(camera, pictures, crops=0) for camera in self.cameras]
+        return torch.stack(features, dim=1)
+
+    def take_statistics(self, low_dim: Tensor) -> None:
+        """Standardise low-dimensional signals by these from now on: [N, P]."""
+        self.low_dim_mean, self.low_dim_std = mean_and_std(low_dim)
+
+    # ----------------------------------------------------------------------- what may learn
+
+    def freeze(self) -> None:
+        """Let no encoder learn; pooling, norm and projection do."""
+        for encoder in self.all_encoders():
+            encoder.freeze()
+
+    def unfreeze(self, num_stages: int = 0) -> None:
+        """Let the encoders' last stages learn, `Encoder.stages`; 0 = all of them."""
+        for encoder in self.all_encoders():
+            encoder.unfreeze(encoder.stages[: num_stages or None])
+
+    # ----------------------------------------------------------------------- the way through
+
+    def _encode(self, camera: str, pictures: Mapping[str, Any], crops: int) -> Tensor:
+        """[B * n, D] or [B * n, D, h, w] of n random crops each; 0 = the centre crop."""
+        if camera not in pictures:
+            raise UserError(f"no pictures of the camera {camera!r}, only of {', '.join(pictures)}")
+        place = 0 if self.config.share_encoder else self.cameras.index(camera)
+        encoder = self.all_encoders()[place]
+        output = _output(self.config)
+        if not self.config.crops:
+            return encoder.features(pictures[camera], output)
+        preprocessing = encoder.preprocessing
+        square = replace(preprocessing, image_size=preprocessing.resize)
+        pixels = square(pictures[camera], next(encoder.parameters()).device)
+        if crops:
+            pixels = random_crops(pixels, preprocessing.image_size, crops)
+        else:
+            pixels = transforms.center_crop(pixels, [preprocessing.image_size])
+        return encoder.encode(pixels, output)
+
+    def _finish(self, features: Tensor, low_dim: Tensor | None) -> Tensor:
+        """Pooled features [B, V, D] and signals [B, P] -> [B, out_dim]."""
+        num_signals = len(self.low_dim_mean)
+        if low_dim is None:
+            low_dim = features.new_zeros(len(features), 0)
+        if low_dim.shape != (len(features), num_signals):
+            raise UserError(
+                f"low_dim has the shape {list(low_dim.shape)}, not [{len(features)}, {num_signals}]"
+            )
+        signals = (low_dim - self.low_dim_mean) / self.low_dim_std
+        return self.projection(torch.cat([self.norm(features), signals], dim=1))
+
+
+def random_crops(pixels: Tensor, size: int, count: int) -> Tensor:
+    """Squares cut out at random: [B, 3, R, R] -> [B * count, 3, size, size], each its own place."""
+    pixels = pixels.repeat_interleave(count, dim=0)
+    margin = pixels.shape[-1] - size
+    begins = torch.randint(margin + 1, (2, len(pixels), 1), device=pixels.device)
+    rows, columns = begins + torch.arange(size, device=pixels.device)
+    samples = torch.arange(len(pixels), device=pixels.device)[:, None, None]
+    return pixels.movedim(1, -1)[samples, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+
+
+class SpatialSoftmax(nn.Module):
+    """Where 32 learned keypoints are in a map (Levine et al. 2016): [B, D, h, w] -> [B, 64].
+
+    The expected x and y of each, from -1 (left, top) to 1.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.keypoints = nn.Conv2d(width, _KEYPOINTS, kernel_size=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        scores = self.keypoints(features)
+        height, width = scores.shape[-2:]
+        chances = scores.flatten(-2).softmax(dim=-1).unflatten(-1, (height, width))
+        x = chances.sum(dim=-2) @ torch.linspace(-1, 1, width, device=scores.device)
+        y = chances.sum(dim=-1) @ torch.linspace(-1, 1, height, device=scores.device)
+        return torch.cat([x, y], dim=-1)
+
+
+class TokenAttention(nn.Module):
+    """A learned query's attention over the map's tokens: [B, D, h, w] -> [B, D].
+
+    Begins as their mean.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        tokens = rearrange(features, "b d h w -> b (h w) d")
+        attention = (tokens @ self.query / len(self.query) ** 0.5).softmax(dim=-1)
+        return (attention[:, None] @ tokens).squeeze(1)
+
+
+# --------------------------------------------------------------------------- building
+
+
+def _load(config: ObservationConfig) -> Encoder:
+    network = config.rgb_model_name or "resnet18"
+    if not config.pretrained_encoder:
+        preprocessing = Preprocessing.for_size(config.image_size or 224)
+        tensors = build_backbone(network, preprocessing.image_size).state_dict()
+        return build_encoder(Weights(Path("no file"), "random", tensors, network, preprocessing))
+    encoder = load_model(config.encoder or f"torchvision:{network}")
+    if config.rgb_model_name not in ("", encoder.backbone):
+        raise UserError(
+            f"{config.encoder} is a {encoder.backbone}: leave out rgb_model_name={network}"
+        )
+    encoder.preprocessing = _preprocessing(encoder, config)
+    return encoder
+
+
+def _preprocessing(encoder: Encoder, config: ObservationConfig) -> Preprocessing:
+    own = encoder.preprocessing
+    size = config.image_size or own.image_size
+    if size != own.image_size and not isinstance(encoder, ResNetEncoder):
+        raise UserError(
+            f"image_size={size}: a {encoder.backbone} takes {own.image_size} pixels only; leave it "
+            "out, pictures of any size are resized"
+        )
+    if size != own.image_size:
+        own = replace(own, image_size=size, resize=round(size * own.resize / own.image_size))
+    if config.normalisation == "imagenet":
+        own = replace(own, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return own
+
+
+def _require_margin(encoder: Encoder) -> None:
+    preprocessing = encoder.preprocessing
+    if preprocessing.resize == preprocessing.image_size:
+        raise UserError(
+            f"crops: this encoder crops nothing ({preprocessing.image_size} pixels of "
+            f"{preprocessing.resize}), so there is no room for random crops; leave them out"
+        )
+
+
+def _output(config: ObservationConfig) -> str:
+    """Which of the encoder's outputs pooling needs."""
+    return "pooled" if config.pooling == "pooled" else "spatial"
+
+
+def _feature_shape(encoder: Encoder, config: ObservationConfig) -> tuple[int, ...]:
+    size = encoder.preprocessing.image_size
+    with torch.inference_mode():
+        return tuple(encoder.encode(torch.zeros(1, 3, size, size), _output(config)).shape[1:])
+
+
+def _build_pool(pooling: str, width: int) -> nn.Module:
+    if pooling == "spatial_softmax":
+        return SpatialSoftmax(width)
+    return TokenAttention(width) if pooling == "tokens" else nn.Identity()
+
+
+def _build_norm(kind: str, num_cameras: int, width: int) -> nn.Module:
+    """[B, V, D] -> [B, V * D]."""
+    if kind == "layer_norm":
+        return nn.Sequential(nn.LayerNorm(width), nn.Flatten())
+    if kind == "batch_norm":
+        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(num_cameras * width))
+    return nn.Flatten()
+
+
+def _build_projection(inputs: int, width: int) -> nn.Module:
+    if not width:
+        return nn.Identity()
+    return nn.Sequential(nn.Linear(inputs, width), nn.LeakyReLU(), nn.Linear(width, width))

@@ -1,0 +1,89 @@
+"""Golden features: what an encoder makes of four pictures that ship with `mcr`, in a few numbers.
+
+An export carries them in its config.json, so that anybody can find out on another machine whether
+the encoder still computes what it did when it was exported: `release.verify` compares. The pictures
+are frames of the embedded sample data, as PNG because that decodes to the same pixels everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcr.errors import UserError
+from mcr.models.encoder import Encoder
+from mcr.models.golden_pictures import golden_pictures
+
+_NUM_PROJECTIONS = 8
+
+
+def golden_features(encoder: Encoder) -> Tensor:
+    """Pooled features of the golden pictures, float32 [4, D] on the CPU."""
+    with torch.inference_mode():
+        return encoder(list(golden_pictures().values())).float().cpu()
+
+
+def golden_record(features: Tensor) -> dict[str, Any]:
+    """What an export stores of `golden_features`: picture -> norm and 8 projections.
+
+    Projection j is sum_i f_i cos(pi j (i + 1/2) / D), a cosine transform's coefficient: each
+    depends on every feature, so that eight numbers notice a change of any one.
+    """
+    basis = _basis(features.shape[1])
+    return {
+        "pictures": _digest(),
+        "features": {
+            name: {
+                "norm": _rounded(row.norm()),
+                "projections": [_rounded(value) for value in basis @ row],
+            }
+            for name, row in zip(golden_pictures(), features, strict=True)
+        },
+    }
+
+
+def golden_deviation(record: dict[str, Any], features: Tensor) -> float:
+    """The largest difference between stored and computed numbers, relative to a picture's norm.
+
+    About 1e-6 between machines. Raises UserError if the record is of other pictures or damaged.
+    """
+    now = golden_record(features)
+    try:
+        if record["pictures"] != now["pictures"]:
+            raise UserError("the golden features are of other pictures than this mcr ships")
+        deviations = [
+            abs(then - value) / stored["norm"]
+            for name, stored in record["features"].items()
+            for then, value in zip(_numbers(stored), _numbers(now["features"][name]), strict=True)
+        ]
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"the golden features are damaged ({error!r})") from error
+    return max(deviations, default=math.inf)
+
+
+def _numbers(picture: dict[str, Any]) -> list[float]:
+    return [picture["norm"], *picture["projections"]]
+
+
+def _basis(width: int) -> Tensor:
+    positions = (torch.arange(width, dtype=torch.float64) + 0.5) / width
+    frequencies = torch.arange(_NUM_PROJECTIONS, dtype=torch.float64)
+    return torch.cos(math.pi * frequencies[:, None] * positions).float()
+
+
+def _rounded(value: Tensor) -> float:
+    return float(f"{float(value):.6g}")
+
+
+def _digest() -> str:
+    """SHA-256 of all pixels of the golden pictures."""
+    digest = hashlib.sha256()
+    for picture in golden_pictures().values():
+        digest.update(picture.tobytes())
+    return digest.hexdigest()

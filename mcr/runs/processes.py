@@ -1,0 +1,141 @@
+"""Worker processes for work on data, and the progress bar over it.
+
+Workers are spawned, not forked: a fork copies the locks of the parent's threads and, once torch or
+an index is loaded, its memory. They end with their parent, however it ends. `extract.py`,
+`index.py` and `clean.py` use it; there is nothing of episodes here. Several machines: `ray_engine`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import platform
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnContext, SpawnProcess
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mcr.errors import UserError, require_choice
+
+ENGINES = ("local", "ray")  # what may do the work: this machine's cores, or a Ray cluster
+
+
+def num_cores() -> int:
+    """Cores that this process may use; fewer than the machine has under a cluster's scheduler."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def processor() -> str:
+    """Name of this machine's processor and its number of cores, for people."""
+    model = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        lines = info.read_text().splitlines()
+        model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), model)
+    return f"{model}, {os.cpu_count()} cores"
+
+
+@contextlib.contextmanager
+def process_pool(
+    workers: int | None,
+    reassurance: str = "",
+    initializer: Callable[..., None] | None = None,
+    initargs: tuple = (),
+) -> Iterator[ProcessPoolExecutor]:
+    """A pool of `workers` processes, one per core if None.
+
+    Leaving it cancels what has not begun and waits for the rest. A killed worker, Ctrl-C and a
+    system error (disk full, ...) leave it as a UserError that ends with `reassurance`.
+    """
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers}: give at least 1")
+    pool = ProcessPoolExecutor(
+        workers or num_cores(), _Spawn(), _start_worker, (initializer, initargs)
+    )
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, by the system if memory ran out (then use fewer "
+            f"--workers){reassurance}"
+        ) from error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise UserError(f"{where}{error.strerror}, so the run has stopped{reassurance}") from error
+    except KeyboardInterrupt:
+        raise UserError(f"interrupted{reassurance}") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def ordered_map(
+    function: Callable[[Any], Any], items: Sequence[Any], workers: int = 0, engine: str = "local"
+) -> Iterator[Any]:
+    """`function` of each item, in order, done by an engine.
+
+    workers: processes of the engine "local", 0 = one per core; one is this process itself
+    """
+    require_choice("engine", engine, ENGINES)
+    workers = min(workers or num_cores(), len(items))
+    if engine == "ray":
+        from mcr.runs.ray_engine import ray_cluster, ray_map  # an extra
+
+        with ray_cluster():
+            yield from ray_map(function, items)
+    elif workers == 1:
+        yield from map(function, items)
+    else:
+        with process_pool(workers) as pool:
+            yield from pool.map(function, items)
+
+
+class _Worker(SpawnProcess):
+    """A worker deaf to Ctrl-C, which is the parent's business, from its first instruction on."""
+
+    def start(self) -> None:
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the child inherits
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+class _Spawn(SpawnContext):
+    Process = _Worker
+
+
+def _start_worker(initializer: Callable[..., None] | None, initargs: tuple) -> None:
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    if initializer:
+        initializer(*initargs)
+
+
+def _die_with_parent() -> None:
+    """A worker whose parent was killed would otherwise wait for work forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def progress_bar(iterable: Iterable | None, what: str, unit: str, total: int) -> tqdm:
+    """A bar with the time left on a terminal, a line every 30 s in a log file."""
+    interval = 0.1 if sys.stderr.isatty() else 30
+    return tqdm(
+        iterable,
+        what,
+        total,
+        unit=unit,
+        mininterval=interval,
+        maxinterval=interval,
+        smoothing=0.05,
+    )

@@ -1,0 +1,262 @@
+"""The offline suite: each score by hand or by naive loops, then all of them of a real encoder."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mcr.data.frames import FrameReader
+from mcr.data.index import open_index
+from mcr.data.selection import SelectionConfig
+from mcr.errors import UserError
+from mcr.evaluation.offline import (
+    SCORES,
+    Frames,
+    OfflineConfig,
+    bootstrap,
+    camera_ranks,
+    dead_share,
+    effective_rank,
+    jackknife,
+    mean_cosine,
+    offline_scores,
+    order_score,
+    probe_score,
+    read_frames,
+    retrieval_scores,
+    ridge_answers,
+)
+from mcr.models.loading import load_model
+from mcr.models.untrained import write_untrained
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def frames_of(lengths, features=None, **targets):
+    """Frames of episodes of these lengths, each a session of its own."""
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    steps = np.concatenate([np.arange(length) for length in lengths])
+    features = np.zeros((len(rows), 1, 1)) if features is None else features
+    return Frames(rows, steps, rows.astype(str), features, targets)
+
+
+# --------------------------------------------------------------------------- intervals
+
+
+def test_bootstrap_of_a_mean_is_the_normal_interval(rng):
+    values = rng.normal(3, 2, 400)
+    value, low, high = bootstrap(lambda picks: values[picks].mean(), rng, 400)
+    error = values.std() / 20
+    assert value == values.mean()
+    assert low == pytest.approx(value - 1.96 * error, abs=0.15 * error)
+    assert high == pytest.approx(value + 1.96 * error, abs=0.15 * error)
+
+
+def test_bootstrap_draws_each_size_by_itself(rng):
+    rows, columns = rng.normal(size=200), 3 * rng.normal(size=50)
+    table = rows[:, None] + columns
+    _, low, high = bootstrap(lambda r, c: table[r][:, c].mean(), rng, 200, 50)
+    error = np.sqrt(rows.var() / 200 + columns.var() / 50)
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_jackknife_of_a_mean_is_students_interval(rng):
+    values = rng.normal(size=12)
+    folds = list(np.eye(12, dtype=bool))
+    value, low, high = jackknife(lambda kept: values[kept].mean(), folds)
+    expected = stats.t.interval(0.95, 11, values.mean(), stats.sem(values))
+    assert value == values.mean()
+    assert (low, high) == pytest.approx(expected)
+
+
+# --------------------------------------------------------------------------- probes and order
+
+
+def test_r2_by_hand(rng):
+    targets = np.array([[0.0, 10, 5], [2, 30, 5], [4, 20, 5]])  # variances 8/3, 200/3, constant
+    training = frames_of([3], state=targets)
+    held_out = frames_of([1, 2], state=np.array([[3.0, 20, 9], [2, 40, 9], [4, 10, 9]]))
+    answer = np.array([[2.0, 20, 0], [2, 30, 0], [3, 10, 0]])
+    # means 2 and 20; errors (1, 0, 1) and (0, 100, 0); blind errors (1, 0, 4) and (0, 400, 100)
+    expected = 1 - (2 / (8 / 3) + 100 / (200 / 3)) / (5 / (8 / 3) + 500 / (200 / 3))
+    value, low, high = probe_score(training, held_out, "state", [answer], rng)
+    assert value == pytest.approx(expected)
+    of_first = 1 - 1 / 1  # the two episodes alone: what resamples are made of
+    of_second = 1 - (1 / (8 / 3) + 1.5) / (4 / (8 / 3) + 7.5)
+    assert (low, high) == pytest.approx((of_first, of_second))
+    perfect = held_out.targets["state"]
+    value, low, high = probe_score(training, held_out, "state", [perfect, answer], rng)
+    assert value == pytest.approx((1 + expected) / 2)
+    assert high == pytest.approx(1)
+
+
+def test_each_dimension_has_its_own_strength(rng):
+    features = rng.normal(size=(80, 1, 60))
+    linear = features[:, 0] @ rng.normal(size=60)
+    targets = np.stack([linear, rng.normal(size=80)], axis=1)
+    training = frames_of([20] * 4, features, state=targets)
+    held_features = rng.normal(size=(50, 1, 60))
+    held_out = frames_of([50], held_features, state=np.zeros((50, 2)))
+    answers = ridge_answers(training, held_out, "state")
+    assert answers.shape == (50, 2)
+    alone = [
+        ridge_answers(
+            frames_of([20] * 4, features, state=targets[:, k : k + 1]), held_out, "state"
+        )[:, 0]
+        for k in range(2)
+    ]
+    np.testing.assert_allclose(answers, np.stack(alone, axis=1))
+    assert np.abs(answers[:, 1]).std() < 0.3 < np.abs(answers[:, 0]).std()  # noise is not believed
+
+
+def test_order(rng):
+    frames = frames_of([4, 3, 3, 3])
+    predicted = np.array([1, 2, 4, 3, *(9, 8, 7), *(5, 5, 5), *(-1, 0, 50)])
+    value, low, high = order_score(frames, predicted, rng)
+    # (5 pairs right - 1 wrong) / 6; all wrong; nothing said; all right
+    assert value == pytest.approx((4 / 6 - 1 + 0 + 1) / 4)
+    assert -1 <= low < value < high <= 1
+
+
+# --------------------------------------------------------------------------- retrieval
+
+
+def test_ranks_by_hand():
+    queries = np.array([[[1.0, 0], [0, 1]], [[0, 1], [1, 0]]])  # [frame, camera, D]
+    # camera 0 asks camera 1: frame 0 has similarities (0, 1), frame 1 (1, 0); and vice versa
+    np.testing.assert_array_equal(camera_ranks(queries, queries, np.arange(2)), [1, 1, 1, 1])
+    same = np.stack([queries[:, 0], queries[:, 0]], axis=1)
+    np.testing.assert_array_equal(camera_ranks(same, same, np.arange(2)), [0, 0, 0, 0])
+    three = np.array([[1, 0], [0.6, 0.8], [0, 1]])
+    candidates = np.stack([three, three[[1, 0, 2]]], axis=1)
+    asking = np.stack([three, three], axis=1)
+    # camera 0 asks (0.6 1 0), (1 0.6 0.8), (0.8 0 1); camera 1 asks its own three
+    expected = [0.5, 1, 0, 0, 0, 0]
+    np.testing.assert_allclose(camera_ranks(asking, candidates, np.arange(3)), expected)
+
+
+def test_features_that_are_alike_find_nothing():
+    alike = np.ones((5, 2, 3)) / np.sqrt(3)
+    np.testing.assert_array_equal(camera_ranks(alike, alike, np.arange(5)), np.full(10, 0.5))
+
+
+def test_a_cameras_own_look_is_taken_off(rng):
+    content = rng.normal(size=(60, 1, 8))
+    cameras = 100 * rng.normal(size=(1, 2, 8))
+    training, held_out = (
+        frames_of([10, 20], part + cameras) for part in (content[:30], content[30:])
+    )
+    scores = retrieval_scores(training, held_out, rng)
+    assert scores["retrieval_episode"] == scores["retrieval_all"] == (1, 1, 1)
+    assert scores["rank_episode"] == scores["rank_all"] == (0, 0, 0)
+    shuffled = frames_of([10, 20], np.stack([content[30:, 0], content[29::-1, 0]], axis=1))
+    scores = retrieval_scores(shuffled, shuffled, rng)
+    assert scores["retrieval_all"][0] < 0.2 and 0.25 < scores["rank_all"][0] < 0.75
+
+
+# --------------------------------------------------------------------------- health
+
+
+def test_effective_rank_counts_equal_directions(rng):
+    directions = np.linalg.qr(rng.normal(size=(50, 20)))[0].T[:4]  # orthonormal, [4, 50]
+    corners = np.array(np.meshgrid(*[[-1, 1]] * 4)).reshape(4, -1).T  # 16 rows, columns orthogonal
+    assert effective_rank(corners @ directions + 7) == pytest.approx(4)
+    assert effective_rank(corners[:, :1] @ directions[:1]) == pytest.approx(1)
+    assert effective_rank(np.full((6, 3), 4.2)) == 0
+    weights = np.array([8.0, 4, 2, 2])  # singular values in these proportions
+    shares = weights / 16
+    expected = np.exp(-(shares * np.log(shares)).sum())
+    assert effective_rank(corners * weights @ directions) == pytest.approx(expected)
+
+
+def test_dead_units_and_cosine(rng):
+    features = rng.normal(size=(30, 5))
+    features[:, 1] = 3
+    features[:, 4] = 0
+    assert dead_share(features) == pytest.approx(2 / 5)
+    assert dead_share(np.ones((3, 2))) == 1
+    naive = [
+        features[i] @ features[j] / np.linalg.norm(features[i]) / np.linalg.norm(features[j])
+        for i in range(30)
+        for j in range(30)
+        if i != j
+    ]
+    assert mean_cosine(features) == pytest.approx(np.mean(naive))
+
+
+# --------------------------------------------------------------------------- a real encoder
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory, sample):
+    return open_index(sample, tmp_path_factory.mktemp("offline") / "index", workers=1)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("offline") / "untrained.pt"
+    return load_model(write_untrained(path, "resnet18", image_size=32))
+
+
+@pytest.fixture(scope="module")
+def config():
+    return OfflineConfig(max_episodes=8, frames_per_episode=5, num_seeds=2)
+
+
+def test_frames_are_those_of_the_index(encoder, index, config):
+    training, held_out = read_frames(encoder, index, config)
+    assert not set(training.sessions) & set(held_out.sessions)
+    assert len(held_out.episodes) == 8 and held_out.features.shape == (40, 2, 512)
+    place = held_out.episodes[3].start + 2  # the middle frame of the fourth episode
+    row, step = int(held_out.rows[place]), int(held_out.steps[place])
+    assert step == int(np.linspace(0, index.lengths[row] - 1, 5)[2])
+    assert held_out.targets["time_to_end"][place] == index.lengths[row] - 1 - step
+    assert held_out.targets["state"].shape[1] == 9 + 1 + 7
+    stored = index.signals[index.starts[row] + step, index.columns(("gripper_position",))]
+    assert held_out.targets["state"][place, 9] == stored[0]
+    for camera in range(2):
+        pixels = FrameReader(index).read(row, camera, step)
+        np.testing.assert_allclose(
+            held_out.features[place, camera], encoder(pixels), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_scores_of_an_untrained_encoder(encoder, index, config, monkeypatch):
+    monkeypatch.setattr("mcr.evaluation.probes.MLP_STEPS", 30)
+    scores = offline_scores(encoder, index, config)
+    assert list(scores) == [name + part for name in SCORES for part in ("", "_low", "_high")]
+    assert all(np.isfinite(value) for value in scores.values())
+    for name in SCORES:
+        assert scores[f"{name}_low"] <= scores[name] <= scores[f"{name}_high"], name
+    assert scores["retrieval_all"] <= scores["retrieval_episode"] < 0.6
+    assert 1 < scores["effective_rank"] < 159  # of 160 pictures
+    assert 0.5 < scores["feature_cosine"] < 1  # untrained: all pictures look much alike
+    assert offline_scores(encoder, index, config) == scores
+
+
+def test_one_camera_has_no_retrieval(encoder, index, monkeypatch):
+    monkeypatch.setattr("mcr.evaluation.probes.MLP_STEPS", 1)
+    config = OfflineConfig(["wrist_image_left"], max_episodes=4, frames_per_episode=3, num_seeds=1)
+    scores = offline_scores(encoder, index, config)
+    assert not any(name.startswith(("retrieval", "rank_")) for name in scores)
+    assert {"state_ridge", "temporal_order", "effective_rank_high"} <= set(scores)
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        (OfflineConfig(cameras=["left"]), "no camera 'left'"),
+        (OfflineConfig(state_keys=["torque"]), "no signal 'torque'"),
+        (OfflineConfig(selection=SelectionConfig(val_fraction=0)), "must be above 0"),
+    ],
+)
+def test_bad_configuration(encoder, index, config, complaint):
+    with pytest.raises(UserError, match=complaint):
+        offline_scores(encoder, index, config)
+
+
+def test_too_little_to_compare():
+    with pytest.raises(UserError, match="frames_per_episode=1 must be at least 2"):
+        OfflineConfig(frames_per_episode=1)

@@ -1,0 +1,151 @@
+"""Probes: ridge regression against the normal equations, R² by hand, and a real encoder."""
+
+import numpy as np
+import pytest
+import torch
+
+from mcr.data.frames import FrameReader
+from mcr.data.index import open_index
+from mcr.data.selection import SelectionConfig, select_episodes
+from mcr.errors import UserError
+from mcr.evaluation.probes import (
+    STRENGTHS,
+    embed_steps,
+    mlp_predictions,
+    probe_encoder,
+    ridge_predictions,
+    ridge_score,
+)
+from mcr.models.backbones import build_backbone
+from mcr.models.loading import load_model
+
+
+@pytest.fixture
+def generator():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("num_rows", [12, 200])  # fewer and more than features
+def test_ridge_equals_the_normal_equations(generator, num_rows):
+    features = generator.normal(3, 2, (num_rows, 40))
+    targets, queries = generator.normal(5, 1, (num_rows, 3)), generator.normal(3, 2, (7, 40))
+    x = (features - features.mean(0)) / features.std(0)
+    for strength, predicted in zip(
+        STRENGTHS, ridge_predictions(features, targets, queries), strict=True
+    ):
+        penalty = strength * num_rows * np.eye(40)
+        weights = np.linalg.solve(x.T @ x + penalty, x.T @ (targets - targets.mean(0)))
+        expected = (queries - features.mean(0)) / features.std(0) @ weights + targets.mean(0)
+        np.testing.assert_allclose(predicted, expected, rtol=1e-6)
+
+
+def test_scales_and_units_do_not_matter(generator):
+    features, held = generator.normal(size=(60, 5)), generator.normal(size=(20, 5))
+    weights = generator.normal(size=(5, 2))
+    groups = np.repeat(["a", "b", "c"], 20)
+    noise, held_noise = generator.normal(size=(60, 2)), generator.normal(size=(20, 2))
+    targets, held_targets = features @ weights + noise, held @ weights + held_noise
+    plain = ridge_score(features, targets, groups, held, held_targets)
+    units, scales = np.array([1000, 0.001]), np.array([1, 10, 100, 0.1, 5])
+    other = ridge_score(
+        features * scales + 3,
+        targets * units - 7,
+        groups,
+        held * scales + 3,
+        held_targets * units - 7,
+    )
+    assert 0.5 < plain < 0.95
+    assert other == pytest.approx(plain, abs=1e-9)
+
+
+def test_r2_is_one_for_what_is_linear_and_about_zero_for_noise(generator):
+    features, held = generator.normal(size=(300, 10)), generator.normal(size=(300, 10))
+    groups = np.repeat(np.arange(6), 50)
+    weights = generator.normal(size=(10, 2))
+    constant = np.full((300, 1), 4.0)  # a dimension that never varies is left out
+    linear = np.hstack([features @ weights, constant]), np.hstack([held @ weights, constant])
+    assert ridge_score(features, linear[0], groups, held, linear[1]) > 0.9999
+    noise = generator.normal(size=(2, 300, 2))
+    assert abs(ridge_score(features, noise[0], groups, held, noise[1])) < 0.05
+
+
+def test_strength_is_chosen_across_groups_not_within(generator):
+    # The features name the group, and so a target that is constant in each; a new group is unknown.
+    groups = np.repeat(np.arange(5), 40)
+    features = np.eye(5)[groups] + 0.01 * generator.normal(size=(200, 5))
+    targets = generator.normal(size=5)[groups][:, None]
+    score = ridge_score(features, targets, groups, np.zeros((9, 5)), np.ones((9, 1)))
+    shuffled = ridge_predictions(features, targets, features)[0]
+    assert np.abs(shuffled - targets).max() < 0.05  # within groups it could be learnt by heart
+    assert abs(score) < 0.2  # but the choice was: do not trust the features
+
+
+def test_one_session_cannot_choose(generator):
+    with pytest.raises(UserError, match="of the one session 'x'"):
+        ridge_score(
+            np.ones((4, 1)), np.arange(4.0)[:, None], np.array(["x"] * 4), *[np.ones((1, 1))] * 2
+        )
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("probe") / "resnet18.pth"
+    torch.save(build_backbone("resnet18").state_dict(), path)
+    return load_model(path)
+
+
+def test_features_are_those_of_the_frames_cameras_side_by_side(encoder, shards):
+    index = open_index(shards, workers=1)
+    steps = np.array([[0, 3], [2, 5]])
+    cameras = [index.cameras[2], index.cameras[0]]
+    features = embed_steps(encoder, index, steps, cameras)
+    assert features.shape == (2, 2 * 512)
+    frame = FrameReader(index).read(2, 0, 5)
+    np.testing.assert_allclose(features[1, 512:], encoder(frame), rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="no camera 'left'"):
+        embed_steps(encoder, index, steps, ["left"])
+
+
+def test_probes_of_a_real_encoder(encoder, shards, monkeypatch):
+    monkeypatch.setattr("mcr.evaluation.probes.FRAMES_PER_EPISODE", 6)
+    index = open_index(shards, workers=1)
+    episodes, _ = select_episodes(index, SelectionConfig(min_frames=30))
+    training, held_out = episodes.of(np.arange(3)), episodes.of(np.arange(3, 4))
+    keys = ["cartesian_position", "gripper_position"]
+    scores = probe_encoder(encoder, index, training, held_out, index.cameras[:1], keys, "euler")
+    assert set(scores) == {"state", "action", "time"}
+    assert all(np.isfinite(score) and score <= 1 for score in scores.values())
+    with pytest.raises(UserError, match="val_fraction"):
+        probe_encoder(encoder, index, training, episodes.of(np.arange(0)), index.cameras[:1], keys)
+
+
+def test_network_learns_what_is_not_linear(generator):
+    features, held = generator.normal(size=(600, 4)), generator.normal(size=(200, 4))
+    groups = np.arange(600) // 100
+    targets, held_targets = (np.abs(x[:, :1]) * [[1, -50]] + 7 for x in (features, held))
+    assert ridge_score(features, targets, groups, held, held_targets) < 0.05
+    predicted = mlp_predictions(features, targets, groups, held, seed=0)
+    error = ((predicted - held_targets) ** 2).mean(0) / held_targets.var(0)
+    assert (error < 0.1).all()
+
+
+def test_network_says_the_mean_where_features_say_nothing(generator):
+    features, held = generator.normal(size=(120, 50)), generator.normal(size=(40, 50))
+    targets, groups = generator.normal(3, 1, size=(120, 2)), np.arange(120) // 30
+    predicted = mlp_predictions(features, targets, groups, held, seed=1)
+    assert np.abs(predicted - targets.mean(0)).max() < 0.5  # stopped before it learnt by heart
+
+
+def test_network_depends_on_the_seed_only(generator):
+    features, targets = generator.normal(size=(60, 3)), generator.normal(size=(60, 1))
+    targets += features[:, :1]
+    groups = np.arange(60) // 20
+    state = torch.random.get_rng_state()
+    with torch.no_grad():  # the caller may have switched gradients off
+        first, again, other = (
+            mlp_predictions(features, targets, groups, features, seed) for seed in (0, 0, 1)
+        )
+    assert torch.equal(torch.random.get_rng_state(), state)
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-3

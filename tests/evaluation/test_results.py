@@ -1,0 +1,98 @@
+"""The results of an evaluation, against closed forms, and what a folder refuses."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from mcr.errors import UserError
+from mcr.evaluation.results import MEAN, Results, success_rates, to_markdown
+from mcr.simulation.rollouts import wilson_interval
+
+
+def rows(encoder: str, task: str, successes: list[int], trials: int = 10, weights: str = "ab"):
+    return [
+        {
+            "encoder": encoder,
+            "task": task,
+            "weights": weights,
+            "seed": str(seed),
+            "successes": won,
+            "trials": trials,
+        }
+        for seed, won in enumerate(successes)
+    ]
+
+
+def test_wilson_interval():
+    # Brown, Cai, DasGupta 2001: n = 10, 0 successes: upper end z^2 / (n + z^2)
+    assert wilson_interval(0, 10) == pytest.approx((0.0, 1.96**2 / (10 + 1.96**2)))
+    assert wilson_interval(10, 10) == pytest.approx((10 / (10 + 1.96**2), 1.0))
+    low, high = wilson_interval(5, 10)
+    assert low + high == pytest.approx(1.0)
+    assert low == pytest.approx(0.2366, abs=1e-4)
+
+
+def test_rates_pool_seeds_and_tasks():
+    table = pd.DataFrame(
+        rows("ours", "metaworld/a", [5, 7])
+        + rows("ours", "metaworld/b", [0, 2])
+        + rows("other", "metaworld/a", [10, 10])
+    )
+    scores = success_rates(table).set_index(["encoder", "task"])
+    assert scores.loc[("ours", "metaworld/a"), "value"] == 0.6
+    assert scores.loc[("ours", "metaworld/a"), "sd"] == pytest.approx(np.std([0.5, 0.7], ddof=1))
+    assert scores.loc[("ours", MEAN), "value"] == 14 / 40
+    assert scores.loc[("ours", MEAN), ["low", "high"]].tolist() == list(wilson_interval(14, 40))
+    # of the means of seeds over tasks: 5/20 and 9/20
+    assert scores.loc[("ours", MEAN), "sd"] == pytest.approx(np.std([0.25, 0.45], ddof=1))
+    assert ("other", MEAN) not in scores.index  # it lacks a task
+
+
+def test_table_has_the_best_first_and_the_mean_last():
+    table = pd.DataFrame(
+        [row for t in "ab" for row in rows("worse", t, [1]) + rows("better", t, [9])]
+    )
+    lines = to_markdown(success_rates(table), percent=True).splitlines()
+    assert lines[0] == "| encoder | a | b | mean |"
+    assert lines[2].startswith("| better | 90% (60 to 98) | 90% (60 to 98) | 90% (")
+    assert lines[3].startswith("| worse | 10% (2 to 40)")
+
+
+def test_what_is_added_is_there_when_opened_again(tmp_path):
+    Results(tmp_path, {"rollouts": 10}).add(rows("ours", "a", [1, 2]))
+    again = Results(tmp_path, {"rollouts": 10})
+    again.add(rows("ours", "b", [3]))
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert [line.split(",")[-2:] for line in lines[1:]] == [["1", "10"], ["2", "10"], ["3", "10"]]
+    again = Results(tmp_path, {"rollouts": 10})
+    assert again.has("ours", "ab", "a") and again.has("ours", "ab", "b")
+    assert not again.has("ours", "ab", "c") and not again.has("other", "ab", "a")
+    assert again.rows["successes"].tolist() == [1, 2, 3]
+
+
+def test_proprioception_has_no_weights_and_is_known_again(tmp_path):
+    Results(tmp_path, {}).add(rows("proprioception only", "a", [1], weights=""))
+    assert Results(tmp_path, {}).has("proprioception only", "", "a")
+
+
+def test_other_weights_under_a_name_are_refused(tmp_path):
+    results = Results(tmp_path, {})
+    results.add(rows("ours", "a", [1]))
+    with pytest.raises(UserError, match=r"'ours' are of other weights \(ab, not cd\).*NAME=PATH"):
+        results.has("ours", "cd", "a")
+
+
+def test_another_protocol_is_refused(tmp_path):
+    Results(tmp_path, {"rollouts": 10, "cameras": ("corner2",)})
+    Results(tmp_path, {"rollouts": 10, "cameras": ("corner2",)})
+    with pytest.raises(UserError, match=r"another protocol \(rollouts=10, not 20\).*--out"):
+        Results(tmp_path, {"rollouts": 20, "cameras": ("corner2",)})
+
+
+def test_report_is_a_table_and_a_picture(tmp_path):
+    results = Results(tmp_path, {})
+    results.add(rows("ours", "a", [1, 2]) + rows("ours", "b", [3, 4]) + rows("other", "a", [5]))
+    text = results.write_report(success_rates(results.rows), percent=True)
+    assert (tmp_path / "results.md").read_text() == text
+    assert np.asarray(Image.open(tmp_path / "results.png").convert("L")).std() > 5

@@ -1,0 +1,72 @@
+"""From encoders to success rates in a simulator, at the smallest size, by the script."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mcr.evaluation.success_rates import PROPRIOCEPTION_ONLY
+from mcr.models.untrained import write_untrained
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
+SMALL = ["--suite", "metaworld", "--tasks", "button-press", "--demonstrations", "3"]
+SMALL += ["--rollouts", "2", "--seeds", "2", "--epochs", "3", "--picture-size", "48"]
+SMALL += ["--processes", "1"]
+
+
+def evaluate(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    encoder = write_untrained(folder / "mine.pt", image_size=32, seed=5)
+    result = evaluate(f"mine={encoder}", *SMALL, "--from-scratch", "--out", folder / "out")
+    assert result.returncode == 0, result.stderr
+    return folder, result.stdout
+
+
+def test_a_row_per_encoder_and_seed_with_the_rows_nobody_asked_for(measured):
+    folder, printed = measured
+    rows = pd.read_csv(folder / "out/results.csv", keep_default_na=False)
+    names = ["mine", "untrained resnet18, 32 px", "from scratch resnet18, 32 px"]
+    names += [PROPRIOCEPTION_ONLY]
+    assert list(dict.fromkeys(rows["encoder"])) == names
+    assert len(rows) == 8 and set(rows["trials"]) == {2}
+    assert rows["weights"].str.len().tolist() == [64] * 6 + [0] * 2
+    assert rows["cameras"].eq("corner2").all()
+    assert rows["preprocessing"].str.contains("resize 37").tolist() == [True] * 6 + [False] * 2
+    assert rows["versions"].str.contains("metaworld 3.1.1").all()
+    assert "| mine |" in printed and "| mine |" in (folder / "out/results.md").read_text()
+    assert (folder / "out/results.png").stat().st_size > 1000
+
+
+def test_again_measures_nothing_and_says_the_same(measured):
+    folder, printed = measured
+    again = evaluate(
+        f"mine={folder / 'mine.pt'}", *SMALL, "--from-scratch", "--out", folder / "out"
+    )
+    assert again.returncode == 0
+    assert printed.endswith(again.stdout)
+
+
+def test_another_protocol_or_encoder_is_refused(measured):
+    folder, _ = measured
+    result = evaluate(f"mine={folder / 'mine.pt'}", *SMALL, "--epochs", 4, "--out", folder / "out")
+    assert result.returncode == 2
+    assert "holds results of another protocol (policy=" in result.stderr
+    other = write_untrained(folder / "other.pt", image_size=32, seed=6)
+    result = evaluate(f"mine={other}", *SMALL, "--out", folder / "out")
+    assert result.returncode == 2
+    assert "the rows of 'mine' are of other weights" in result.stderr
+
+
+def test_a_task_that_is_not_there_is_refused(tmp_path):
+    encoder = write_untrained(tmp_path / "mine.pt", image_size=32)
+    result = evaluate(encoder, "--suite", "metaworld", "--tasks", "asembly", "--out", tmp_path)
+    assert result.returncode == 2
+    assert "'asembly'" in result.stderr and "'assembly'" in result.stderr

@@ -1,0 +1,337 @@
+"""Behaviour cloning: it learns, a cache changes nothing, a killed run goes on as if it had not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+import mcr
+from mcr.errors import UserError
+from mcr.features.cache import FeatureConfig, extract_features
+from mcr.models.untrained import write_untrained
+from mcr.policies import behaviour_cloning
+from mcr.policies.behaviour_cloning import (
+    Cloning,
+    Config,
+    batches,
+    check_overrides,
+    load_policy,
+    train,
+)
+
+ROOT = Path(__file__).parents[2]
+SIZE, LENGTH, DEMOS = 32, 5, 10
+CAMERA = "front_image"
+
+
+@pytest.fixture(autouse=True)
+def quick_start(monkeypatch):
+    """Features by torch: ONNX Runtime, which test_features.py tries, takes 10 s to begin."""
+    monkeypatch.setattr("mcr.features.cache.fastest_engine", lambda *_: "torch")
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """Demonstrations whose action says how bright the picture is, an encoder, and its features."""
+    folder = tmp_path_factory.mktemp("desk")
+    rng = np.random.default_rng(0)
+    with h5py.File(folder / "demos.hdf5", "w") as file:
+        for number in range(DEMOS):
+            demo = file.create_group(f"data/demo_{number}")
+            brightness = rng.uniform(0.2, 1, LENGTH)
+            pixels = rng.integers(100, 250, (LENGTH, SIZE, SIZE, 3))
+            dimmed = (pixels * brightness[:, None, None, None]).astype(np.uint8)
+            demo[f"obs/{CAMERA}"] = dimmed
+            demo["obs/proprioception"] = rng.normal(size=(LENGTH, 2))
+            demo["actions"] = np.stack([brightness, demo["obs/proprioception"][:, 0]], axis=1)
+    write_untrained(folder / "encoder.pt", image_size=SIZE)
+    quick = FeatureConfig(engine="torch", workers=1, cameras=(CAMERA,))
+    extract_features(folder / "encoder.pt", folder / "demos.hdf5", folder / "features", quick)
+    return folder
+
+
+def config(desk, run_dir, **changes):
+    return Config(
+        **{
+            "data": str(desk / "demos.hdf5"),
+            "encoder": str(desk / "encoder.pt"),
+            "feature_cache": str(desk / "features"),
+            "run_dir": str(run_dir),
+            "hidden": [32],
+            "emb_dim": 16,
+            "batch_size": 16,
+            "epochs": 3,
+        }
+        | changes
+    )
+
+
+def metrics(run_dir, split, name):
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if line["split"] == split]
+
+
+@pytest.mark.parametrize("head", ["mlp", "gmm"])
+def test_it_learns_from_cached_features(desk, tmp_path, capsys, head):
+    options = {"epochs": 25, "feature_norm": "batch_norm", "head": head, "learning_rate": 5e-3}
+    path = train(config(desk, tmp_path, **options, save_every=25))
+    with h5py.File(desk / "demos.hdf5") as file:
+        variance = np.concatenate([demo["actions"] for demo in file["data"].values()]).var(axis=0)
+    errors, losses = metrics(tmp_path, "val", "action_error"), metrics(tmp_path, "train", "loss")
+    assert len(errors) == len(losses) == 25
+    assert min(errors) < 0.5 * variance.mean()
+    assert losses[-1] < losses[0] - 0.5  # actions are standardised: they begin near 1 or above
+    assert list((tmp_path / "tensorboard").iterdir())
+    printed = capsys.readouterr().out
+    assert "9 demonstrations to train on, 1 held out" in printed
+    assert (
+        "/ 11,1" in printed and "parameters trainable" in printed and f"policy: {path}" in printed
+    )
+
+
+def test_features_or_pictures_give_the_same_policy(desk, tmp_path):
+    for name, cached in (("cached", True), ("loop", False)):
+        train(config(desk, tmp_path / name, cache_features=cached, chunk=2))
+    for split in ("train", "val"):
+        cached, loop = (metrics(tmp_path / name, split, "loss") for name in ("cached", "loop"))
+        assert cached == pytest.approx(loop, rel=1e-3)
+
+
+def encoder_tensors(policy):
+    state = policy.observations.encoder.state_dict()
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def changed_layers(before, after):
+    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_two_stages_thaw_layer_by_layer(desk, tmp_path):
+    options = {"fine_tune_epochs": 3, "unfreeze_every": 2, "fine_tune_learning_rate": 1e-4}
+    run = Cloning(config(desk, tmp_path / "run", **options, epochs=2), tmp_path)
+    start, seen, original = encoder_tensors(run.policy), [], run._train_epoch
+
+    def watched(bar):
+        result = original(bar)
+        layers = changed_layers(start, encoder_tensors(run.policy))
+        seen.append((layers, run.optimizer, [g["lr"] for g in run.optimizer.param_groups]))
+        return result
+
+    run._train_epoch = watched
+    run.loop()
+    assert [layers for layers, _, _ in seen] == [
+        set(),
+        set(),
+        {"layer4"},
+        {"layer4"},
+        {"layer4", "layer3"},
+    ]
+    optimizers = [optimizer for _, optimizer, _ in seen]
+    assert optimizers[0] is optimizers[1] is not optimizers[2] is optimizers[4]
+    assert seen[0][2] == [1e-3, 1e-4] and seen[4][2] == pytest.approx([1e-4, 1e-5])
+
+
+TWO_STAGES = {
+    "epochs": 2,
+    "fine_tune_epochs": 2,
+    "crops": 2,
+    "feature_norm": "batch_norm",
+    "save_every": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def whole(desk):
+    return train(config(desk, desk / "whole", **TWO_STAGES)).parent
+
+
+@pytest.mark.parametrize("killed_in", [1, 3])
+def test_a_killed_run_goes_on_as_if_it_had_not(desk, whole, tmp_path, monkeypatch, killed_in):
+    original = Cloning._train_epoch
+
+    def killed(run, bar):
+        if run.epoch == killed_in:
+            raise KeyboardInterrupt
+        return original(run, bar)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cloning, "_train_epoch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(desk, tmp_path, **TWO_STAGES))
+    resumed = load_policy(train(config(desk, tmp_path, **TWO_STAGES))).state_dict()
+    for name, tensor in load_policy(whole / "policy.pt").state_dict().items():
+        assert torch.equal(tensor, resumed[name]), name
+    for split in ("train", "val"):
+        runs = [metrics(folder, split, "loss") for folder in (whole, tmp_path)]
+        assert runs[0] == runs[1] and len(runs[0]) == 4
+
+
+def test_a_loaded_policy_acts_on_raw_pictures(desk, tmp_path):
+    options = {"pooling": "spatial_softmax", "cache_features": False, "share_encoder": False}
+    path = train(config(desk, tmp_path, **options, epochs=1))
+    policy = load_policy(path)
+    assert policy.observations.cameras == (CAMERA,) and policy.signals == ("proprioception",)
+    pictures = {CAMERA: np.full((3, 40, 50, 3), 99, np.uint8)}  # another size than recorded
+    actions = policy.act(pictures, np.zeros((3, 2)))
+    assert actions.shape == (3, 2) and actions.dtype == np.float32
+    assert np.array_equal(actions[0], policy.act({CAMERA: pictures[CAMERA][:1]}, [[0, 0]])[0])
+    assert not any(
+        parameter.requires_grad for parameter in policy.observations.encoder.parameters()
+    )
+
+
+def test_random_weights_that_learn(desk, tmp_path, capsys):
+    """From the beginning, and without proprioception."""
+    scratch = config(
+        desk,
+        tmp_path / "run",
+        encoder="",
+        pretrained_encoder=False,
+        image_size=SIZE,
+        epochs=1,
+        freeze_encoder=False,
+        proprioception=False,
+    )
+    before = encoder_tensors(Cloning(scratch, tmp_path).policy)
+    policy = load_policy(train(scratch))
+    assert "encoder in the loop: it learns" in capsys.readouterr().out
+    assert {"conv1", "layer1", "layer4"} <= changed_layers(before, encoder_tensors(policy))
+    assert policy.act({CAMERA: np.full((1, SIZE, SIZE, 3), 99, np.uint8)}).shape == (1, 2)
+
+
+@pytest.mark.parametrize("changed", ["weights", "preprocessing"])
+def test_an_encoder_without_a_file_is_cached_too(desk, tmp_path, changed):
+    random = {"encoder": "", "pretrained_encoder": False, "rgb_model_name": "resnet18"}
+    options = random if changed == "weights" else {"normalisation": "imagenet"}
+    run_dir = tmp_path / "run"
+    options |= {"image_size": 40, "feature_cache": "", "workers": 1, "epochs": 1}
+    policy = load_policy(train(config(desk, run_dir, **options)))
+    used = mcr.load_model(run_dir / "encoder.pt")  # what computed the features
+    assert used.preprocessing.image_size == 40
+    for name, tensor in used.state_dict().items():
+        assert torch.equal(policy.observations.encoder.state_dict()[name], tensor)
+    assert (run_dir / "features/features.npy").is_file()
+
+
+def test_from_shards(shards, tmp_path):
+    path = write_untrained(tmp_path / "encoder.pt", image_size=SIZE)
+    options = Config(
+        data=str(shards),
+        encoder=str(path),
+        cameras=["wrist_image_left"],
+        run_dir=str(tmp_path / "run"),
+        epochs=1,
+        workers=1,
+        val_fraction=0.3,
+    )
+    policy = load_policy(train(options))
+    assert policy.signals == ("cartesian_position", "gripper_position", "joint_position")
+    assert policy.action_mean.shape == (10,)
+    assert (tmp_path / "run/features/features.json").is_file()
+
+
+def test_batches_are_even():
+    assert [len(rows) for rows in batches(np.arange(50), 20)] == [17, 17, 16]
+    assert [len(rows) for rows in batches(np.arange(3), 2)] == [3]  # not 2 and 1
+    assert [len(rows) for rows in batches(np.arange(1), 2)] == [1]
+    assert np.concatenate(batches(np.arange(50), 20)).tolist() == list(range(50))
+
+
+def test_bad_input(desk, tmp_path):
+    for changes, complaint in (
+        ({"resume": "nevr"}, "resume='nevr' is unknown; did you mean 'never'"),
+        ({"fine_tune_epochs": 1, "freeze_encoder": False}, "leave out freeze_encoder=False"),
+        ({"unfreeze_every": -1}, "unfreeze_every=-1 must not be negative"),
+        ({"save_every": 0}, "save_every=0 must be at least 1"),
+        ({"pooling": "pool"}, "did you mean 'pooled'"),
+        ({"cameras": ["front"]}, "no camera 'front'; did you mean 'front_image'"),
+        ({"device": "cuda:77"}, "device=cuda:77 cannot be used"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            train(config(desk, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_run_was_begun_with_is_kept(desk, tmp_path):
+    path = train(config(desk, tmp_path, epochs=1))
+    before = path.read_bytes()
+    train(config(desk, tmp_path, epochs=1, save_every=7))  # nothing to do
+    for changes, complaint in (
+        ({"learning_rate": 1e-4}, "learning_rate: 0.001 -> 0.0001"),
+        ({"resume": "never"}, "holds a run; choose another run_dir"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            train(config(desk, tmp_path, epochs=1, **changes))
+    assert path.read_bytes() == before
+    path.write_bytes(before[:1000])
+    with pytest.raises(UserError, match="policy.pt: unreadable policy"):
+        train(config(desk, tmp_path, epochs=1))
+    torch.save({"format": "else"}, path)
+    with pytest.raises(UserError, match="holds no policy"):
+        load_policy(path)
+
+
+def test_features_of_another_encoder_are_refused(desk, tmp_path):
+    other = write_untrained(tmp_path / "other.pt", image_size=SIZE, seed=1)
+    with pytest.raises(UserError, match="another encoder"):
+        train(config(desk, tmp_path / "run", encoder=str(other)))
+    larger = write_untrained(tmp_path / "larger.pt", image_size=2 * SIZE)
+    with pytest.raises(UserError, match="another encoder_config"):
+        train(config(desk, tmp_path / "run", encoder=str(larger)))
+
+
+# --------------------------------------------------------------------------- command line
+
+
+def test_the_recipe_is_the_typed_defaults():
+    ConfigStore.instance().store(name="bc_config", node=Config)
+    with initialize_config_dir(str(ROOT / "cfgs"), version_base="1.3"):
+        recipe = OmegaConf.to_object(compose("bc", overrides=["hidden=[8,8]", "cameras=[a]"]))
+    assert recipe == Config(feature_norm="batch_norm", hidden=[8, 8], cameras=["a"])
+    header = (ROOT / "cfgs/bc.yaml").read_text().split("defaults:")[0]
+    assert all(f"#   {word}" in header for word in ("command", "cost", "expected"))
+
+
+def test_unknown_options_are_named():
+    check_overrides(["--multirun", "data=x", "hydra.run.dir=y", "+head=gmm"])
+    with pytest.raises(
+        UserError, match="unknown option 'freeze_enc'; did you mean 'freeze_encoder'"
+    ):
+        check_overrides(["freeze_enc=True"])
+
+
+def test_an_error_is_one_line(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        behaviour_cloning._main(OmegaConf.structured(Config(data="nowhere.hdf5")))
+    assert capsys.readouterr().err == "error: nowhere.hdf5: no such file or folder; check data=\n"
+
+
+def test_the_script(desk, tmp_path):
+    shutil.copyfile(desk / "demos.hdf5", tmp_path / "demos.hdf5")
+    options = "pretrained_encoder=False rgb_model_name=resnet18 image_size=32 freeze_encoder=True"
+    run = f"data=demos.hdf5 run_dir=run epochs=1 cache_features=False {options}"
+    script = str(ROOT / "scripts/train_bc.py")
+    command = [sys.executable, script, *run.split()]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "policy: run/policy.pt" in result.stdout
+    assert load_policy(tmp_path / "run/policy.pt").observations.out_dim == 256
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demos.hdf5", "run"]
+
+
+def test_nothing_is_left_in_the_temporary_folder(desk, tmp_path, monkeypatch):
+    monkeypatch.setattr(behaviour_cloning.tempfile, "tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    train(config(desk, tmp_path / "run", epochs=1, cache_features=False))
+    assert list((tmp_path / "scratch").iterdir()) == []

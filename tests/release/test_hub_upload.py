@@ -1,0 +1,155 @@
+"""Uploads against a stand-in of the Hub on localhost, by the client's LFS protocol.
+
+The client prefers Xet where hf_xet is installed; that protocol has no stand-in here, so it is
+switched off.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import torch
+
+import mcr
+from mcr.errors import UserError
+from mcr.models.backbones import build_backbone
+from mcr.release.export import export_encoder
+from tests import hub_server
+
+constants = pytest.importorskip("huggingface_hub.constants")
+
+COMMIT = "c" * 40
+
+
+class Handler(hub_server.Handler):
+    """Takes uploads too: large files by LFS, the others inside the commit."""
+
+    def do_POST(self):
+        path = unquote(urlsplit(self.path).path).strip("/")
+        self.server.requests.append(f"POST /{path}")
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if path == "api/repos/create":
+            self.create(json.loads(body))
+        elif path == "api/validate-yaml":
+            self.answer_json({"errors": [], "warnings": []})
+        elif "/preupload/" in path:
+            self.choose_modes(json.loads(body)["files"])
+        elif path.endswith("/info/lfs/objects/batch"):
+            self.offer_storage(json.loads(body)["objects"])
+        else:
+            self.commit_files(path, [json.loads(line) for line in body.splitlines()])
+
+    def do_PUT(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.stored[self.path.rpartition("/")[2]] = body
+        self.reply(200, b"", {})
+
+    def create(self, wanted):
+        name = f"{wanted['organization']}/{wanted['name']}"
+        if wanted["organization"] == "forbidden":
+            self.reply(403, json.dumps({"error": "not your organisation"}).encode(), {})
+            return
+        (self.server.root / name).mkdir(parents=True, exist_ok=True)
+        self.server.private[name] = wanted.get("private") or wanted.get("visibility") == "private"
+        self.answer_json({"url": f"{self.server.url}/{name}"})
+
+    def choose_modes(self, files):
+        modes = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["size"] > 1_000_000 else "regular",
+                "shouldIgnore": False,
+            }
+            for file in files
+        ]
+        self.answer_json({"files": modes})
+
+    def offer_storage(self, objects):
+        offers = [
+            item | {"actions": {"upload": {"href": f"{self.server.url}/store/{item['oid']}"}}}
+            for item in objects
+        ]
+        self.answer_json({"transfer": "basic", "objects": offers})
+
+    def commit_files(self, path, operations):
+        repository = path.removeprefix("api/models/").partition("/commit/")[0]
+        for operation in operations:
+            value = operation["value"]
+            if operation["key"] == "file":
+                content = base64.b64decode(value["content"])
+            elif operation["key"] == "lfsFile":
+                content = self.server.stored[value["oid"]]
+                assert hashlib.sha256(content).hexdigest() == value["oid"]
+            else:
+                continue
+            (self.server.root / repository / value["path"]).write_bytes(content)
+        self.server.revisions["main"] = COMMIT
+        self.answer_json({"commitOid": COMMIT, "commitUrl": f"{self.server.url}/{repository}"})
+
+    def answer_json(self, answer):
+        self.reply(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty Hub."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "hub").mkdir()
+    with hub_server.HubServer(tmp_path / "hub") as server:
+        server.RequestHandlerClass = Handler
+        server.stored, server.private = {}, {}
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server
+
+
+@pytest.fixture
+def folder(small_checkpoint, tmp_path):
+    return export_encoder(small_checkpoint, tmp_path / "encoder").path
+
+
+def test_there_and_back(hub, folder):
+    (folder / "notes.txt").write_text("not for the public")
+    address = mcr.push_to_hub(folder, "lab/encoder", private=True)
+    assert address == f"hf:lab/encoder@{COMMIT}" and hub.private == {"lab/encoder": True}
+    assert sorted(path.name for path in (hub.root / "lab" / "encoder").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "recipe.yaml",
+    ]
+    assert len(hub.stored) == 1  # the weights
+    images = torch.rand(2, 3, 80, 80)
+    assert torch.equal(mcr.load_model(address)(images), mcr.load_model(folder)(images))
+    verification = mcr.verify(address)
+    assert verification.ok and "as exported" in str(verification)
+
+
+def test_an_untrained_encoder_is_not_uploaded(hub, tmp_path):
+    torch.save(build_backbone("resnet18").state_dict(), tmp_path / "random.pth")
+    folder = export_encoder(tmp_path / "random.pth", tmp_path / "random").path
+    with pytest.raises(UserError, match="not uploaded, because it fails verification"):
+        mcr.push_to_hub(folder, "lab/random")
+    assert hub.requests == []
+
+
+def test_what_is_no_export_is_not_uploaded(hub, tmp_path):
+    with pytest.raises(UserError, match=r"has no config\.json; give a folder that"):
+        mcr.push_to_hub(tmp_path, "lab/encoder")
+
+
+def test_the_hubs_refusal_is_passed_on(hub, folder):
+    with pytest.raises(UserError, match="forbidden/encoder: the Hub refused: .*not your organ"):
+        mcr.push_to_hub(folder, "forbidden/encoder")
+    with pytest.raises(UserError, match="is no name for a repository"):
+        mcr.push_to_hub(folder, "a/b/c")
+
+
+def test_a_hub_out_of_reach(folder, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match="the Hub cannot be reached"):
+        mcr.push_to_hub(folder, "lab/encoder")
