@@ -247,12 +247,12 @@ def real_batches(clips: ClipDataset, config: DataConfig, count: int, device: tor
 
 
 def images_per_second(
-    step: Step, batches: Iterator[Batch], device: torch.device, seconds: float
+    step: Step, batches: Iterator[Batch], device: torch.device, seconds: float, warm_up: int = 3
 ) -> float:
-    """Steady state, after a warm-up of at least three steps and a third of the time."""
+    """Steady state, after a warm-up of at least so many steps and a third of the time."""
     warm_until = clock(device) + seconds / 3
     for number in itertools.count():
-        if number >= 3 and clock(device) > warm_until:
+        if number >= warm_up and clock(device) > warm_until:
             break
         step(next(batches))
     synchronise(device)
@@ -379,7 +379,7 @@ class Bench:
     device: torch.device
     seconds: float
 
-    def measure(self, row: Row, report_waits: bool = True) -> tuple[float, float]:
+    def measure(self, row: Row) -> tuple[float, float]:
         """(images per second of one row, seconds until its first step was over)."""
         device = self.device
         torch.compiler.reset()  # or many networks in one process would count as one that changes
@@ -394,10 +394,12 @@ class Bench:
         first = time.perf_counter() - began
         if engine and device.type == "cuda" and (problem := host_waits(engine, resident)):
             print(f"the host waits in a step of {row.way!r}: {problem}", file=sys.stderr)
-        batches = itertools.repeat(resident)
+        batches, warm_up = itertools.repeat(resident), 3
         if row.real_data:
             batches = real_batches(self.clips, self.config, row.clips, device)
-        return images_per_second(step, iter(batches), device, self.seconds), first
+            # Until all that is prefetched has been replaced, memory is being allocated for it.
+            warm_up = self.config.workers * self.config.prefetch + 4
+        return images_per_second(step, iter(batches), device, self.seconds, warm_up), first
 
     def prepare(self, row: Row) -> tuple[Step, Engine | None]:
         model = make_model(row.backbone, row.size, self.clips)
@@ -472,7 +474,7 @@ def main() -> None:
     rows = rows_for_gpu() if has_gpu else rows_for_cpu(arguments.clips, arguments.size)
     with tempfile.TemporaryDirectory() as folder:
         index = open_index(arguments.source, Path(folder) / "index", workers=1)
-        config = DataConfig(workers=arguments.workers)
+        config = DataConfig(workers=arguments.workers, prefetch=2)
         episodes, _ = select_episodes(index, SelectionConfig(min_frames=3))
         clips = ClipDataset(index, episodes, config, seed=0)
         bench = Bench(clips, config, device, arguments.seconds)
@@ -505,7 +507,8 @@ def parse_arguments(has_gpu: bool) -> argparse.Namespace:
         default=1 if has_gpu else 2,
         help="rows are measured in turn, the best kept: a CPU is shared with others",
     )
-    parser.add_argument("--workers", type=int, default=max(1, num_cores() - 1))
+    workers = max(1, min(8, num_cores() - 1))
+    parser.add_argument("--workers", type=int, default=workers, help="loader processes")
     parser.add_argument("--clips", type=int, default=8, help="per batch, on a CPU")
     parser.add_argument("--size", type=int, default=64, help="pixels, on a CPU")
     parser.add_argument("--budget", type=float, default=420, help="seconds, then no further row")

@@ -35,13 +35,13 @@ from loader import IMAGENET, SOURCE, hardware, write_shards
 from train_step import Bench, Row, images_per_second, resident_batch, synchronise
 
 from mcr.data.batch import NUM_FRAMES
-from mcr.data.crops import network_input
 from mcr.data.droid import RldsDataset
 from mcr.data.extract import Options, extract
 from mcr.data.index import Index, open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
 from mcr.data.processes import num_cores
 from mcr.data.selection import Episodes
+from mcr.models.crops import network_input
 from mcr.training.engine import make_deterministic, on_device
 
 

@@ -51,6 +51,7 @@ from mcr.runs.processes import ordered_map, progress_bar
 
 FORMAT = "mcr-index-2"
 _EPISODES_PER_TREE_PART = 64
+_WORTH_PROCESSES = 2**28  # bytes of shards: indexing less takes less time than starting processes
 
 
 # --------------------------------------------------------------------------- reading
@@ -274,6 +275,8 @@ def build_index(source: Path, path: Path, workers: int = 0, engine: str = "local
         raise UserError(f"{partial}: {error.strerror}; choose a place with data.index=") from error
     try:
         run = functools.partial(ordered_map, workers=workers, engine=engine)
+        if engine == "local" and kind == "rlds" and _num_bytes(source) < _WORTH_PROCESSES:
+            run = functools.partial(ordered_map, workers=1)
         info = _write_index(kind, source, partial, run)
         (partial / "index.json").write_text(json.dumps(info, indent=1))
         partial.rename(path)
@@ -286,6 +289,10 @@ def build_index(source: Path, path: Path, workers: int = 0, engine: str = "local
     if len(problems) > 10:
         print(f"  ... and {len(problems) - 10} more: see {path / 'index.json'}")
     return Index(path)
+
+
+def _num_bytes(source: Path) -> int:
+    return sum(path.stat().st_size for path in RldsDataset.open(source).shards)
 
 
 def _write_index(kind: str, source: Path, folder: Path, run: _Map) -> dict[str, Any]:

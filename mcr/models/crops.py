@@ -8,7 +8,6 @@ linear, as normalisation is, and costs nothing on top of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +33,8 @@ def network_input(
     images = crop_resize(rearrange(frames, "b f c h w -> (b f) c h w"), crops.flatten(0, 1), size)
     # Rows of channels_last memory as vectors: broadcasting over 3 channels would not vectorise.
     rows = rearrange(images, "n c h w -> n h (w c)").float()
-    scale, shift = _scale_and_shift(tuple(mean), tuple(std), rows.device)
+    scale = _constants([1 / (255 * s) for s in std], rows.device)
+    shift = _constants([-m / s for m, s in zip(mean, std, strict=True)], rows.device)
     if colors is not None:
         gain, offset = rearrange(colors, "b f two c -> two (b f) 1 c")
         scale, shift = scale * gain, shift + 255 * scale * offset
@@ -42,12 +42,9 @@ def network_input(
     return rearrange(rows, "n h (w c) -> n c h w", c=3)
 
 
-@cache  # to send numbers to a GPU anew for every batch would make the host wait for it
-def _scale_and_shift(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    scale, shift = 1 / (255 * torch.tensor(std)), -torch.tensor(mean) / torch.tensor(std)
-    return scale.to(device), shift.to(device)
+def _constants(values: list[float], device: torch.device) -> Tensor:
+    """float32 [len(values)], filled in on the device: a copy from the host would wait for it."""
+    return torch.stack([torch.full((), value, device=device) for value in values])
 
 
 def crop_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -71,7 +68,9 @@ def crop_resize_batched(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     height, width = images.shape[-2:]
     rows = _interpolation_weights(boxes[:, 0], boxes[:, 2], size, height).to(dtype)
     columns = _interpolation_weights(boxes[:, 1], boxes[:, 3], size, width).to(dtype)
-    resized = torch.einsum("noh,nchw,npw->ncop", rows, images.to(dtype), columns)
+    # Autocast to bfloat16 would round pixels to 8 bits before they are averaged.
+    with torch.autocast(images.device.type, enabled=False):
+        resized = torch.einsum("noh,nchw,npw->ncop", rows, images.to(dtype), columns)
     return resized.float()
 
 
@@ -91,6 +90,7 @@ def _interpolation_weights(begin: Tensor, length: Tensor, size: int, extent: int
     return weights / weights.sum(-1, keepdim=True)
 
 
+@torch.compiler.disable  # a compiler would compile the loop anew for every set of boxes
 def _crop_resize_one_by_one(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """On the CPU the vectorised uint8 kernel on each cut-out is far cheaper than dense products."""
     layout = torch.channels_last

@@ -56,7 +56,7 @@ class Pretrainer(nn.Module):
     metrics["<objective>/loss"].
     """
 
-    compiled_encoder: Callable[[Tensor], Tensor] | None = None  # used in training if there is one
+    compiled_encode: Callable[..., Tensor] | None = None  # used in training if there is one
 
     def __init__(
         self,
@@ -101,9 +101,13 @@ class Pretrainer(nn.Module):
 
     def embed(self, batch: Batch) -> Tensor:
         """Embeddings float32 [B, F, D] of a batch's frames."""
-        images = self.network_input(batch.frames, batch.crops, batch.colors)
-        encode = self.compiled_encoder if self.training else None
-        return rearrange((encode or self.encoder)(images).float(), "(b f) d -> b f d", f=NUM_FRAMES)
+        encode = (self.compiled_encode if self.training else None) or self.encode
+        embeddings = encode(batch.frames, batch.crops, batch.colors)
+        return rearrange(embeddings, "(b f) d -> b f d", f=NUM_FRAMES)
+
+    def encode(self, frames: Tensor, crops: Tensor, colors: Tensor) -> Tensor:
+        """Embeddings float32 [B * F, D] of frames as they are stored."""
+        return self.encoder(self.network_input(frames, crops, colors)).float()
 
     def network_input(self, frames: Tensor, crops: Tensor, colors: Tensor | None = None) -> Tensor:
         """`crops.network_input` for this encoder; everything on its device."""

@@ -48,7 +48,14 @@ from mcr.training.checkpoint import (
 )
 from mcr.training.config import Config, check_overrides, config_difference, recipes_folder
 from mcr.training.distributed import World
-from mcr.training.engine import PRECISIONS, Engine, Step, make_deterministic, on_device
+from mcr.training.engine import (
+    PRECISIONS,
+    Engine,
+    Step,
+    compile_mode,
+    make_deterministic,
+    on_device,
+)
 from mcr.training.meter import Meter
 from mcr.training.pictures import Painter
 from mcr.training.pretrainer import Pretrainer, embedding_gradients, embedding_health
@@ -168,9 +175,10 @@ class Run:
             frozen_bn=config.model.frozen_bn,
             ghost_batch=config.model.ghost_batch,
         )
+        mode = compile_mode(config.engine, self.device, self.world, config.steps)
         self.engine = Engine(
             self.model,
-            config.engine,
+            dataclasses.replace(config.engine, compile=mode),
             config.optimizer,
             config.precision,
             self.device,

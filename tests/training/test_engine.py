@@ -1,10 +1,19 @@
 """Options of the engine that must not change what is computed, and those that may."""
 
+import shutil
+
 import pytest
 import torch
 
 from mcr.errors import UserError
-from mcr.training.engine import EngineConfig, OptimizerConfig, Step, make_deterministic
+from mcr.training.distributed import World
+from mcr.training.engine import (
+    EngineConfig,
+    OptimizerConfig,
+    Step,
+    compile_mode,
+    make_deterministic,
+)
 from mcr.training.watch import Watch
 from tests.training.one_step import (
     ALONE,
@@ -97,7 +106,8 @@ def test_deterministic_mode_is_switched_on_and_off():
     make_deterministic(True)
     assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
     make_deterministic(False)
-    assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.benchmark
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
 
 
 def test_a_gpus_flags_are_read_one_step_late_and_none_is_lost():
@@ -125,3 +135,13 @@ def test_a_gpus_flags_are_read_one_step_late_and_none_is_lost():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         EngineConfig(**options)
+
+
+def test_compile_auto_is_for_long_runs_of_one_gpu():
+    def mode(device="cuda", num_steps=5_000, world=ALONE, **options):
+        return compile_mode(EngineConfig(**options), torch.device(device), world, num_steps)
+
+    assert mode("cpu") == mode(num_steps=300) == mode(recompute=True) == "off"
+    assert mode(world=World(0, 2, 0)) == "off"
+    assert mode("cpu", compile="reduce-overhead") == "reduce-overhead"
+    assert mode() == ("default" if shutil.which("cc") or shutil.which("gcc") else "off")

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from mcr.data.batch import Batch
-from mcr.data.crops import crop_resize_batched, network_input
+from mcr.models.crops import crop_resize_batched, network_input
 from mcr.training.batch_norm import _FusedGlobalNorm, _global_norm
 from mcr.training.checkpoint import load_checkpoint
 from mcr.training.distributed import World
@@ -83,6 +83,9 @@ def test_crops_and_colours_are_those_of_the_cpu(record_property):
     pixels = (crop_resize_batched(images.to(GPU), boxes.to(GPU), 64).cpu() - exact).abs().max()
     record_property("largest difference of a pixel, of 255", f"{pixels:.3f}")
     assert pixels < 0.5  # float16 products; the CPU's training path rounds to whole numbers
+    with torch.autocast("cuda", torch.bfloat16):
+        in_training = crop_resize_batched(images.to(GPU), boxes.to(GPU), 64).cpu()
+    assert (in_training - exact).abs().max() < 0.5
 
     on_cpu = network_input(frames, crops, 64, *IMAGENET, colors)
     on_gpu = network_input(frames.to(GPU), crops.to(GPU), 64, *IMAGENET, colors.to(GPU)).cpu()
