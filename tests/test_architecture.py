@@ -56,6 +56,7 @@ HOMES = {
     "hydra": CONFIGURATION,
     "omegaconf": CONFIGURATION,
     "torch": (
+        "mcr/runs/devices.py",
         "mcr/runs/gather.py",
         "mcr/runs/log.py",
         "mcr/data/batch.py",

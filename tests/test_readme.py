@@ -19,7 +19,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from mcr.release.export import export_encoder
-from mcr.training.config import Config, check_overrides, recipes_folder
+from mcr.runs.options import check_overrides, recipes_folder
+from mcr.training.config import RENAMED, Config
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/policies.md", "docs/scaling.md")
@@ -136,7 +137,7 @@ def check_training(arguments: list[str]) -> None:
         arguments = arguments[2:]
     if arguments == ["--help"]:
         return
-    check_overrides(arguments)
+    check_overrides(arguments, Config, RENAMED)
     ConfigStore.instance().store(name="config", node=Config)
     with initialize_config_dir(str(recipes_folder()), version_base="1.3"):
         config = OmegaConf.to_object(compose(recipe, overrides=arguments))

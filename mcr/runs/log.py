@@ -21,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from mcr.errors import UserError, import_extra
+from mcr.runs.atomic import write_text
 
 
 class RunLog:
@@ -64,9 +65,7 @@ class RunLog:
             return
         lines = self._path.read_text().splitlines()
         kept = [line for line in lines if _is_at_most(line, step)]
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(f"{line}\n" for line in kept))
-        partial.replace(self._path)
+        write_text(self._path, "".join(f"{line}\n" for line in kept))
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Add a line and the TensorBoard scalars; show the training ones beside the bar."""

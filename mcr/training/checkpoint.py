@@ -6,7 +6,6 @@ plain containers and tensors only, so that it loads with `weights_only=True`.
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 
 from mcr.errors import UserError
 from mcr.models.layouts import CHECKPOINT_FORMAT
+from mcr.runs.atomic import atomic_path
 
 _NAME = re.compile(r"step_(\d+)\.pt$")
 
@@ -23,15 +23,8 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
     """Write `<folder>/step_<step>.pt` atomically and delete all but the newest `keep`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = checkpoint_path(folder, step)
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save({"format": CHECKPOINT_FORMAT, "step": step, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_path(path) as partial:
+        torch.save({"format": CHECKPOINT_FORMAT, "step": step, **content}, partial)
     for old in list_checkpoints(folder)[:-keep]:
         old.unlink()
     return path

@@ -1,19 +1,14 @@
 """Config: everything a run can be told, typed; the recipes in `cfgs/` are differences from it.
 
-Each part owns its own config beside its code (`DataConfig` in `data/loader.py`, ...); this file
-puts them together and checks what the command line says before Hydra sees it.
+Each part owns its own config beside its code (`DataConfig` in `data/loader.py`, ...). This file
+puts them together and says which options a continued run may change.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import Any, get_type_hints
+from dataclasses import dataclass, field
 
-import mcr
 from mcr.data.loader import DataConfig
-from mcr.errors import UserError, nearest
 from mcr.objectives import ObjectivesConfig
 from mcr.training.engine import EngineConfig, OptimizerConfig
 
@@ -120,65 +115,7 @@ FREE_TO_CHANGE = (
 RENAMED = {"data.views": "data.cameras"}
 
 
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dataclasses or dicts as {"data.root": ..., ...}."""
-    if is_dataclass(config) and not isinstance(config, type):
-        config = dataclasses.asdict(config)
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def config_difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Lines "key: old -> new" for what differs and may not; both as `dataclasses.asdict` gives."""
-    before = {RENAMED.get(key, key): value for key, value in flatten(old).items()}
-    after = flatten(new)
-    # Where the rate falls towards the end, when that is changes what is computed.
-    free = {*FREE_TO_CHANGE} - ({"steps"} if after.get("optimizer.decay_steps") else set())
-    return [
-        f"{key}: {before.get(key)} -> {after.get(key)}"
-        for key in sorted({*before, *after} - free)
-        if before.get(key) != after.get(key)
-    ]
-
-
-def recipes_folder() -> Path:
-    """The folder of recipes: inside the installed package, or `cfgs/` of a source tree."""
-    package = Path(mcr.__file__).parent
-    installed = package / "cfgs"
-    return installed if installed.is_dir() else package.parent / "cfgs"
-
-
-def check_overrides(arguments: list[str]) -> None:
-    """Raise UserError for a `key=value` whose key no config has, naming the new or nearest one.
-
-    Hydra would refuse it too, without saying what was meant.
-    """
-    groups = {path.name for path in recipes_folder().iterdir() if path.is_dir()}
-    known = known_keys(Config) | groups
-    for argument in arguments:
-        key, equals, _ = argument.partition("=")
-        key = key.lstrip("+~")
-        if argument.startswith("-") or not equals or key.startswith("hydra"):
-            continue
-        if key in RENAMED:
-            raise UserError(f"{key} is called {RENAMED[key]} now: write {RENAMED[key]}=...")
-        parents = {key.rsplit(".", depth)[0] for depth in range(key.count(".") + 1)}
-        if not parents & known:
-            raise UserError(f"unknown option {key!r}{nearest(key, known)}")
-
-
-def known_keys(config_class: type, prefix: str = "") -> set[str]:
-    """All keys that can be overridden; of nested parts only the leaves."""
-    types = get_type_hints(config_class)
-    keys = set()
-    for part in fields(config_class):
-        if is_dataclass(types[part.name]):
-            keys |= known_keys(types[part.name], f"{prefix}{part.name}.")
-        else:
-            keys.add(prefix + part.name)
-    return keys
+def free_to_change(config: Config) -> set[str]:
+    """Keys that may differ between a run and its continuation under `config`."""
+    # A rate that falls towards the last step depends on which step is the last.
+    return {*FREE_TO_CHANGE} - ({"steps"} if config.optimizer.decay_steps else set())

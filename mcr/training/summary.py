@@ -27,9 +27,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mcr.errors import UserError
+from mcr.runs.atomic import write_text
+from mcr.runs.options import flatten
 from mcr.runs.processes import processor
 from mcr.training.checkpoint import list_checkpoints
-from mcr.training.config import RENAMED, Config, flatten
+from mcr.training.config import RENAMED, Config
 
 KNOWN_CHANCE = {"order_accuracy": 0.5, "r2": 0.0}  # others are logged beside their accuracy
 _LAST = 10  # training metrics are noisy: their final value is the mean of so many lines
@@ -229,10 +231,8 @@ def write_summary(run_dir: str | Path) -> Path:
         _section("The run", _facts_table(run_dir)),
     ]
     page = run_dir / "summary.html"
-    partial = page.with_suffix(".partial")
     title = escape(run_dir.name)
-    partial.write_text(_PAGE.format(title=title, style=_STYLE, body="\n".join(sections)))
-    partial.replace(page)
+    write_text(page, _PAGE.format(title=title, style=_STYLE, body="\n".join(sections)))
     return page
 
 

@@ -39,14 +39,16 @@ from mcr.data.selection import select_episodes, split_sessions
 from mcr.data.statistics import space_statistics
 from mcr.errors import UserError, plain_errors, require_choice
 from mcr.models.preprocessing import Preprocessing
+from mcr.runs.devices import choose_device
 from mcr.runs.log import RunLog, mean_of, to_numbers
+from mcr.runs.options import check_overrides, config_difference, recipes_folder
 from mcr.training.checkpoint import (
     checkpoint_path,
     list_checkpoints,
     load_checkpoint,
     save_checkpoint,
 )
-from mcr.training.config import Config, check_overrides, config_difference, recipes_folder
+from mcr.training.config import RENAMED, Config, free_to_change
 from mcr.training.distributed import World
 from mcr.training.engine import (
     PRECISIONS,
@@ -70,7 +72,7 @@ def train(config: Config) -> Path:
     """
     world = World.of_environment()
     _check(config, world)
-    device = _device(config.device, world)
+    device = choose_device(config.device, world.local_rank if world.size > 1 else None)
     make_deterministic(config.deterministic)
     with world.connected(device):
         run = Run(config, world, device)
@@ -192,7 +194,12 @@ class Run:
     # --- stopping and going on
 
     def _check_unchanged(self, checkpoint: dict[str, Any]) -> None:
-        difference = config_difference(checkpoint["config"], dataclasses.asdict(self.config))
+        difference = config_difference(
+            checkpoint["config"],
+            dataclasses.asdict(self.config),
+            free_to_change(self.config),
+            RENAMED,
+        )
         if difference and not self.config.allow_config_change:
             shown = "".join(f"\n  {line}" for line in difference)
             raise UserError(
@@ -395,19 +402,6 @@ def _check_ghost_batch(config: Config, share: int) -> None:
         )
 
 
-def _device(name: str, world: World) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and world.size > 1:
-        name = f"cuda:{world.local_rank}"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
-
-
 def _versions() -> dict[str, str]:
     packages = ("torch", "torchvision", "numpy")
     return {
@@ -425,7 +419,7 @@ def main() -> None:
     store = ConfigStore.instance()
     store.store(name="config", node=Config)
     with plain_errors():
-        check_overrides(sys.argv[1:])
+        check_overrides(sys.argv[1:], Config, RENAMED)
     hydra.main(version_base="1.3", config_path=str(recipes_folder()), config_name="mcr")(_main)()
 
 

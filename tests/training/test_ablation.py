@@ -12,8 +12,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from mcr.runs.options import flatten, recipes_folder
 from mcr.training.checkpoint import list_checkpoints, load_checkpoint
-from mcr.training.config import Config, flatten, recipes_folder
+from mcr.training.config import Config
 from mcr.training.summary import load_config
 
 ROOT = Path(__file__).parents[2]

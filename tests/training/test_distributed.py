@@ -24,9 +24,10 @@ from torch import nn
 
 from mcr.errors import UserError
 from mcr.runs.gather import gather_rows
+from mcr.runs.options import flatten
 from mcr.training.batch_norm import statistics_kept, synchronise_batch_norm
 from mcr.training.checkpoint import list_checkpoints, load_checkpoint
-from mcr.training.config import Config, flatten
+from mcr.training.config import Config
 from mcr.training.distributed import World
 from mcr.training.engine import EngineConfig
 from mcr.training.train import train

@@ -1,0 +1,92 @@
+"""A run's options: overrides on the command line, and what a continued run may change.
+
+Configs are nested dataclasses. Their keys are written with dots: "data.cameras". Hydra reads the
+command line; this module checks it first, because Hydra's own messages name no alternative.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import mcr
+from mcr.errors import UserError, nearest
+
+
+def recipes_folder() -> Path:
+    """The folder of recipes: inside the installed package, or `cfgs/` of a source tree."""
+    package = Path(mcr.__file__).parent
+    installed = package / "cfgs"
+    return installed if installed.is_dir() else package.parent / "cfgs"
+
+
+def check_overrides(
+    arguments: Iterable[str], config_class: type, renamed: Mapping[str, str] | None = None
+) -> None:
+    """Raise UserError for a `key=value` whose key the config does not have; name the nearest one.
+
+    renamed: keys of earlier versions -> today's; the error for one of them names the new key
+    """
+    renamed = renamed or {}
+    groups = {path.name for path in recipes_folder().iterdir() if path.is_dir()}
+    known = known_keys(config_class) | groups
+    for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        key = key.lstrip("+~")
+        if argument.startswith("-") or not equals or key.startswith("hydra"):
+            continue
+        if key in renamed:
+            raise UserError(f"{key} is called {renamed[key]} now: write {renamed[key]}=...")
+        parents = {key.rsplit(".", depth)[0] for depth in range(key.count(".") + 1)}
+        if not parents & known:
+            raise UserError(f"unknown option {key!r}{nearest(key, known)}")
+
+
+def known_keys(config_class: type, prefix: str = "") -> set[str]:
+    """All keys that can be overridden. Of nested dataclasses only the fields count."""
+    types = get_type_hints(config_class)
+    keys = set()
+    for part in fields(config_class):
+        if is_dataclass(types[part.name]):
+            keys |= known_keys(types[part.name], f"{prefix}{part.name}.")
+        else:
+            keys.add(prefix + part.name)
+    return keys
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dataclasses or dicts as {"data.root": ..., ...}."""
+    if is_dataclass(config) and not isinstance(config, type):
+        config = dataclasses.asdict(config)
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def config_difference(
+    old: dict[str, Any],
+    new: dict[str, Any],
+    free: Collection[str],
+    renamed: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Lines "key: old -> new" for what differs between two configs and may not.
+
+    old, new: as `dataclasses.asdict` gives them
+    free:     keys that may differ, because they change how a run is done and not what it computes
+    renamed:  keys of earlier versions -> today's
+    """
+    renamed = renamed or {}
+    before = {renamed.get(key, key): value for key, value in flatten(old).items()}
+    after = flatten(new)
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in sorted({*before, *after} - {*free})
+        if before.get(key) != after.get(key)
+    ]
