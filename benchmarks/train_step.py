@@ -122,7 +122,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def best_time(act: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of some calls: 20 on a GPU, 5 on a CPU, after two that do not count."""
+    """Seconds of the fastest call of 20 on a GPU or 5 on a CPU, after two that do not count."""
     times = []
     for _ in range(22 if device.type == "cuda" else 7):
         synchronise(device)
