@@ -39,9 +39,9 @@ from mcr.data.droid import RldsDataset
 from mcr.data.extract import Options, extract
 from mcr.data.index import Index, open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
-from mcr.data.processes import num_cores
 from mcr.data.selection import Episodes
 from mcr.models.crops import network_input
+from mcr.runs.processes import num_cores
 from mcr.training.engine import make_deterministic, on_device
 
 
