@@ -19,7 +19,7 @@ import argparse
 from mcr.data.droid import EXTERIOR_CAMERAS
 from mcr.data.extract import ENCODERS, LANGUAGE_RULES, Options, extract
 from mcr.errors import UserError
-from mcr.runs.processes import ENGINES
+from mcr.runs.processes import EXECUTORS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         default="local",
-        help=f"{' or '.join(ENGINES)}: use the cores of this machine (default), or of the Ray "
+        help=f"{' or '.join(EXECUTORS)}: use the cores of this machine (default), or of the Ray "
         "cluster that it belongs to or that $RAY_ADDRESS names (pip install 'mcr[ray]')",
     )
     parser.add_argument(

@@ -14,7 +14,7 @@ import argparse
 
 from mcr.data.index import open_index
 from mcr.errors import require_choice
-from mcr.runs.processes import ENGINES
+from mcr.runs.processes import EXECUTORS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         default="local",
-        help=f"{' or '.join(ENGINES)}: use the cores of this machine (default) or of a Ray cluster",
+        help=f"{' or '.join(EXECUTORS)}: use the cores of this machine (default) or of a Ray cluster",
     )
 
 
 def run(options: argparse.Namespace) -> None:
-    require_choice("--engine", options.engine, ENGINES)
+    require_choice("--engine", options.engine, EXECUTORS)
     index = open_index(options.root, options.index, options.workers, options.engine)
     print(f"{index.path}: {len(index):,} episodes, {index.info['total_steps']:,} steps")
