@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         default="local",
-        help=f"{' or '.join(EXECUTORS)}: use the cores of this machine (default) or of a Ray cluster",
+        help=f"{' or '.join(EXECUTORS)}: use this machine's cores (default) or a Ray cluster's",
     )
 
 
