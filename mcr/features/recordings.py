@@ -23,9 +23,9 @@ import google_crc32c
 import numpy as np
 
 from mcr.data import pictures
-from mcr.data.episode import OTHER_DATA
 from mcr.data.frames import FrameReader
 from mcr.data.index import Index, open_index
+from mcr.data.other_data import OTHER_DATA
 from mcr.errors import UserError, import_extra, require_choice
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
