@@ -192,20 +192,20 @@ def default_index_path(source: str | Path) -> Path:
 
 
 def open_index(
-    source: str | Path, path: str | Path | None = None, workers: int = 0, engine: str = "local"
+    source: str | Path, path: str | Path | None = None, workers: int = 0, executor: str = "local"
 ) -> Index:
     """Open the index of a data set, building it first if there is none.
 
     source:  an RLDS version folder or the root of a tree
     path:    where the index lies; default `default_index_path`
     workers: processes for building; 0 = one per core
-    engine:  who builds: this machine ("local"), or a Ray cluster ("ray")
+    executor: who builds it: "local" (this machine) or "ray" (a Ray cluster)
     Raises UserError if the data set is missing, empty, or changed since it was indexed.
     """
     _, source = _recognise(Path(source))
     path = Path(path) if path else default_index_path(source)
     if not path.exists():
-        build_index(source, path, workers, engine)
+        build_index(source, path, workers, executor)
     index = Index(path)
     if index.source != source.resolve():
         raise UserError(
@@ -261,7 +261,7 @@ class _Part:
     progress: int = 0  # bytes of the shard, or folders
 
 
-def build_index(source: Path, path: Path, workers: int = 0, engine: str = "local") -> Index:
+def build_index(source: Path, path: Path, workers: int = 0, executor: str = "local") -> Index:
     """Index a data set in one parallel pass and print what was found.
 
     Appears whole or not at all. Memory: an episode per worker, and 3 to 4 KB for every row.
@@ -274,8 +274,8 @@ def build_index(source: Path, path: Path, workers: int = 0, engine: str = "local
     except OSError as error:
         raise UserError(f"{partial}: {error.strerror}; choose a place with data.index=") from error
     try:
-        run = functools.partial(ordered_map, workers=workers, engine=engine)
-        if engine == "local" and kind == "rlds" and _num_bytes(source) < _WORTH_PROCESSES:
+        run = functools.partial(ordered_map, workers=workers, executor=executor)
+        if executor == "local" and kind == "rlds" and _num_bytes(source) < _WORTH_PROCESSES:
             run = functools.partial(ordered_map, workers=1)
         info = _write_index(kind, source, partial, run)
         (partial / "index.json").write_text(json.dumps(info, indent=1))
