@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from itertools import permutations
 
 import numpy as np
+import torch
 from einops import rearrange
 from scipy.stats import kendalltau, t
 
@@ -33,6 +34,7 @@ from mcr.evaluation.probes import (
     session_folds,
     varying,
 )
+from mcr.models.effective_rank import effective_rank
 from mcr.models.encoder import Encoder
 
 SCORES = {
@@ -347,7 +349,7 @@ def health_scores(training: Frames, held_out: Frames) -> dict[str, tuple[float, 
     some = np.linspace(0, len(features) - 1, min(_HEALTH_PICTURES, len(features))).astype(int)
     features, folds = features[some], session_folds(sessions[some])
     measures: dict[str, Callable[[np.ndarray], float]] = {
-        "effective_rank": effective_rank,
+        "effective_rank": lambda x: effective_rank(torch.from_numpy(x)).item(),
         "dead_units": dead_share,
         "feature_std": lambda x: float(x.std(axis=0).mean()),
         "feature_cosine": mean_cosine,
@@ -360,18 +362,6 @@ def health_scores(training: Frames, held_out: Frames) -> dict[str, tuple[float, 
 
         scores[name] = jackknife(of_some, folds)
     return scores
-
-
-def effective_rank(features: np.ndarray) -> float:
-    """exp of the entropy of the normalised singular values (Roy & Vetterli 2007) of [n, D].
-
-    Of centred features; between 1 and min(n - 1, D). 0 if all rows are equal.
-    """
-    values = np.linalg.svd(features - features.mean(axis=0), compute_uv=False)
-    if values[0] < 1e-12 * max(1.0, np.abs(features).max()):
-        return 0.0
-    share = values[values > 0] / values.sum()
-    return float(np.exp(-(share * np.log(share)).sum()))
 
 
 def dead_share(features: np.ndarray) -> float:

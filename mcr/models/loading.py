@@ -19,7 +19,7 @@ from mcr.errors import UserError
 from mcr.models.backbones import BACKBONES, Network, construct, freeze_batch_norm
 from mcr.models.encoder import Encoder, ResNetEncoder, VisionTransformerEncoder, shorten
 from mcr.models.layouts import Weights
-from mcr.models.sources import TIMM, read_source
+from mcr.models.sources import TIMM, import_timm_encoder, read_source
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +82,7 @@ def load_mcr(
 def build_encoder(weights: Weights) -> Encoder:
     """The frozen encoder on the CPU. It takes the tensors of `weights` over, without a copy."""
     if weights.backbone.startswith(TIMM):
-        from mcr.models import timm_encoder  # an extra
-
+        timm_encoder = import_timm_encoder()
         network = _fill(timm_encoder.construct(weights.backbone), weights)
         encoder: Encoder = timm_encoder.TimmEncoder(network)
     else:

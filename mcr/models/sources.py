@@ -49,7 +49,7 @@ def read_source(source: str | Path, backbone: str | None = None) -> Weights:
 
 def _read_name(name: str, backbone: str | None) -> Weights:
     if name.startswith(TIMM):
-        weights = _timm().read_pretrained(name)
+        weights = import_timm_encoder().read_pretrained(name)
     elif name.startswith(TORCHVISION):
         weights = _read_torchvision(name)
     else:
@@ -76,7 +76,7 @@ def _search(name: str) -> Path:
 
 def _read_path(path: Path, backbone: str | None) -> Weights:
     if backbone is not None and backbone.startswith(TIMM):
-        return _timm().read_file(path, backbone)
+        return import_timm_encoder().read_file(path, backbone)
     weights = read_weights(path, backbone)
     if weights.layout == "torchvision classifier":
         return replace(weights, preprocessing=_seen_by(path.name) or weights.preprocessing)
@@ -88,7 +88,8 @@ def _read_published(model: catalogue.Model) -> Weights:
     return replace(weights, preprocessing=model.preprocessing or weights.preprocessing)
 
 
-def _timm() -> Any:
+def import_timm_encoder() -> Any:
+    """The module `models.timm_encoder`. Raises UserError if timm is not installed."""
     import_extra("timm", "timm")
     from mcr.models import timm_encoder
 
