@@ -85,16 +85,21 @@ def run(arguments: Sequence[str]) -> int:
 
 def run_command(name: str, arguments: Sequence[str], prog: str) -> int:
     """Run one command and return its exit code. `prog` is what the user typed to call it."""
-    module = _module(name)
-    if not hasattr(module, "add_arguments"):
-        return module.run(list(arguments)) or 0
+    module = import_command(name)
+    if hasattr(module, "add_arguments"):
+        return module.run(parse(module, arguments, prog)) or 0
+    return module.run(list(arguments)) or 0
+
+
+def parse(command: ModuleType, arguments: Sequence[str], prog: str) -> argparse.Namespace:
+    """A command's options, from its arguments."""
     parser = Parser(
         prog=prog,
-        description=module.__doc__,
+        description=command.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    module.add_arguments(parser)
-    return module.run(parser.parse_strictly(arguments)) or 0
+    command.add_arguments(parser)
+    return parser.parse_strictly(arguments)
 
 
 class Parser(argparse.ArgumentParser):
@@ -139,7 +144,7 @@ def completion(shell: str) -> str:
     subparsers = parser.add_subparsers()
     for name, summary in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary)
-        module = _module(name)
+        module = import_command(name)
         if hasattr(module, "add_arguments"):
             module.add_arguments(subparser)
         else:
@@ -150,8 +155,9 @@ def completion(shell: str) -> str:
     return shtab.complete(parser, shell)
 
 
-def _module(command: str) -> ModuleType:
-    return importlib.import_module(f"mcr.commands.{command}")
+def import_command(name: str) -> ModuleType:
+    """The module of a command."""
+    return importlib.import_module(f"mcr.commands.{name}")
 
 
 if __name__ == "__main__":
