@@ -8,7 +8,8 @@ import torch
 
 from mcr.data import pictures
 from mcr.data.droid import RldsDataset
-from mcr.data.episode import unique_names, write_episode
+from mcr.data.episode import unique_names
+from mcr.data.sources.tree import write_episode
 
 pytest_plugins = ["tests.networks"]
 REFERENCE = Path(__file__).parent / "data" / "droid_tfds"
