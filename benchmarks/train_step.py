@@ -442,7 +442,7 @@ class Bench:
 def is_convolution(kernel: str) -> bool:
     """By its name, whether a kernel of cuDNN or cuBLAS does convolutions.
 
-    Triton's kernels are named after what they fuse, convolutions' neighbours among them, but do none.
+    Triton's kernels are named after all that they stand beside, but do no convolutions themselves.
     """
     names = ("conv", "xmma", "cutlass", "fprop", "dgrad", "wgrad", "gemm", "nvjet", "sm90_")
     return not kernel.startswith("triton") and any(name in kernel.lower() for name in names)
