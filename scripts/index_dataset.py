@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from mcr.data.index import open_index
 from mcr.errors import command_line, require_choice
-from mcr.runs.processes import ENGINES
+from mcr.runs.processes import EXECUTORS
 
 
 @command_line
@@ -33,10 +33,10 @@ def main() -> None:
     parser.add_argument(
         "--engine",
         default="local",
-        help=f"{' or '.join(ENGINES)}: the cores of this machine (default), or of a Ray cluster",
+        help=f"{' or '.join(EXECUTORS)}: the cores of this machine (default), or of a Ray cluster",
     )
     arguments = parser.parse_args()
-    require_choice("--engine", arguments.engine, ENGINES)
+    require_choice("--engine", arguments.engine, EXECUTORS)
     index = open_index(arguments.root, arguments.index, arguments.workers, arguments.engine)
     print(f"{index.path}: {len(index):,} episodes, {index.info['total_steps']:,} steps")
 

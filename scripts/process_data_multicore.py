@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 from mcr.data.droid import EXTERIOR_CAMERAS
 from mcr.data.extract import ENCODERS, LANGUAGE_RULES, Options, extract
 from mcr.errors import UserError, command_line
-from mcr.runs.processes import ENGINES
+from mcr.runs.processes import EXECUTORS
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -37,8 +37,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--engine",
         default="local",
-        help=f"{' or '.join(ENGINES)}: the cores of this machine (default), or of the Ray cluster "
-        "that it belongs to or that $RAY_ADDRESS names (pip install '.[ray]')",
+        help=f"{' or '.join(EXECUTORS)}: the cores of this machine (default), or of the Ray "
+        "cluster that it belongs to or that $RAY_ADDRESS names (pip install '.[ray]')",
     )
     parser.add_argument(
         "--cameras",

@@ -38,7 +38,7 @@ DOORS = {"mcr.data.batch"}  # the contract between data and objectives
 # Where a third party may be imported; elsewhere in mcr it may not. Those that are not named may be
 # imported anywhere; all must be in setup.py, which keeps TensorFlow out. What only an extra brings
 # lives in the one file or folder that needs it, and must be named here.
-CONFIGURATION = ("mcr/training/", "mcr/policies/")
+CONFIGURATION = ("mcr/runs/hydra_command.py", "mcr/training/", "mcr/policies/")
 WEIGHTS = tuple(
     f"mcr/{room}/"
     for room in [
@@ -77,13 +77,7 @@ HOMES = {
     "huggingface_hub": ("mcr/models/", "mcr/release/"),
     "onnx": ("mcr/models/",),
     "onnxruntime": ("mcr/models/",),
-    "h5py": (
-        "mcr/evaluation/",
-        "mcr/features/",
-        "mcr/policies/",
-        "mcr/robomimic/",
-        "mcr/simulation/",
-    ),
+    "h5py": ("mcr/data/hdf5.py", "mcr/robomimic/", "mcr/simulation/"),
     "av": ("mcr/features/",),
     "robomimic": ("mcr/robomimic/",),
     "robosuite": ("mcr/robomimic/", "mcr/simulation/"),

@@ -39,9 +39,9 @@ from mcr.data.droid import RldsDataset
 from mcr.data.extract import Options, extract
 from mcr.data.index import Index, open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
-from mcr.data.processes import num_cores
 from mcr.data.selection import Episodes
 from mcr.models.crops import network_input
+from mcr.runs.processes import num_cores
 from mcr.training.engine import make_deterministic, on_device
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=100, help="seconds, then no further row")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes")
     arguments = parser.parse_args()
-    deadline = time.monotonic() + arguments.budget
+    deadline = time.monotonic() + (float("inf") if arguments.rehearse else arguments.budget)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     seconds = 0.5 if arguments.rehearse else 2.0
     content: dict = {"hardware": hardware(), "loader": [], "decoding": []}

@@ -49,7 +49,8 @@ def right(content: dict) -> list[str]:
         for test in content["tests"]
     ]
     columns = ("test", "outcome", "s", "peak MiB", "measured")
-    bc = content.get("frozen_bc", {}).get("table", "")
+    printed = content.get("frozen_bc", {}).get("table", "").splitlines()
+    bc = "\n".join(line for line in printed if line.startswith("|"))
     return ["## Right", *table(columns, rows), "A policy's training step:", "", bc]
 
 

@@ -1,8 +1,8 @@
 """Extraction: RLDS shards -> the PNG/pickle tree. Multicore, resumable, loses nothing.
 
 The work is `extract_shard`, a function of one shard and the options. `extract` maps it over a data
-set with one of two engines: a pool of spawned processes on this machine, or a Ray cluster. Pictures
-never travel between processes, so memory grows with the workers, not with the data set.
+set with one of two executors: a pool of spawned processes on this machine, or a Ray cluster.
+Pictures never travel between processes, so memory grows with the workers, not with the data set.
 
 Every record ends as written, already there, skipped (by a rule) or failed (with the error), and
 the manifest says which. Killed at any moment and run again, the tree ends up the same, byte for
@@ -30,11 +30,12 @@ from tqdm import tqdm
 
 from mcr.data import pictures
 from mcr.data.droid import EXTERIOR_CAMERAS, RldsDataset, missing_shards, scan_file_paths
-from mcr.data.episode import PARTIAL_PREFIX, Episode, unique_names, write_episode
+from mcr.data.episode import Episode, unique_names
 from mcr.data.manifest import ALREADY_THERE, FAILED, SKIPPED, STATUSES, WRITTEN, Manifest, Outcome
+from mcr.data.sources.tree import PARTIAL_PREFIX, write_episode
 from mcr.data.tfrecord import BadRecord, Record
 from mcr.errors import UserError, require_choice
-from mcr.runs.processes import ENGINES, num_cores, process_pool, progress_bar
+from mcr.runs.processes import EXECUTORS, num_cores, process_pool, progress_bar
 
 LANGUAGE_RULES = ("none", "any", "all")
 
@@ -250,15 +251,15 @@ def extract(
     part: tuple[int, int] = (1, 1),
     limit: int | None = None,
     manifest: str | Path | None = None,
-    engine: str = "local",
+    executor: str = "local",
 ) -> Summary:
     """Extract the RLDS data set `source` to the tree `output`, or what is left to do of it.
 
-    workers:  processes of the engine "local"; all cores if None
+    workers:  processes of the executor "local"; all cores if None
     part:     (i, n): the i-th of n parts, i from 1; parts may run at once, on several machines
     limit:    only the first so many episodes of the data set
     manifest: folder of the manifest; `<output>.manifest` if None
-    engine:   "local": this machine's cores. "ray": all cores of a Ray cluster (see `ray_engine`)
+    executor: "local": this machine's cores. "ray": all cores of a Ray cluster (see `ray_engine`)
 
     Raises UserError for bad input, a full disk, a killed worker, an interruption: then, too, all
     episodes in the tree are whole, and the same call continues. Ray replaces a killed worker: what
@@ -269,13 +270,13 @@ def extract(
     dataset = RldsDataset.open(source)
     options.check(dataset)
     _check_numbers(part, limit)
-    _check_engine(engine, workers)
+    _check_executor(executor, workers)
     output = Path(output).resolve()
     folder = Path(manifest).resolve() if manifest else output.with_name(f"{output.name}.manifest")
-    book = Manifest(folder, output, _PATIENCE_S[engine])
+    book = Manifest(folder, output, _PATIENCE_S[executor])
     book.begin({"dataset": _identity(dataset), **asdict(options), "cameras": list(options.cameras)})
     kept = f"; every episode in {output} is whole, and the same command continues"
-    with _open_executor(engine, workers, len(dataset.shards), kept) as run:
+    with _open_executor(executor, workers, len(dataset.shards), kept) as run:
         names = book.known_names(dataset.shards)
         if names is None:
             names = _scan_names(run, dataset)
@@ -310,9 +311,9 @@ def _check_numbers(part: tuple[int, int], limit: int | None) -> None:
         raise UserError(f"--shard {part[0]}/{part[1]}: give i/n with i from 1 to n")
 
 
-def _check_engine(engine: str, workers: int | None) -> None:
-    require_choice("--engine", engine, ENGINES)
-    if engine == "ray" and workers is not None:
+def _check_executor(executor: str, workers: int | None) -> None:
+    require_choice("--engine", executor, EXECUTORS)
+    if executor == "ray" and workers is not None:
         raise UserError(
             f"--workers {workers}: a Ray cluster has the cores that its nodes were started with "
             "(ray start --num-cpus); leave --workers out"
@@ -346,7 +347,7 @@ def _scan_names(run: _Executor, dataset: RldsDataset) -> list[list[str]]:
     return [list(itertools.islice(names, len(shard_paths))) for shard_paths in scanned]
 
 
-# --------------------------------------------------------------------------- the engines
+# --------------------------------------------------------------------------- executors
 
 # The system frees the lock of a process that dies at once; of a node that dies, a network file
 # system frees it when its lease runs out (NFS: 90 s), and Ray tries again before that.
@@ -376,9 +377,9 @@ def _show(bar: tqdm, num_cameras: int, episodes: int, steps: int) -> None:
 
 @contextlib.contextmanager
 def _open_executor(
-    engine: str, workers: int | None, num_shards: int, reassurance: str
+    executor: str, workers: int | None, num_shards: int, reassurance: str
 ) -> Iterator[_Executor]:
-    if engine == "ray":
+    if executor == "ray":
         from mcr.runs.ray_engine import ray_cluster, ray_map  # an extra
 
         with ray_cluster(reassurance):

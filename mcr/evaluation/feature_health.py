@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from einops import rearrange
 
 from mcr.evaluation.intervals import jackknife
 from mcr.evaluation.probes import session_folds
 from mcr.evaluation.recorded_frames import Frames
+from mcr.models.effective_rank import effective_rank
 
 _HEALTH_PICTURES = 2048  # evenly chosen: bounds the cost of the effective rank
 _DEAD = 1e-6  # deviation, as a share of the liveliest unit's
@@ -28,7 +30,7 @@ def health_scores(training: Frames, held_out: Frames) -> dict[str, tuple[float, 
     some = np.linspace(0, len(features) - 1, min(_HEALTH_PICTURES, len(features))).astype(int)
     features, folds = features[some], session_folds(sessions[some])
     measures: dict[str, Callable[[np.ndarray], float]] = {
-        "effective_rank": effective_rank,
+        "effective_rank": lambda x: effective_rank(torch.from_numpy(x)).item(),
         "dead_units": dead_share,
         "feature_std": lambda x: float(x.std(axis=0).mean()),
         "feature_cosine": mean_cosine,
@@ -41,18 +43,6 @@ def health_scores(training: Frames, held_out: Frames) -> dict[str, tuple[float, 
 
         scores[name] = jackknife(of_some, folds)
     return scores
-
-
-def effective_rank(features: np.ndarray) -> float:
-    """exp of the entropy of the normalised singular values (Roy & Vetterli 2007) of [n, D].
-
-    Of centred features; between 1 and min(n - 1, D). 0 if all rows are equal.
-    """
-    values = np.linalg.svd(features - features.mean(axis=0), compute_uv=False)
-    if values[0] < 1e-12 * max(1.0, np.abs(features).max()):
-        return 0.0
-    share = values[values > 0] / values.sum()
-    return float(np.exp(-(share * np.log(share)).sum()))
 
 
 def dead_share(features: np.ndarray) -> float:

@@ -1,6 +1,6 @@
 """Pictures with masks of what is manipulated: gripper or end effector, and the task's objects.
 
-    HDF5       data/demo_k/obs/<camera>_image  uint8 [T, H, W, 3], <camera>_mask  [T, H, W]  (hdf5)
+    HDF5       robomimic's, with a mask <camera>_mask beside <camera>_image; see `mcr.data.hdf5`
     folders    pictures in one, PNG masks of the same names in the other, as SAM 2 writes them
 
 Each HDF5 file, and each folder with pictures in it, is a task. Reads only the frames that are
@@ -9,8 +9,7 @@ asked for. Called by scripts/centricity.py.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mcr.data import pictures
-from mcr.errors import UserError, import_extra, nearest
+from mcr.data.hdf5 import Hdf5File
+from mcr.errors import UserError, nearest
 
 _PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -75,25 +75,21 @@ def read_demonstrations(path: str | Path, camera: str = "", frames: int = 64) ->
     Raises UserError for a file that is none, without demonstrations, or without such a camera.
     """
     path = Path(path)
-    h5py = import_extra("h5py", "hdf5")
-    try:
-        with h5py.File(path, "r") as file:
-            demos = file.get("data", {})
-            lengths = {name: len(demos[name].get("actions", ())) for name in demos}
-            chosen = _evenly([(d, s) for d, n in lengths.items() for s in range(n)], frames)
-            if not chosen:
-                raise UserError(f"{path}: holds no demonstrations (data/demo_0/actions)")
-            camera = _camera_with_masks(path, demos[chosen[0][0]].get("obs", {}), camera)
-            found = [_read_step(path, demos, demo, step, camera) for demo, step in chosen]
-            task = _task_name(path, demos.attrs.get("env_args", "{}"))
-    except OSError as error:
-        raise UserError(f"{path}: is no readable HDF5 file ({error})") from error
+    with Hdf5File(path) as file:
+        lengths = {episode: file.length(episode) or 0 for episode in file.episodes}
+        chosen = _evenly([(e, step) for e, n in lengths.items() for step in range(n)], frames)
+        if not chosen:
+            raise UserError(f"{path}: holds no demonstrations (data/demo_0/actions)")
+        camera = _camera_with_masks(path, file.observations(chosen[0][0]), camera)
+        found = [_read_step(file, episode, step, camera) for episode, step in chosen]
+        # recordings of ours name their task, those of robomimic their environment
+        task = file.env_args.get("task") or file.env_args.get("env_name") or path.stem
     images, masks = (list(arrays) for arrays in zip(*found, strict=True))
-    names = [f"{path.name} {demo} step {step}" for demo, step in chosen]
+    names = [f"{path.name} {episode} step {step}" for episode, step in chosen]
     return MaskedPictures(task, names, images, masks)
 
 
-def _camera_with_masks(path: Path, observations: Any, camera: str) -> str:
+def _camera_with_masks(path: Path, observations: Collection[str], camera: str) -> str:
     seen = {key.removesuffix("_image") for key in observations if key.endswith("_image")}
     masked = {name for name in seen if f"{name}_mask" in observations}
     if camera and camera not in seen:
@@ -110,25 +106,18 @@ def _camera_with_masks(path: Path, observations: Any, camera: str) -> str:
 
 
 def _read_step(
-    path: Path, demos: Any, demo: str, step: int, camera: str
+    file: Hdf5File, episode: str, step: int, camera: str
 ) -> tuple[np.ndarray, np.ndarray]:
     found = []
-    for key in (f"{camera}_image", f"{camera}_mask"):
-        values = demos[demo].get(f"obs/{key}")
-        if values is None or step >= len(values):
-            count = "no" if values is None else len(values)
+    for key in (f"obs/{camera}_image", f"obs/{camera}_mask"):
+        count = file.length(episode, key)
+        if count is None or step >= count:
             raise UserError(
-                f"{path}: {demo} has {len(demos[demo]['actions'])} actions but {count} frames of "
-                f"obs/{key}: record it anew"
+                f"{file.path}: {episode} has {file.length(episode)} actions but "
+                f"{'no' if count is None else count} frames of {key}: record it anew"
             )
-        found.append(values[step])
+        found.append(file.read(episode, key, step))
     return found[0], found[1] != 0
-
-
-def _task_name(path: Path, env_args: str) -> str:
-    """What the recording says, ours or robomimic's; else the file's name."""
-    about = json.loads(env_args)
-    return about.get("task") or about.get("env_name") or path.stem
 
 
 # --------------------------------------------------------------------------- folders

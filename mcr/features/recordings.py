@@ -1,7 +1,7 @@
 """Recordings: whatever holds a robot's pictures -> episodes of frames, for computing features.
 
     RLDS shards, PNG/pickle tree   through `mcr.data.index`, which they share with training
-    robomimic's HDF5               data/demo_k/obs/<camera>_image  uint8 [T, H, W, 3]   (extra hdf5)
+    robomimic's HDF5               through `mcr.data.hdf5`                              (extra hdf5)
     a folder of videos, or one     each file an episode                                (extra video)
     a folder of pictures           each folder with pictures in it an episode, in natural order
 
@@ -12,7 +12,6 @@ first read, so that it can be sent to another process.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,18 +21,17 @@ from typing import Any, Protocol
 import google_crc32c
 import numpy as np
 
-from mcr.data import pictures
-from mcr.data.episode import OTHER_DATA
+from mcr.data import hdf5, pictures
 from mcr.data.frames import FrameReader
+from mcr.data.hdf5 import Hdf5File, natural_order
 from mcr.data.index import Index, open_index
+from mcr.data.other_data import OTHER_DATA
 from mcr.errors import UserError, import_extra, require_choice
 
-HDF5_SUFFIXES = (".hdf5", ".h5")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _DATA_SETS = ("features.json", "*/features.json", f"*/{OTHER_DATA}")
 _BYTES_PER_READ = 1 << 22
-_FRAMES_PER_READ = 64  # of HDF5, whose compressed chunks span several
 
 
 class Recordings(Protocol):
@@ -55,7 +53,7 @@ def open_recordings(source: str | Path) -> Recordings:
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; check the path to the data")
     if source.is_file():
-        if source.suffix in HDF5_SUFFIXES:
+        if source.suffix in hdf5.SUFFIXES:
             return Hdf5Recordings(source)
         if source.suffix in VIDEO_SUFFIXES:
             return VideoRecordings.of([source], source.parent)
@@ -75,11 +73,7 @@ def open_recordings(source: str | Path) -> Recordings:
 def _files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
     """Files below `folder` in natural order: 2 before 10."""
     found = [path for path in folder.rglob("*") if path.suffix.lower() in suffixes]
-    return sorted(found, key=lambda path: _natural(path.relative_to(folder).as_posix()))
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+    return sorted(found, key=lambda path: natural_order(path.relative_to(folder).as_posix()))
 
 
 def _fingerprint(files: Iterable[Path], root: Path) -> str:
@@ -129,14 +123,9 @@ class Hdf5Recordings:
 
     def __init__(self, path: Path):
         self._path = path
-        h5py = import_extra("h5py", "hdf5")
-        try:
-            with h5py.File(path, "r") as file:
-                demos = file.get("data", {})
-                self.names = sorted(demos, key=_natural)
-                shapes = [picture_shapes(demos[name].get("obs", {})) for name in self.names]
-        except OSError as error:
-            raise UserError(f"{path}: is no readable HDF5 file ({error})") from error
+        with Hdf5File(path) as file:
+            self.names = file.episodes
+            shapes = [file.cameras(name) for name in self.names]
         if not shapes or not shapes[0]:
             raise UserError(f"{path}: has no pictures (data/demo_0/obs/*, uint8 [T, H, W, 3])")
         self.cameras = tuple(sorted(shapes[0]))
@@ -151,24 +140,8 @@ class Hdf5Recordings:
         self.fingerprint = _fingerprint([path], path.parent)
 
     def frames(self, episode: int, camera: str) -> Iterator[np.ndarray]:
-        h5py = import_extra("h5py", "hdf5")
-        try:
-            with h5py.File(self._path, "r") as file:
-                dataset = file[f"data/{self.names[episode]}/obs/{camera}"]
-                for begin in range(0, len(dataset), _FRAMES_PER_READ):
-                    yield from dataset[begin : begin + _FRAMES_PER_READ]
-        except OSError as error:
-            place = f"{self._path}, {self.names[episode]}, {camera}"
-            raise UserError(f"{place}: cannot be read ({error})") from error
-
-
-def picture_shapes(observations: Any) -> dict[str, int]:
-    """Camera -> number of frames, of the observations of robomimic's HDF5 that are pictures."""
-    return {
-        key: len(values)
-        for key, values in observations.items()
-        if values.dtype == np.uint8 and values.ndim == 4 and values.shape[-1] == 3
-    }
+        with Hdf5File(self._path) as file:
+            yield from file.frames(self.names[episode], camera)
 
 
 # --------------------------------------------------------------------------- files

@@ -1,8 +1,7 @@
-"""Untrained encoders: the row that every comparison needs.
+"""Untrained encoders: networks with random weights, the baseline of every comparison.
 
-Random weights in the form of a training checkpoint, so that whatever takes an encoder takes these
-too, by path and with a hash. `load_model` never makes one: an encoder that is random without
-anybody having said so cannot come out of it.
+This is the only maker of them. `load_model` never returns one unless a file that was written here
+is loaded, so no encoder is random by mistake.
 """
 
 from __future__ import annotations
@@ -12,24 +11,38 @@ from pathlib import Path
 import torch
 
 from mcr.models.backbones import build_backbone
-from mcr.models.layouts import CHECKPOINT_FORMAT
-from mcr.models.loading import load_model
+from mcr.models.encoder import Encoder
+from mcr.models.layouts import CHECKPOINT_FORMAT, Weights
+from mcr.models.loading import build_encoder, load_model
 from mcr.models.preprocessing import Preprocessing
+from mcr.models.sources import TIMM, import_timm_encoder
+
+
+def build_untrained(backbone: str, preprocessing: Preprocessing) -> Encoder:
+    """Return a frozen encoder with random weights, drawn from torch's default generator.
+
+    backbone: a name of `BACKBONES`, or "timm:NAME"
+    Raises UserError for an unknown backbone or an image size that it cannot take.
+    """
+    return build_encoder(_random_weights(backbone, preprocessing))
 
 
 def write_untrained(
     path: str | Path, backbone: str = "resnet18", image_size: int = 224, seed: int = 0
 ) -> Path:
-    """Write a checkpoint of the backbone's random initialisation.
+    """Write a random initialisation in the form of a training checkpoint, and return its path.
 
-    image_size: pixels that enter the network, after ImageNet's normalisation.
-    Raises UserError for an unknown backbone. Leaves torch's random state as it was.
+    Whatever takes an encoder then takes this one, by its path. Torch's random state is unchanged.
+
+    image_size: side of the pictures that enter the network, in pixels; they are normalised as for
+        ImageNet
+    Raises UserError for an unknown backbone or an image size that it cannot take.
     """
     return _write(Path(path), backbone, Preprocessing.for_size(image_size), seed)
 
 
 def write_untrained_like(path: str | Path, source: str | Path, seed: int = 0) -> Path:
-    """Write one with the network and preprocessing of `source`, which `load_model` reads."""
+    """Write one with the network and the preprocessing of `source`, which `load_model` reads."""
     encoder = load_model(source)
     return _write(Path(path), encoder.backbone, encoder.preprocessing, seed)
 
@@ -37,11 +50,19 @@ def write_untrained_like(path: str | Path, source: str | Path, seed: int = 0) ->
 def _write(path: Path, backbone: str, preprocessing: Preprocessing, seed: int) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build_backbone(backbone, preprocessing.image_size)
+        weights = _random_weights(backbone, preprocessing)
     content = {
         "format": CHECKPOINT_FORMAT,
-        "encoder": network.state_dict(),
+        "encoder": weights.tensors,
         "encoder_config": preprocessing.encoder_config(backbone),
     }
     torch.save(content, path)
     return path
+
+
+def _random_weights(backbone: str, preprocessing: Preprocessing) -> Weights:
+    if backbone.startswith(TIMM):
+        network = import_timm_encoder().construct(backbone)
+    else:
+        network = build_backbone(backbone, preprocessing.image_size)
+    return Weights(Path("no file"), "random", network.state_dict(), backbone, preprocessing)

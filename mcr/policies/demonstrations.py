@@ -1,7 +1,7 @@
 """Demonstrations: recordings with actions -> the arrays that behaviour cloning learns from.
 
-    robomimic's HDF5        data/demo_k: actions [T, A], obs/<signal> float [T, k], obs/<camera>
-                            uint8 [T, H, W, 3]; mask/train and mask/valid if they are there
+    robomimic's HDF5        through `mcr.data.hdf5`; its own split, if it has mask/train and
+                            mask/valid
     RLDS shards, our tree   through `mcr.data.index`: signals and action space as in pretraining;
                             where outcomes are known, successes only
 
@@ -14,19 +14,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from mcr.data import hdf5
+from mcr.data.hdf5 import Hdf5File
 from mcr.data.index import Index, open_index
 from mcr.data.spaces import action_space, signal_space
-from mcr.errors import UserError, import_extra, nearest
-from mcr.features.recordings import (
-    HDF5_SUFFIXES,
-    Hdf5Recordings,
-    IndexedRecordings,
-    Recordings,
-)
+from mcr.errors import UserError, nearest
+from mcr.features.recordings import Hdf5Recordings, IndexedRecordings, Recordings
 from mcr.runs.processes import progress_bar
 
 _INDEX_SIGNALS = ("cartesian_position", "gripper_position", "joint_position")
@@ -115,7 +111,7 @@ def open_demonstrations(config: DemonstrationConfig) -> Demonstrations:
     source = Path(config.data).expanduser()
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; check data=")
-    is_hdf5 = source.is_file() and source.suffix in HDF5_SUFFIXES
+    is_hdf5 = source.is_file() and source.suffix in hdf5.SUFFIXES
     found = _of_hdf5(source, config) if is_hdf5 else _of_index(open_index(source), config)
     for name in ("low_dim", "actions"):
         if not np.isfinite(getattr(found, name)).all():
@@ -148,14 +144,13 @@ def _split(usable: Sequence[int], val_fraction: float) -> tuple[np.ndarray, np.n
 
 def _of_hdf5(path: Path, config: DemonstrationConfig) -> Demonstrations:
     recordings = Hdf5Recordings(path)
-    with import_extra("h5py", "hdf5").File(path, "r") as file:
-        demos = [file["data"][name] for name in recordings.names]
-        signals = _signals(path, demos[0]["obs"], config) if config.proprioception else ()
+    with Hdf5File(path) as file:
+        signals = _signals(file, config) if config.proprioception else ()
         rows = [
-            _numbers(path, demo, length, signals)
-            for demo, length in zip(demos, recordings.lengths, strict=True)
+            _numbers(file, episode, length, signals)
+            for episode, length in zip(recordings.names, recordings.lengths, strict=True)
         ]
-        training, held_out = _masks(path, file, recordings.names, config.val_fraction)
+        training, held_out = _subsets(file, config.val_fraction)
     if len(shapes := {tuple(array.shape[1:] for array in pair) for pair in rows}) > 1:
         raise UserError(f"{path}: demonstrations differ in the sizes of signals, actions: {shapes}")
     low_dim, actions = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
@@ -170,50 +165,45 @@ def _of_hdf5(path: Path, config: DemonstrationConfig) -> Demonstrations:
     )
 
 
-def _signals(path: Path, observations: Any, config: DemonstrationConfig) -> tuple[str, ...]:
-    known = [
-        name
-        for name, values in observations.items()
-        if values.ndim == 2 and values.dtype.kind == "f"
-    ]
+def _signals(file: Hdf5File, config: DemonstrationConfig) -> tuple[str, ...]:
+    known = file.signals(file.episodes[0])
     for name in config.low_dim:
         if name not in known:
-            raise UserError(f"{path}: no signal {name!r} in obs{nearest(name, known)}")
+            raise UserError(f"{file.path}: no signal {name!r} in obs{nearest(name, known)}")
     return tuple(config.low_dim) or tuple(name for name in known if name != _PRIVILEGED)
 
 
 def _numbers(
-    path: Path, demo: Any, length: int, signals: tuple[str, ...]
+    file: Hdf5File, episode: str, length: int, signals: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Signals [T, P] and actions [T, A] of one demonstration."""
-    place = f"{path}, {demo.name}"
-    if "actions" not in demo:
-        raise UserError(f"{place}: has no actions")
-    arrays = {"actions": demo["actions"]}
-    for name in signals:
-        if name not in demo["obs"]:
-            raise UserError(f"{place}: has no obs/{name}, which the first demonstration has")
-        arrays[name] = demo["obs"][name]
-    for name, values in arrays.items():
-        if len(values) != length:
-            raise UserError(f"{place}: {len(values)} steps of {name}, but {length} pictures")
-    actions, *rest = (np.asarray(values, np.float32) for values in arrays.values())
+    """Signals [T, P] and actions [T, A] of one episode of T frames, both float32."""
+    place = f"{file.path}, {episode}"
+    named = {"actions": "actions", **{name: f"obs/{name}" for name in signals}}
+    for name, key in named.items():
+        steps = file.length(episode, key)
+        if steps is None:
+            hint = ", which the first episode has" if key != "actions" else ""
+            raise UserError(f"{place}: has no {key}{hint}")
+        if steps != length:
+            raise UserError(f"{place}: {steps} steps of {name}, but {length} pictures")
+    actions, *rest = (file.read(episode, key).astype(np.float32) for key in named.values())
     return np.concatenate([np.zeros((length, 0), np.float32), *rest], axis=1), actions
 
 
-def _masks(
-    path: Path, file: Any, names: list[str], val_fraction: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """The file's own split, or one by `val_fraction`."""
-    if not val_fraction or "mask/train" not in file or "mask/valid" not in file:
-        return _split(range(len(names)), val_fraction)
-    rows = {name: row for row, name in enumerate(names)}
+def _subsets(file: Hdf5File, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the episodes to train on and held out: the file's split, or by `val_fraction`."""
+    subsets = {name: file.subset(name) for name in ("train", "valid")}
+    if not val_fraction or None in subsets.values():
+        return _split(range(len(file.episodes)), val_fraction)
+    rows = {name: row for row, name in enumerate(file.episodes)}
     parts = []
-    for key in ("mask/train", "mask/valid"):
-        chosen = [name.decode() for name in file[key][()]]
-        if unknown := [name for name in chosen if name not in rows]:
-            raise UserError(f"{path}: {key} names {unknown[0]!r}, which is not in data")
-        parts.append(np.array(sorted(rows[name] for name in chosen), np.int64))
+    for subset, names in subsets.items():
+        assert names is not None
+        if unknown := [name for name in names if name not in rows]:
+            raise UserError(
+                f"{file.path}: mask/{subset} names {unknown[0]!r}, which is not in data"
+            )
+        parts.append(np.array(sorted(rows[name] for name in names), np.int64))
     return parts[0], parts[1]
 
 

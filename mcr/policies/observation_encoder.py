@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,11 +23,10 @@ from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
 
 from mcr.errors import UserError, require_choice
-from mcr.models.backbones import build_backbone
 from mcr.models.encoder import Encoder, ResNetEncoder
-from mcr.models.layouts import Weights
-from mcr.models.loading import build_encoder, load_model
+from mcr.models.loading import load_model
 from mcr.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from mcr.models.untrained import build_untrained
 from mcr.policies.policy import FEATURE_NORMS, mean_and_std
 
 POOLINGS = ("pooled", "spatial_softmax", "tokens")
@@ -261,8 +259,7 @@ def _load(config: ObservationConfig) -> Encoder:
     network = config.rgb_model_name or "resnet18"
     if not config.pretrained_encoder:
         preprocessing = Preprocessing.for_size(config.image_size or 224)
-        tensors = build_backbone(network, preprocessing.image_size).state_dict()
-        return build_encoder(Weights(Path("no file"), "random", tensors, network, preprocessing))
+        return build_untrained(network, preprocessing)
     encoder = load_model(config.encoder or f"torchvision:{network}")
     if config.rgb_model_name not in ("", encoder.backbone):
         raise UserError(

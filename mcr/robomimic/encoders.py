@@ -9,18 +9,17 @@ its randomizers; the encoder resizes, crops and normalises them itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mcr.errors import UserError, require_choice
-from mcr.models.backbones import BACKBONES, build_backbone
+from mcr.models.backbones import BACKBONES
 from mcr.models.catalogue import MODELS
 from mcr.models.encoder import Encoder
-from mcr.models.layouts import Weights
-from mcr.models.loading import build_encoder, load_model
+from mcr.models.loading import load_model
 from mcr.models.preprocessing import Preprocessing
+from mcr.models.untrained import build_untrained
 from mcr.robomimic.compatibility import ROBOMIMIC_VERSIONS, require_version
 
 require_version("robomimic", ROBOMIMIC_VERSIONS)
@@ -197,7 +196,4 @@ def _build_untrained(
         raise UserError(f"pretrained=False means random weights: leave out weights={weights!r}")
     if model_class is None:
         raise UserError("pretrained=False needs a model class, to know which network is meant")
-    network = build_backbone(model_class, preprocessing.image_size)
-    return build_encoder(
-        Weights(Path("no file"), "random", network.state_dict(), model_class, preprocessing)
-    )
+    return build_untrained(model_class, preprocessing)

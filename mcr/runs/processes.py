@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from mcr.errors import UserError, require_choice
 
-ENGINES = ("local", "ray")  # what may do the work: this machine's cores, or a Ray cluster
+EXECUTORS = ("local", "ray")  # the cores of this machine, or of a Ray cluster
 
 
 def num_cores() -> int:
@@ -78,15 +78,16 @@ def process_pool(
 
 
 def ordered_map(
-    function: Callable[[Any], Any], items: Sequence[Any], workers: int = 0, engine: str = "local"
+    function: Callable[[Any], Any], items: Sequence[Any], workers: int = 0, executor: str = "local"
 ) -> Iterator[Any]:
-    """`function` of each item, in order, done by an engine.
+    """Apply `function` to each item and yield the results in the order of the items.
 
-    workers: processes of the engine "local", 0 = one per core; one is this process itself
+    executor: "local" (processes of this machine) or "ray" (a Ray cluster)
+    workers:  processes of the executor "local"; 0 starts one per core, 1 starts none
     """
-    require_choice("engine", engine, ENGINES)
+    require_choice("executor", executor, EXECUTORS)
     workers = min(workers or num_cores(), len(items))
-    if engine == "ray":
+    if executor == "ray":
         from mcr.runs.ray_engine import ray_cluster, ray_map  # an extra
 
         with ray_cluster():

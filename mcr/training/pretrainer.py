@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mcr.data.batch import NUM_FRAMES, Batch, Dimensions
 from mcr.models.backbones import BACKBONES, build_backbone, freeze_batch_norm
 from mcr.models.crops import network_input
+from mcr.models.effective_rank import effective_rank
 from mcr.models.preprocessing import Preprocessing
 from mcr.objectives import ObjectivesConfig, build_objectives
 from mcr.runs.gather import gather_rows
@@ -117,22 +118,18 @@ class Pretrainer(nn.Module):
 
 @torch.no_grad()
 def embedding_health(embeddings: Tensor) -> dict[str, Tensor]:
-    """Is the space collapsing? embeddings: float32 [B, F, D]; all processes' are judged together.
+    """Return measures of a collapse of the embeddings, float32 [B, F, D], of all processes.
 
-    spread: mean standard deviation over the batch of a dimension; 0 = all images look alike.
-    effective_rank: exp of the entropy of the normalised singular values (Roy & Vetterli 2007);
-    between 1 and min(B * F, D, 1024): of the first 1,024 images, which bounds its cost.
+    embedding/spread: mean over the dimensions of their standard deviation over the images; 0 if all
+        images look alike
+    embedding/effective_rank: see `models.effective_rank`; of the first 1,024 images, which bounds
+        its cost
     """
     everyones, _ = gather_rows(rearrange(embeddings, "b f d -> (b f) d"))
-    some = everyones[:1024].double()
-    some = some - some.mean(0)
-    # Singular values by the eigenvalues of the smaller product, in float64 because that squares
-    # them: many times faster than svdvals on a GPU.
-    product = some @ some.mT if len(some) < some.shape[1] else some.mT @ some
-    share = torch.linalg.eigvalsh(product).clamp(min=0).sqrt()
-    share = share / share.sum().clamp(min=1e-12)
-    entropy = -(share * share.clamp(min=1e-12).log()).sum()
-    return {"embedding/spread": everyones.std(0).mean(), "embedding/effective_rank": entropy.exp()}
+    return {
+        "embedding/spread": everyones.std(0).mean(),
+        "embedding/effective_rank": effective_rank(everyones[:1024]),
+    }
 
 
 def embedding_gradients(model: Pretrainer, embeddings: Tensor, batch: Batch) -> dict[str, Tensor]:

@@ -104,7 +104,7 @@ def test_ctrl_c_stops_cleanly_and_this_machine_alone_can_go_on(
 
 def test_an_index_is_the_same(cluster, large, tmp_path):
     alone = build_index(large, tmp_path / "alone", workers=1)
-    together = build_index(large, tmp_path / "together", engine="ray")
+    together = build_index(large, tmp_path / "together", executor="ray")
     for file in alone.path.iterdir():
         assert file.read_bytes() == (together.path / file.name).read_bytes()
 
@@ -154,5 +154,5 @@ def test_nobody_at_the_address(monkeypatch):
 
 def test_workers_are_not_an_option_of_a_cluster(reference, tmp_path):
     with pytest.raises(UserError, match="--workers 2: a Ray cluster has the cores"):
-        extract(reference, tmp_path / "tree", workers=2, engine="ray")
+        extract(reference, tmp_path / "tree", workers=2, executor="ray")
     assert not list(tmp_path.iterdir())

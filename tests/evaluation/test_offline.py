@@ -8,7 +8,7 @@ from mcr.data.frames import FrameReader
 from mcr.data.index import open_index
 from mcr.data.selection import SelectionConfig
 from mcr.errors import UserError
-from mcr.evaluation.feature_health import dead_share, effective_rank, mean_cosine
+from mcr.evaluation.feature_health import dead_share, mean_cosine
 from mcr.evaluation.intervals import bootstrap, jackknife
 from mcr.evaluation.offline import SCORES, offline_scores, order_score, probe_score, ridge_answers
 from mcr.evaluation.recorded_frames import Frames, OfflineConfig, read_frames
@@ -145,18 +145,6 @@ def test_a_cameras_own_look_is_taken_off(rng):
 
 
 # --------------------------------------------------------------------------- health
-
-
-def test_effective_rank_counts_equal_directions(rng):
-    directions = np.linalg.qr(rng.normal(size=(50, 20)))[0].T[:4]  # orthonormal, [4, 50]
-    corners = np.array(np.meshgrid(*[[-1, 1]] * 4)).reshape(4, -1).T  # 16 rows, columns orthogonal
-    assert effective_rank(corners @ directions + 7) == pytest.approx(4)
-    assert effective_rank(corners[:, :1] @ directions[:1]) == pytest.approx(1)
-    assert effective_rank(np.full((6, 3), 4.2)) == 0
-    weights = np.array([8.0, 4, 2, 2])  # singular values in these proportions
-    shares = weights / 16
-    expected = np.exp(-(shares * np.log(shares)).sum())
-    assert effective_rank(corners * weights @ directions) == pytest.approx(expected)
 
 
 def test_dead_units_and_cosine(rng):

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+
+from mcr.models.untrained import write_untrained
 
 if importlib.util.find_spec("robomimic") is None:
     collect_ignore_glob = ["test_*.py"]
@@ -32,7 +33,7 @@ def encoder_path(tmp_path_factory) -> str:
     from mcr.release.export import export_encoder
 
     folder = tmp_path_factory.mktemp("encoder")
-    checkpoint = write_encoder(folder / "checkpoint.pt", "resnet18", SIZE)
+    checkpoint = write_untrained(folder / "checkpoint.pt", "resnet18", SIZE)
     export_encoder(checkpoint, folder / "my_encoder")
     return str(folder / "my_encoder")
 
@@ -57,21 +58,7 @@ def desk(tmp_path_factory, lift, encoder_path) -> Path:
 @pytest.fixture(scope="session")
 def vit_path(tmp_path_factory) -> str:
     """A checkpoint of a small ViT with random weights."""
-    return str(write_encoder(tmp_path_factory.mktemp("vit") / "vit.pt", "vit_ti_16", SIZE))
-
-
-def write_encoder(path: Path, backbone: str, size: int) -> Path:
-    from mcr.models.backbones import build_backbone
-    from mcr.models.preprocessing import Preprocessing
-
-    torch.manual_seed(0)
-    content = {
-        "format": "mcr-checkpoint-1",
-        "encoder": build_backbone(backbone, size).state_dict(),
-        "encoder_config": Preprocessing.for_size(size).encoder_config(backbone),
-    }
-    torch.save(content, path)
-    return path
+    return str(write_untrained(tmp_path_factory.mktemp("vit") / "vit.pt", "vit_ti_16", SIZE))
 
 
 @pytest.fixture(scope="session")
