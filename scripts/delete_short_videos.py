@@ -6,8 +6,8 @@
 
 An episode is rejected for a missing or extra camera, cameras of unequal length, missing frames, a
 picture that cannot be decoded or has another size, other_data.pkl that is missing, damaged,
-incomplete, of another length or dimension than the rest, or not finite, too few frames, and a
-missing or too short instruction.
+incomplete, of another length or dimension than the rest, or not finite, and too few frames. An
+episode without language is kept unless --min-words asks for some: no loss reads language.
 
 Extracting to the same tree again brings back what was moved or deleted here.
 
@@ -35,8 +35,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--min-words",
         type=int,
-        default=2,
-        help="words that the longest instruction must have; 0 asks for none; default: %(default)s",
+        default=0,
+        help="words that the longest instruction must have; default: %(default)s, which keeps "
+        "episodes without language, because no loss reads it",
     )
     parser.add_argument(
         "--cameras",

@@ -22,7 +22,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone, not installed
 
 from mcr.data.droid import EXTERIOR_CAMERAS
-from mcr.data.extract import ENCODERS, LANGUAGE_RULES, Options, extract
+from mcr.data.extract import extract
+from mcr.data.extract_shard import ENCODERS, LANGUAGE_RULES, Options
 from mcr.errors import UserError, command_line
 from mcr.runs.processes import EXECUTORS
 
