@@ -18,7 +18,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone, not installed
 
-from mcr.data.inspection import describe, draw_inspection, inspect_dataset, open_dataset
+from mcr.data.inspection import inspect_dataset, open_dataset
+from mcr.data.inspection_picture import draw_inspection
+from mcr.data.inspection_report import describe
 from mcr.errors import UserError, command_line
 
 

@@ -66,7 +66,7 @@ HOMES = {
     "torchvision": WEIGHTS,
     "matplotlib": (
         "mcr/data/contact_sheet.py",
-        "mcr/data/inspection.py",
+        "mcr/data/inspection_picture.py",
         "mcr/training/pictures.py",
         "mcr/training/summary.py",
         "mcr/evaluation/",
