@@ -67,7 +67,7 @@ def _evaluate_offline(arguments: argparse.Namespace, out: Path) -> str:
     from mcr.evaluation.offline import SCORES, OfflineConfig, offline_scores
     from mcr.evaluation.results import Results
     from mcr.evaluation.success_rates import versions
-    from mcr.features.cache import weights_fingerprint
+    from mcr.features.key import weights_fingerprint
     from mcr.models.loading import load_model
 
     if arguments.data is None:

@@ -16,7 +16,8 @@ import argparse
 from pathlib import Path
 
 from mcr.errors import command_line
-from mcr.features.cache import CACHED_OUTPUTS, DTYPES, FeatureConfig, extract_features
+from mcr.features.cache import CACHED_OUTPUTS, DTYPES
+from mcr.features.extraction import FeatureConfig, extract_features
 from mcr.models.inference import ENGINES, PRECISIONS
 
 
