@@ -38,7 +38,7 @@ DOORS = {"mcr.data.batch"}  # the contract between data and objectives
 # Where a third party may be imported; elsewhere in mcr it may not. Those that are not named may be
 # imported anywhere; all must be in setup.py, which keeps TensorFlow out. What only an extra brings
 # lives in the one file or folder that needs it, and must be named here.
-CONFIGURATION = ("mcr/training/", "mcr/policies/")
+CONFIGURATION = ("mcr/runs/hydra_command.py", "mcr/training/", "mcr/policies/")
 WEIGHTS = tuple(
     f"mcr/{room}/"
     for room in [

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import mcr
-from mcr.errors import UserError, nearest
+from mcr.errors import UserError, nearest, require_choice
+
+RESUME = ("auto", "never")  # continue the run that the folder holds, or refuse a used folder
 
 
 def recipes_folder() -> Path:
@@ -68,6 +70,30 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def check_resume(run_dir: Path, resume: str, is_used: bool) -> None:
+    """Raise UserError if `run_dir` holds a run (is_used) that `resume` forbids to continue."""
+    require_choice("resume", resume, RESUME)
+    if is_used and resume == "never":
+        raise UserError(f"{run_dir}: holds a run; choose another run_dir or resume=auto")
+
+
+def require_same_config(
+    run_dir: Path,
+    old: dict[str, Any],
+    new: dict[str, Any],
+    free: Collection[str],
+    renamed: Mapping[str, str] | None = None,
+    fix: str = "choose another run_dir",
+) -> None:
+    """Raise UserError if the run in `run_dir` cannot go on with the config `new`.
+
+    fix: what the user can do about it; the other arguments are those of `config_difference`
+    """
+    if difference := config_difference(old, new, free, renamed):
+        shown = "".join(f"\n  {line}" for line in difference)
+        raise UserError(f"{run_dir} was begun with another config:{shown}\n{fix}")
 
 
 def config_difference(

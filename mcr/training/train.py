@@ -24,11 +24,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import torch
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 import mcr
 from mcr.data.batch import NUM_FRAMES
@@ -37,11 +35,11 @@ from mcr.data.loader import ClipDataset, ClipLoader
 from mcr.data.sampling import VALIDATION
 from mcr.data.selection import select_episodes, split_sessions
 from mcr.data.statistics import space_statistics
-from mcr.errors import UserError, plain_errors, require_choice
+from mcr.errors import UserError, require_choice
 from mcr.models.preprocessing import Preprocessing
 from mcr.runs.devices import choose_device
-from mcr.runs.log import RunLog, mean_of, to_numbers
-from mcr.runs.options import check_overrides, config_difference, recipes_folder
+from mcr.runs.hydra_command import hydra_command
+from mcr.runs.options import RESUME, check_resume, require_same_config
 from mcr.training.checkpoint import (
     checkpoint_path,
     list_checkpoints,
@@ -58,9 +56,9 @@ from mcr.training.engine import (
     make_deterministic,
     on_device,
 )
-from mcr.training.meter import Meter
 from mcr.training.pictures import Painter
 from mcr.training.pretrainer import Pretrainer, embedding_gradients, embedding_health
+from mcr.training.progress import Meter, TrainingLog, mean_of, to_numbers
 from mcr.training.summary import hardware, save_launch, write_summary
 from mcr.training.watch import NonFinite, Verdict, Watch, report_non_finite
 
@@ -95,8 +93,7 @@ class Run:
         self.step = 0
         checkpoints = list_checkpoints(self.folder / "checkpoints")
         newest = world.of_main(checkpoints[-1] if checkpoints else None)
-        if newest and config.resume == "never":
-            raise UserError(f"{self.folder}: holds a run; choose another run_dir or resume=auto")
+        check_resume(self.folder, config.resume, newest is not None)
         checkpoint = load_checkpoint(newest) if newest else None
         if checkpoint:
             self._check_unchanged(checkpoint)
@@ -107,12 +104,12 @@ class Run:
         if checkpoint and newest:
             self._restore(checkpoint, newest)
 
-    def open_log(self) -> contextlib.AbstractContextManager[RunLog | None]:
+    def open_log(self) -> contextlib.AbstractContextManager[TrainingLog | None]:
         """The run's log on rank 0, None on the others."""
         if not self.world.is_main:
             return contextlib.nullcontext()
         wandb_config = dataclasses.asdict(self.config) if self.config.log_wandb else None
-        return RunLog(self.folder, self.step, self.config.steps, wandb_config)
+        return TrainingLog(self.folder, self.step, self.config.steps, wandb_config)
 
     # --- building
 
@@ -177,7 +174,9 @@ class Run:
             frozen_bn=config.model.frozen_bn,
             ghost_batch=config.model.ghost_batch,
         )
-        mode = compile_mode(config.engine, self.device, self.world, config.steps)
+        mode = compile_mode(
+            config.engine, self.device, self.world, config.steps, self.part_size // self.world.size
+        )
         self.engine = Engine(
             self.model,
             dataclasses.replace(config.engine, compile=mode),
@@ -194,17 +193,14 @@ class Run:
     # --- stopping and going on
 
     def _check_unchanged(self, checkpoint: dict[str, Any]) -> None:
-        difference = config_difference(
-            checkpoint["config"],
-            dataclasses.asdict(self.config),
-            free_to_change(self.config),
-            RENAMED,
-        )
-        if difference and not self.config.allow_config_change:
-            shown = "".join(f"\n  {line}" for line in difference)
-            raise UserError(
-                f"{self.folder} was begun with another config:{shown}\n"
-                "choose another run_dir, or set allow_config_change=true to go on regardless"
+        if not self.config.allow_config_change:
+            require_same_config(
+                self.folder,
+                checkpoint["config"],
+                dataclasses.asdict(self.config),
+                free_to_change(self.config),
+                RENAMED,
+                "choose another run_dir, or set allow_config_change=true to go on regardless",
             )
 
     def _restore(self, checkpoint: dict[str, Any], path: Path) -> None:
@@ -246,7 +242,7 @@ class Run:
 
     # --- the loop
 
-    def loop(self, log: RunLog | None) -> None:
+    def loop(self, log: TrainingLog | None) -> None:
         """Train up to `config.steps`, or until SIGTERM to any process."""
         config = self.config
         self._stop_on_sigterm()
@@ -322,7 +318,7 @@ class Run:
         return report_non_finite(self.folder / "non_finite.json", verdict, losses, batch)
 
     def _log_training(
-        self, log: RunLog | None, step: Step, meter: Meter, loader: ClipLoader
+        self, log: TrainingLog | None, step: Step, meter: Meter, loader: ClipLoader
     ) -> None:
         skipped = torch.full((), float(loader.num_errors * self.world.size), device=self.device)
         gradients = embedding_gradients(self.model, step.embeddings, step.batch)
@@ -332,7 +328,7 @@ class Run:
             rate = {"learning_rate": self.engine.optimizer.param_groups[0]["lr"]}
             log.write(self.step, "train", to_numbers(metrics) | rate | meter.read())
 
-    def validate(self, log: RunLog | None) -> None:
+    def validate(self, log: TrainingLog | None) -> None:
         """Log the metrics of the held-out clips; they are the same for any number of processes."""
         if self.val_loader is None:
             return
@@ -344,7 +340,7 @@ class Run:
         if log:
             log.write(self.step, "val", mean_of(results))
 
-    def draw(self, log: RunLog | None) -> None:
+    def draw(self, log: TrainingLog | None) -> None:
         """Draw the pictures of this step; rank 0 does, and the run is as it was."""
         if log and self.config.pictures_every > 0:
             log.pictures(self.step, self.painter.draw(self.model, self.step))
@@ -366,7 +362,7 @@ def seed_draws(seed: int, step: int) -> None:
 
 
 def _check(config: Config, world: World) -> None:
-    require_choice("resume", config.resume, ("auto", "never"))
+    require_choice("resume", config.resume, RESUME)
     require_choice("precision", config.precision, PRECISIONS)
     if not config.data.root:
         raise UserError("data.root is not set: give the RLDS version folder or a tree's root")
@@ -416,18 +412,11 @@ def _versions() -> dict[str, str]:
 
 def main() -> None:
     """`python -m mcr.training.train`, `scripts/train_mcr.sh`."""
-    store = ConfigStore.instance()
-    store.store(name="config", node=Config)
-    with plain_errors():
-        check_overrides(sys.argv[1:], Config, RENAMED)
-    hydra.main(version_base="1.3", config_path=str(recipes_folder()), config_name="mcr")(_main)()
+    hydra_command(_train_or_stop, Config, schema="config", recipe="mcr", renamed=RENAMED)
 
 
-def _main(options: DictConfig) -> None:
-    config = OmegaConf.to_object(options)
-    assert isinstance(config, Config)
-    with plain_errors():
-        path = train(config)
+def _train_or_stop(config: Config) -> None:
+    path = train(config)
     if path.name < checkpoint_path(path.parent, config.steps).name:
         sys.exit(0)  # what stopped this run stops a sweep, too
 
