@@ -6,7 +6,8 @@
 
 `extraction` writes it and `FeatureCache` reads it. While it is written, it is called
 <cache>.partial, and `done.txt` in it lists the finished episodes, so that a killed run can be
-continued. NumPy has no bfloat16, so its bit patterns are stored as uint16. Readers always get float32.
+continued. NumPy has no bfloat16, so its bit patterns are stored as uint16. Readers always get
+float32.
 """
 
 from __future__ import annotations

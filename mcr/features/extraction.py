@@ -129,18 +129,19 @@ def encode_frames(
     frames: Iterable[np.ndarray],
     batch_size: int,
     device: str = "cpu",
+    together: bool = False,
 ) -> Iterator[Tensor]:
     """Features of frames batch by batch, on the CPU.
 
-    network: normalised pixels float32 [B, 3, S, S] on `device` -> features [B, ...]
-    frames:  uint8 [H, W, 3] each; they may differ in size
+    network:  normalised pixels float32 [B, 3, S, S] on `device` -> features [B, ...]
+    frames:   uint8 [H, W, 3] each; they may differ in size
+    together: prepare frames of one size in one piece, which is fast on a GPU; a CPU is faster one
+              by one, because one frame fits into its cache. Features differ by rounding.
     """
     frames = iter(frames)
     while batch := list(islice(frames, batch_size)):
-        # A GPU prepares frames of one size in one piece. A CPU prepares them one by one, because
-        # one frame fits into its cache.
-        together = device != "cpu" and len({frame.shape for frame in batch}) == 1
-        pixels = preprocessing(np.stack(batch) if together else batch, device)
+        one_size = len({frame.shape for frame in batch}) == 1
+        pixels = preprocessing(np.stack(batch) if together and one_size else batch, device)
         yield network(pixels).cpu()
 
 
@@ -256,9 +257,13 @@ class Worker:
         job, config = self._job, self._job.config
         for column, camera in enumerate(job.cameras):
             row = self._starts[episode]
-            frames = job.recordings.frames(episode, camera)
             for features in encode_frames(
-                self._network, job.preprocessing, frames, job.batch_size, config.device
+                self._network,
+                job.preprocessing,
+                job.recordings.frames(episode, camera),
+                job.batch_size,
+                config.device,
+                together=config.device != "cpu",
             ):
                 stored = to_stored(features, config.dtype)
                 if not np.isfinite(from_stored(stored, config.dtype)).all():

@@ -104,7 +104,9 @@ def encode(encoder: Encoder, pictures: Sequence[np.ndarray] | np.ndarray) -> np.
     """
     device = str(next(encoder.parameters()).device)
     with torch.inference_mode():
-        batches = encode_frames(encoder.encode, encoder.preprocessing, pictures, _BATCH, device)
+        batches = encode_frames(
+            encoder.encode, encoder.preprocessing, pictures, _BATCH, device, together=True
+        )
         return torch.cat([batch.float() for batch in batches]).numpy()
 
 
