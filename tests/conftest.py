@@ -27,8 +27,9 @@ def pytest_collection_modifyitems(config, items):
     if not torch.cuda.is_available():
         reasons["gpu"] = "gpu: there is no CUDA GPU here"
     for item in items:
-        for keyword in reasons.keys() & item.keywords.keys():
-            item.add_marker(pytest.mark.skip(reason=reasons[keyword]))
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

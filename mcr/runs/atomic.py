@@ -15,18 +15,26 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, replace_folder: bool = False) -> Iterator[Path]:
     """Yield a temporary path to write a file or folder to; it becomes `path` when the block ends.
 
-    A file that `path` names is replaced. A folder must not exist yet. If the block raises, what it
-    has written is deleted and `path` stays as it was.
+    A file that `path` names is replaced. A folder must be empty or absent, unless `replace_folder`:
+    then it is renamed to `.NAME.replaced` first and deleted afterwards. If the block raises, what
+    it has written is deleted and `path` stays as it was.
     """
     partial = path.with_name(f".{path.name}.partial")
     remove(partial)  # of a process that was killed
     try:
         yield partial
         sync(partial)
-        partial.replace(path)
+        if replace_folder and path.is_dir():
+            replaced = path.with_name(f".{path.name}.replaced")
+            remove(replaced)
+            path.rename(replaced)
+            partial.rename(path)
+            remove(replaced)
+        else:
+            partial.replace(path)
     finally:
         remove(partial)
 

@@ -71,11 +71,11 @@ class EngineConfig:
     recompute:          keep only the inputs of the encoder's blocks and compute the rest again for
                         the gradient: a fraction of the memory, a third more arithmetic
     compile:            torch.compile the crops and the encoder: "off", "default", "reduce-overhead"
-                        (CUDA graphs) or "max-autotune". "auto" is "default" where compiling pays
-                        and has been measured: one process with a GPU and a C compiler, 2,000 steps
-                        or more ahead, not recomputing and not deterministic; elsewhere "off".
-                        Batch norm over several processes splits what can be compiled; ghost batches
-                        do not
+                        (CUDA graphs) or "max-autotune". "auto" is "default" where compiling was
+                        measured to pay, and "off" elsewhere: one process with a GPU and a C
+                        compiler, at least 64 clips at a time, at least 2,000 steps, neither
+                        recomputing nor deterministic. See resources/gpu.md. Batch norm over several
+                        processes splits what can be compiled; ghost batches do not
     bucket_mb:          gradients are averaged over processes in pieces of this size, while the
                         next ones are being computed; larger ones suit a slow network
     compress_gradients: average them as bfloat16: half the traffic, rounded
@@ -213,14 +213,20 @@ class Engine:
         return {"loss": loss, **metrics}, embeddings
 
 
-def compile_mode(config: EngineConfig, device: torch.device, world: World, num_steps: int) -> str:
-    """What `config.compile` means for a run of `num_steps` steps; see EngineConfig."""
+def compile_mode(
+    config: EngineConfig, device: torch.device, world: World, num_steps: int, num_clips: int
+) -> str:
+    """What `config.compile` means for a run of `num_steps` steps; see EngineConfig.
+
+    num_clips: clips that a process computes at a time
+    """
     if config.compile != "auto":
         return config.compile
     can = device.type == "cuda" and bool(shutil.which("cc") or shutil.which("gcc"))
     plain = world.size == 1 and not config.recompute
-    pays = num_steps >= 2_000 and not torch.are_deterministic_algorithms_enabled()
-    return "default" if can and plain and pays else "off"
+    pays = num_steps >= 2_000 and num_clips >= 64
+    exact = torch.are_deterministic_algorithms_enabled()
+    return "default" if can and plain and pays and not exact else "off"
 
 
 def _wants_bf16(precision: str, device: torch.device) -> bool:

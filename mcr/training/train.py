@@ -174,7 +174,9 @@ class Run:
             frozen_bn=config.model.frozen_bn,
             ghost_batch=config.model.ghost_batch,
         )
-        mode = compile_mode(config.engine, self.device, self.world, config.steps)
+        mode = compile_mode(
+            config.engine, self.device, self.world, config.steps, self.part_size // self.world.size
+        )
         self.engine = Engine(
             self.model,
             dataclasses.replace(config.engine, compile=mode),
