@@ -16,7 +16,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write a file or folder to; it is renamed `path` when the block ends.
+    """Yield a temporary path to write a file or folder to, and rename it `path` after the block.
 
     An existing file at `path` is replaced. An existing folder is not: `path` must then be free. If
     the block raises, what it has written is deleted and `path` stays as it was.

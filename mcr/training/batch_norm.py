@@ -133,7 +133,7 @@ class _FusedGlobalNorm(torch.autograd.Function):
 
 
 class GhostBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d that, in training, normalises each group of `num_images` consecutive images alone.
+    """BatchNorm2d that in training normalises each group of `num_images` consecutive images alone.
 
     Running statistics are updated once per call, with the mean of the statistics of the groups.
     """

@@ -1,7 +1,7 @@
 """Checkpoints: everything that a run needs to continue as if it had never stopped.
 
-A checkpoint is written atomically. It holds plain containers and tensors only, so that it loads with
-`weights_only=True`.
+A checkpoint is written atomically. It holds only plain containers and tensors, so that it loads
+with `weights_only=True`.
 """
 
 from __future__ import annotations

@@ -273,8 +273,15 @@ def recompute_blocks(encoder: nn.Module) -> None:
                 block.forward,
                 use_reentrant=False,
                 preserve_rng_state=False,  # nothing inside is random
-                context_fn=lambda block=block: (contextlib.nullcontext(), statistics_kept(block)),
+                context_fn=partial(_contexts_of_passes, block),
             )
+
+
+def _contexts_of_passes(
+    block: nn.Module,
+) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+    """The contexts of the block's first pass and of the second one, which computes it again."""
+    return contextlib.nullcontext(), statistics_kept(block)
 
 
 def _mean(of_parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
