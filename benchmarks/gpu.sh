@@ -48,7 +48,7 @@ command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,m
     --format=csv,noheader || echo "no GPU: what needs one is skipped"
 
 # stage -> its share of the time in percent, and its command
-share() { case "$1" in right) echo 24 ;; fast) echo 38 ;; fed) echo 18 ;; real) echo 20 ;; esac; }
+share() { case "$1" in right) echo 28 ;; fast) echo 34 ;; fed) echo 14 ;; real) echo 24 ;; esac; }
 command_of() {
     case "$1" in
         right) echo benchmarks/gpu/right.py ;;

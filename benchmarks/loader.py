@@ -35,10 +35,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from mcr.data.batch import NUM_FRAMES
 from mcr.data.droid import EXTERIOR_CAMERAS, RldsDataset
-from mcr.data.episode import LANGUAGES, OBSERVATIONS, Episode, other_data
+from mcr.data.episode import LANGUAGES, OBSERVATIONS, Episode
 from mcr.data.extract import Options, extract
 from mcr.data.index import open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
+from mcr.data.other_data import other_data
 from mcr.data.pictures import decode
 from mcr.data.selection import Episodes
 from mcr.data.tfrecord import encode_example, write_records

@@ -440,9 +440,12 @@ class Bench:
 
 
 def is_convolution(kernel: str) -> bool:
-    """By its name, whether a kernel of cuDNN or cuBLAS does convolutions."""
+    """By its name, whether a kernel of cuDNN or cuBLAS does convolutions.
+
+    Triton's kernels are named after all that they stand beside, but do no convolutions themselves.
+    """
     names = ("conv", "xmma", "cutlass", "fprop", "dgrad", "wgrad", "gemm", "nvjet", "sm90_")
-    return any(name in kernel.lower() for name in names)
+    return not kernel.startswith("triton") and any(name in kernel.lower() for name in names)
 
 
 def print_profile(profiled: dict, count: int = 12) -> None:

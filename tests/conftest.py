@@ -8,7 +8,8 @@ import torch
 
 from mcr.data import pictures
 from mcr.data.droid import RldsDataset
-from mcr.data.episode import unique_names, write_episode
+from mcr.data.episode import unique_names
+from mcr.data.sources.tree import write_episode
 
 pytest_plugins = ["tests.networks"]
 REFERENCE = Path(__file__).parent / "data" / "droid_tfds"
@@ -26,8 +27,9 @@ def pytest_collection_modifyitems(config, items):
     if not torch.cuda.is_available():
         reasons["gpu"] = "gpu: there is no CUDA GPU here"
     for item in items:
-        for keyword in reasons.keys() & item.keywords.keys():
-            item.add_marker(pytest.mark.skip(reason=reasons[keyword]))
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

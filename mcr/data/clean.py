@@ -25,14 +25,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mcr.data import pictures
-from mcr.data.episode import (
-    FLAGS,
-    LANGUAGES,
-    OBSERVATIONS,
-    OTHER_DATA,
-    PARTIAL_PREFIX,
-    read_other_data,
-)
+from mcr.data.episode import FLAGS, LANGUAGES, OBSERVATIONS
+from mcr.data.other_data import OTHER_DATA, read_other_data
+from mcr.data.sources.tree import PARTIAL_PREFIX
 from mcr.errors import UserError, require_choice
 from mcr.runs.processes import process_pool, progress_bar
 

@@ -1,50 +1,33 @@
-"""Episode: one robot recording, in memory and as a folder of the PNG/pickle tree.
+"""Episode: what a robot recorded in one go, in memory, and how it is named.
 
-    <root>/<name>/<camera>/{0..T-1}.png | .jpg
-                  language_instruction{,_2,_3}/0.txt
-                  other_data.pkl        see `other_data`
-
-`droid.py` makes episodes from shards, `extract.py` writes them here, `clean.py` and `index.py` read
-them back. A folder appears whole or not at all. Pickles are read through an unpickler that admits
-NumPy and builtin containers only: a downloaded tree cannot run code.
+`droid.py` makes episodes from RLDS records. `sources/tree.py` writes them as folders of PNGs and
+reads those back. This file knows neither format.
 """
 
 from __future__ import annotations
 
-import ctypes
-import io
 import itertools
-import os
-import pickle
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mcr.errors import UserError
-
-OTHER_DATA = "other_data.pkl"
 LANGUAGES = ("language_instruction", "language_instruction_2", "language_instruction_3")
 OBSERVATIONS = ("cartesian_position", "gripper_position", "joint_position")
 FLAGS = ("is_first", "is_last", "is_terminal")
-PARTIAL_PREFIX = ".partial-"  # a folder that is being written; no reader takes it for an episode
 
 Ranges = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One recording of T steps.
+    """One episode of T steps.
 
     payload:       the bytes that hold the encoded pictures
-    frame_ranges:  camera -> (start, length) of each of T pictures in `payload`, int64 [T]
+    frame_ranges:  camera -> (start, length) of each of its T pictures in `payload`, int64 [T]
     signals:       "cartesian_position", "action", "action_dict/joint_velocity", ... -> float32
                    [T, D]; "discount", "reward" -> float32 [T]; "is_first", ... -> bool [T]
-    languages:     "language_instruction{,_2,_3}" -> text, possibly empty
-    file_path:     where the recording came from, as the data set states it (untrusted)
+    languages:     "language_instruction{,_2,_3}" -> text, which may be empty
+    file_path:     path of the original recording, as the data set states it; it is not trusted
     """
 
     payload: bytes
@@ -60,13 +43,14 @@ class Episode:
         return len(self.signals["action"])
 
     def encoded_frame(self, camera: str, step: int) -> memoryview:
-        """The picture of `camera` at `step` as it was stored (JPEG or PNG bytes), not copied."""
+        """Return the stored picture (JPEG or PNG bytes) of `camera` at `step` without a copy."""
         starts, lengths = self.frame_ranges[camera]
         start = int(starts[step])
         return memoryview(self.payload)[start : start + int(lengths[step])]
 
     @property
     def origin(self) -> Origin:
+        """What `file_path` says. Raises ValueError if the path is unsafe."""
         return Origin.parse(self.file_path)
 
 
@@ -75,7 +59,7 @@ class Origin:
     """What a DROID `file_path` says: <prefix>/<lab>/<outcome>/<date>/<recording>/trajectory.h5."""
 
     lab: str
-    outcome: str  # "success", "failure" or "" when the path does not say
+    outcome: str  # "success", "failure", or "" if the path does not say
     date: str
     recording: str
 
@@ -96,24 +80,24 @@ class Origin:
 
     @property
     def name(self) -> str:
-        """Folder name of the episode. ':' is not allowed on every file system: '_' instead."""
+        """Folder name of the episode. It has "_" for ":", which some file systems forbid."""
         return f"{self.date}_{self.recording}".replace(":", "_")
 
     @property
     def session(self) -> str:
-        """One robot on one day: scenes and lights hardly change, so a split must not cut it."""
+        """One lab on one day. Its scenes and lights hardly change, so a split must not cut it."""
         return f"{self.lab}/{self.date}"
 
 
 def unique_names(file_paths: list[str]) -> list[str]:
-    """Folder names for all recordings of a data set, in order, each name once.
+    """Return a unique folder name for each episode of a data set, in order.
 
-    The name is the two components before `trajectory.h5`; recordings that share it (same second,
-    two labs) get their lab appended, and a counter if that does not tell them apart either.
-    Upstream: whichever came second was silently dropped.
+    A name is the two components before `trajectory.h5`. Episodes that share a name (two labs
+    recorded in the same second) get their lab appended, and a counter if the lab is the same too.
+    Upstream: the second episode of a name was silently dropped.
 
-    A pure function of the whole list, so that any split of the work gives the same names. A path
-    that cannot be used gets an empty name: its record is reported when it is read.
+    The result is a pure function of the whole list, so any split of the work gives the same names.
+    A path that cannot be used gets an empty name. Its record is reported when it is read.
     """
     origins = [_origin_or_none(path) for path in file_paths]
     names = [origin.name if origin else "" for origin in origins]
@@ -128,7 +112,7 @@ def unique_names(file_paths: list[str]) -> list[str]:
 
 
 def _sharing(names: list[str]) -> list[list[int]]:
-    """Groups of positions whose names are the same on a file system that ignores case."""
+    """Group the positions whose names are equal on a file system that ignores case."""
     groups: dict[str, list[int]] = {}
     for position, name in enumerate(names):
         if name:
@@ -149,155 +133,8 @@ def _with_lab(name: str, origin: Origin | None) -> str:
 
 
 def _with_counter(name: str, taken: set[str]) -> str:
-    """`name_2`, `name_3`, ...: the first that is free, which it then takes."""
+    """Return the first of `name_2`, `name_3`, ... that is not taken, and add it to `taken`."""
     numbered = (f"{name}_{count}" for count in itertools.count(2))
     free = next(candidate for candidate in numbered if candidate.casefold() not in taken)
     taken.add(free.casefold())
     return free
-
-
-# --------------------------------------------------------------------------- writing
-
-
-def other_data(episode: Episode) -> dict[str, Any]:
-    """The content of `other_data.pkl`, as upstream's script lays it out.
-
-    "cartesian_position" (6), "gripper_position" (1), "joint_position" (7), "action" (7): lists of
-    T float64 arrays; "action_dict": list of T dicts of arrays; "discount", "is_first", "is_last",
-    "is_terminal": lists of T scalars. Kept beyond upstream: "reward", "lab", "outcome",
-    "file_path". The file holds float32 values: DROID's shards do, whatever their schema says.
-    """
-    signals = episode.signals
-    commands = {
-        key.removeprefix("action_dict/"): value
-        for key, value in signals.items()
-        if key.startswith("action_dict/")
-    }
-    data: dict[str, Any] = {
-        key: list(value.astype(np.float64))
-        for key, value in signals.items()
-        if value.ndim == 2 and not key.startswith("action_dict/")
-    }
-    data["action_dict"] = [
-        {key: value[step].astype(np.float64) for key, value in commands.items()}
-        for step in range(episode.length)
-    ]
-    data |= {key: value.tolist() for key, value in signals.items() if value.ndim == 1}
-    origin = episode.origin
-    return data | {"lab": origin.lab, "outcome": origin.outcome, "file_path": episode.file_path}
-
-
-def write_episode(
-    root: Path,
-    name: str,
-    episode: Episode,
-    cameras: tuple[str, ...],
-    encode: Callable[[memoryview], bytes],
-    suffix: str,
-) -> None:
-    """Write `<root>/<name>`: complete and on disk before it gets its name.
-
-    `encode` turns the stored picture into the bytes of a file with this `suffix`. A leftover of a
-    killed run is replaced. Raises OSError (disk full, ...) leaving nothing of this episode behind,
-    and ValueError naming camera and step if `encode` does.
-    """
-    partial = root / f"{PARTIAL_PREFIX}{name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        for camera in cameras:
-            folder = partial / camera
-            folder.mkdir(parents=True)
-            for step in range(episode.length):
-                try:
-                    data = encode(episode.encoded_frame(camera, step))
-                except ValueError as error:
-                    raise ValueError(f"{camera} at step {step}: {error}") from error
-                (folder / f"{step}{suffix}").write_bytes(data)
-        for key, text in episode.languages.items():
-            (partial / key).mkdir()
-            (partial / key / "0.txt").write_text(text, encoding="utf-8")
-        with (partial / OTHER_DATA).open("wb") as file:
-            _PortablePickler(file, protocol=4).dump(other_data(episode))
-        _sync(partial)
-        partial.rename(root / name)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _sync(folder: Path) -> None:
-    """Force a folder's files to disk, so that a power cut cannot leave a whole name half empty.
-
-    One `syncfs` for the file system instead of one `fsync` per picture: those cost a fifth of the
-    CPU time of an extraction, and on spinning disks most of its wall time.
-    """
-    if _syncfs is None:
-        os.sync()
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        if _syncfs(handle) != 0:
-            error = ctypes.get_errno()
-            raise OSError(error, os.strerror(error), str(folder))
-    finally:
-        os.close(handle)
-
-
-_syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)  # Linux; Python has no name
-
-
-class _PortablePickler(pickle.Pickler):
-    """Arrays as `numpy.frombuffer(bytes, dtype)`: the same bytes load under NumPy 1 and 2.
-
-    NumPy's own reduction names a private module that moved between the two.
-    """
-
-    def reducer_override(self, obj: object) -> Any:
-        if isinstance(obj, np.ndarray) and obj.ndim == 1:
-            return np.frombuffer, (obj.tobytes(), obj.dtype.str)
-        return NotImplemented
-
-
-# --------------------------------------------------------------------------- reading
-
-
-def read_other_data(path: Path) -> dict[str, Any]:
-    """Load `other_data.pkl` safely. Raises UserError; never executes anything from the file."""
-    try:
-        data = _SafeUnpickler(io.BytesIO(path.read_bytes())).load()
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise UserError(f"{path}: damaged pickle ({type(error).__name__}: {error})") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: holds a {type(data).__name__}, not a dict of lists")
-    return data
-
-
-_ADMITTED = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy", "frombuffer"),
-    ("_codecs", "encode"),  # how protocol 2 stores bytes
-    *(
-        (f"numpy.{core}.{module}", name)
-        for core in ("core", "_core")  # NumPy 1, NumPy 2
-        for module, name in [
-            ("multiarray", "_reconstruct"),
-            ("multiarray", "scalar"),
-            ("numeric", "_frombuffer"),
-        ]
-    ),
-}
-
-
-class _SafeUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ADMITTED:
-            raise UserError(
-                f"refuses to load {module}.{name}: only NumPy arrays and builtin containers are "
-                "admitted, so this is no episode of a robot data set; nothing was executed"
-            )
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)

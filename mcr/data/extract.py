@@ -30,8 +30,9 @@ from tqdm import tqdm
 
 from mcr.data import pictures
 from mcr.data.droid import EXTERIOR_CAMERAS, RldsDataset, missing_shards, scan_file_paths
-from mcr.data.episode import PARTIAL_PREFIX, Episode, unique_names, write_episode
+from mcr.data.episode import Episode, unique_names
 from mcr.data.manifest import ALREADY_THERE, FAILED, SKIPPED, STATUSES, WRITTEN, Manifest, Outcome
+from mcr.data.sources.tree import PARTIAL_PREFIX, write_episode
 from mcr.data.tfrecord import BadRecord, Record
 from mcr.errors import UserError, require_choice
 from mcr.runs.processes import EXECUTORS, num_cores, process_pool, progress_bar

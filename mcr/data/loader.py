@@ -7,6 +7,7 @@ is reported with the batch, so that the run can count, go on, or stop with one c
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -254,6 +255,7 @@ class ClipLoader:
             prefetch_factor=config.prefetch if workers else None,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # or it would draw from, and so shift, the model's stream
+            worker_init_fn=_outlive_sigterm,
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -270,6 +272,18 @@ class ClipLoader:
                     f"data.max_errors={self._config.max_errors}; the last: {loaded.errors[-1]}"
                 )
             yield _copy_frames(loaded.batch) if self._lives_in_buffers else loaded.batch
+
+
+_GRACE_S = 60
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """Let a loader process go on for a minute after SIGTERM.
+
+    Schedulers send SIGTERM to every process of a job. The training process needs batches until its
+    current step is over and then saves; with the loader dead it would end by an error instead.
+    """
+    signal.signal(signal.SIGTERM, lambda signum, frame: signal.alarm(_GRACE_S))
 
 
 def _copy_frames(batch: Batch) -> Batch:

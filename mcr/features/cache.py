@@ -38,11 +38,10 @@ from mcr.models.inference import (
     PRECISIONS,
     Network,
     fastest_engine,
-    onnx_network,
     torch_network,
 )
 from mcr.models.loading import load_model
-from mcr.models.onnx_file import write_network
+from mcr.models.onnx_file import onnx_network, write_network
 from mcr.models.preprocessing import Preprocessing
 from mcr.runs.processes import num_cores, process_pool, progress_bar
 

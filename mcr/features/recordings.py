@@ -22,10 +22,10 @@ import google_crc32c
 import numpy as np
 
 from mcr.data import hdf5, pictures
-from mcr.data.episode import OTHER_DATA
 from mcr.data.frames import FrameReader
 from mcr.data.hdf5 import Hdf5File, natural_order
 from mcr.data.index import Index, open_index
+from mcr.data.other_data import OTHER_DATA
 from mcr.errors import UserError, import_extra, require_choice
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v")

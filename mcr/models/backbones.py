@@ -1,8 +1,8 @@
-"""Backbones: a name -> torchvision's network without its classification head, and its width.
+"""Backbones: a name -> torchvision's network without its classification head.
 
-A new backbone is one entry in `BACKBONES`; loading, exporting and their tests follow. Networks are
-bare here: random weights in, normalised images in, features out. `training` trains them as they
-are; `models.encoder` wraps the same networks for users.
+A new backbone is one entry in `BACKBONES`; loading, exporting and their tests then cover it. The
+networks here have random weights and take images that are normalised already. `training` trains
+them as they are; `models.encoder` wraps the same networks for users.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ Network = TypeVar("Network", bound=nn.Module)
 class Backbone:
     """How to construct one network.
 
-    family: torchvision's class; arguments: what its constructor is given; embed_dim: features;
-    num_registers: further tokens beside the class token (Darcet et al. 2023), without a position.
+    family:        torchvision's class
+    arguments:     arguments of its constructor
+    embed_dim:     number of features
+    num_registers: number of register tokens beside the class token (Darcet et al. 2023), which have
+                   no position
     """
 
     family: type[ResNet] | type[VisionTransformer]
@@ -39,7 +42,7 @@ class Backbone:
 def _resnet(
     block: type[BasicBlock] | type[Bottleneck], layers: list[int], head: int = 0
 ) -> Backbone:
-    """head: features of a last linear layer `fc`; 0 = none, the pooled map is the output."""
+    """head: width of a last linear layer `fc`; 0 = no such layer, the pooled map is the output."""
     arguments = {"block": block, "layers": layers} | ({"num_classes": head} if head else {})
     return Backbone(ResNet, arguments, head or 512 * block.expansion)
 
@@ -47,7 +50,7 @@ def _resnet(
 def _vit(
     width: int, num_heads: int, patch: int = 16, num_layers: int = 12, num_registers: int = 0
 ) -> Backbone:
-    """The MLP is four times as wide, as in the ViT paper."""
+    """The MLP is four times as wide as the tokens, as in the ViT paper."""
     arguments = {
         "patch_size": patch,
         "num_layers": num_layers,
@@ -78,18 +81,18 @@ BACKBONES = {
 
 
 def build_backbone(name: str, image_size: int = 224) -> nn.Module:
-    """torchvision's network `name` with random weights and an Identity for its head.
+    """Return torchvision's network `name` with random weights and an Identity as its head.
 
-    It maps normalised images, float [B, 3, image_size, image_size], to float [B, embed_dim] and
-    carries `embed_dim`. A ResNet takes other sizes too; a ViT takes only this one.
-    Raises UserError for an unknown name or an impossible size.
+    It maps normalised images, float [B, 3, image_size, image_size], to features, float
+    [B, embed_dim], and has the attribute `embed_dim`. A ResNet takes images of other sizes too.
+    Raises UserError for an unknown name, or if a ViT's patches do not divide `image_size`.
     """
     network = BACKBONES[require_choice("backbone", name, BACKBONES)].family
     return construct(network, name, image_size)
 
 
 def construct(network_class: type[Network], name: str, image_size: int) -> Network:
-    """Construct the backbone `name` as `network_class`, which is its family or a subclass of it."""
+    """Construct the backbone `name` as `network_class`: its family, or a subclass of it."""
     backbone = BACKBONES[name]
     arguments = dict(backbone.arguments)
     if issubclass(backbone.family, VisionTransformer):
@@ -109,10 +112,10 @@ def construct(network_class: type[Network], name: str, image_size: int) -> Netwo
 
 
 def _add_registers(network: Any, num_registers: int) -> None:
-    """Lengthen the class token to [1, 1 + R, D] and the positions likewise.
+    """Lengthen the class token to [1, 1 + R, D], and the positions accordingly.
 
     torchvision puts the class token before the patches, whatever its length, and returns the first
-    of all tokens, so that its own `forward` then is that of a ViT with registers.
+    token. Its own `forward` is then that of a ViT with registers.
     """
     width = network.class_token.shape[-1]
     tokens = torch.empty(1, num_registers, width).normal_(std=0.02)
@@ -124,12 +127,13 @@ def _add_registers(network: Any, num_registers: int) -> None:
 
 
 def identify_backbone(tensors: Mapping[str, Tensor]) -> str:
-    """The backbone whose names and shapes are most like those of `tensors`.
+    """Return the backbone whose tensors' names and shapes are most like those of `tensors`.
 
-    The likeness is that of sets, shared / all, because every name of a ResNet-18 is also one of a
-    ResNet-34. It tolerates a few missing or foreign tensors, so that an error can name them.
-    Raises UserError when less than half agrees, or when tensors cannot tell which it is: attention
-    heads leave no trace in them.
+    The measure is the size of the intersection over that of the union, because every name of a
+    ResNet-18 is also one of a ResNet-34. A few missing or unknown tensors are tolerated here, so
+    that loading can name them.
+    Raises UserError if the measure is below one half, or if several backbones have these tensors:
+    the number of attention heads cannot be seen in them.
     """
     shapes = {(name, tensor.shape) for name, tensor in tensors.items()}
     is_vit = any(name.startswith("encoder.layers.") for name in tensors)
@@ -163,7 +167,7 @@ def _shapes(name: str) -> frozenset[tuple[str, torch.Size]]:
 
 
 class FixedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation that uses its statistics and never changes them, whatever the mode."""
+    """Batch normalisation that always uses its running statistics and never updates them."""
 
     def train(self, mode: bool = True) -> FixedBatchNorm2d:
         super().train(False)
@@ -171,10 +175,10 @@ class FixedBatchNorm2d(nn.BatchNorm2d):
 
 
 def freeze_batch_norm(network: nn.Module) -> None:
-    """Fix the statistics of every BatchNorm2d in `network` for ever; scales and shifts still learn.
+    """Fix the running statistics of every BatchNorm2d in `network`; scales and shifts still learn.
 
-    The layers change class in place, so that it holds however the network is taken apart, wrapped
-    or switched to training, and tensors and their names stay the same.
+    The layers change their class in place. They therefore stay fixed when the network is wrapped,
+    taken apart or switched to training, and the names of its tensors do not change.
     """
     for module in network.modules():
         if type(module) is nn.BatchNorm2d:

@@ -1,7 +1,8 @@
-"""Catalogue: published robot encoders by name: what they are, where they are, under which terms.
+"""Catalogue: published robot encoders, with their origin, their files and their licences.
 
-It holds no weights and downloads none: a name is looked up in the folders of MCR_WEIGHTS_PATH and
-in the Hugging Face cache. Called by `models.sources` and, as `mcr.list_models()`, by people.
+It contains no weights and downloads none. The file of a name is looked up in the folders of
+MCR_WEIGHTS_PATH and in the Hugging Face cache. `models.sources` uses it; people see it as
+`mcr.list_models()`.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ _NOT_STATED = "not stated"
 class Model:
     """A published encoder.
 
-    files:         where it lies below a folder of MCR_WEIGHTS_PATH, any of these
-    source:        where to get it: a page, a link, or `hf:` a file on the Hub
-    num_bytes, sha256: of the file, where they are known; a file of another hash is refused
-    preprocessing: what it sees, where its file's layout has several owners; None = the layout's
+    files:         paths below a folder of MCR_WEIGHTS_PATH where its file may lie
+    source:        where to get the file: a page, a link, or `hf:` and a file on the Hub
+    num_bytes:     size of the file, if known
+    sha256:        hash of the file, if known; a file with another hash is refused
+    preprocessing: how pictures must be prepared; None = as the layout of the file says
     """
 
     name: str
@@ -48,7 +50,7 @@ class Model:
 
 
 class ModelTable(tuple[Model, ...]):
-    """Models; printed, a table."""
+    """A tuple of models that prints as a table."""
 
     def __repr__(self) -> str:
         header = ("name", "network", "D", "MB", "sha256", "code", "weights", "data", "paper")
@@ -73,14 +75,14 @@ def _row(model: Model) -> tuple[str, ...]:
 
 
 def list_models() -> ModelTable:
-    """Every published encoder that `load_model` knows by name; print it for a table."""
+    """Return every published encoder that `load_model` knows by name; it prints as a table."""
     return ModelTable(MODELS.values())
 
 
 def find(model: Model) -> Path:
-    """The file of `model` on this machine, its hash verified where that is known.
+    """Return the path of the file of `model` on this machine.
 
-    Raises UserError when it is nowhere, with how to get it, or is another file.
+    Raises UserError if it is not found, with how to get it, or if its hash is not the known one.
     """
     candidates = [folder / file for folder in weight_folders() for file in model.files]
     path = next((path for path in candidates if path.is_file()), None) or cached(model.source)
@@ -94,24 +96,24 @@ def find(model: Model) -> Path:
     if model.sha256 and (found := sha256(path)) != model.sha256:
         raise UserError(
             f"{path}: it is not the published {model.name}: its sha256 is {found}, not "
-            f"{model.sha256}; download it again, or give the path if another encoder is meant"
+            f"{model.sha256}; download it again, or give its path if you mean this file"
         )
     return path
 
 
 def weight_folders() -> list[Path]:
-    """The folders that MCR_WEIGHTS_PATH names, separated as in PATH."""
+    """Return the folders that MCR_WEIGHTS_PATH names, separated as in PATH."""
     folders = os.environ.get(FOLDERS, "").split(os.pathsep)
     return [Path(folder).expanduser() for folder in folders if folder]
 
 
 def identify(digest: str) -> Model | None:
-    """The published encoder whose file has this SHA-256."""
+    """Return the published encoder whose file has this SHA-256; None if no one has it."""
     return next((model for model in MODELS.values() if model.sha256 == digest), None)
 
 
 def sha256(path: Path) -> str:
-    """The file's SHA-256, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -141,7 +143,10 @@ def _r3m(depth: int, drive_id: str) -> Model:
     return Model(
         name=f"r3m_resnet{depth}",
         backbone=f"resnet{depth}",
-        files=(f"r3m_resnet{depth}.pt", f"r3m_{depth}/model.pt"),  # the second: as in ~/.r3m
+        files=(
+            f"r3m_resnet{depth}.pt",
+            f"r3m_{depth}/model.pt",
+        ),  # the second is its path in ~/.r3m
         source=f"https://drive.google.com/uc?id={drive_id}",
         code_licence="MIT",
         weights_licence=_NOT_STATED,
@@ -160,7 +165,7 @@ def _mvp(name: str, backbone: str, box: str, data: str, paper: str, size: int = 
         weights_licence=_NOT_STATED,
         data=data,
         paper=paper,
-        # MVP brings its square pictures to the final size, bilinearly, and cuts nothing off.
+        # MVP resizes its square pictures to the final size, bilinearly, and does not crop.
         preprocessing=Preprocessing(image_size=size, resize=size),
     )
 
@@ -208,7 +213,7 @@ MODELS = {
         Model(
             name="vip_resnet50",
             backbone="resnet50_fc1024",
-            files=("vip_resnet50.pt", "resnet50/model.pt"),  # the second: as in ~/.vip
+            files=("vip_resnet50.pt", "resnet50/model.pt"),  # the second is its path in ~/.vip
             source="https://pytorch.s3.amazonaws.com/models/rl/vip/model.pt",
             code_licence="CC BY-NC 4.0",
             weights_licence=_NOT_STATED,

@@ -1,8 +1,8 @@
-"""Crops: stored frames, boxes and colours -> what enters the network, for a whole batch at once.
+"""Crops: stored frames, crop boxes and colours -> what enters the network, for a whole batch.
 
-Runs on the device, so that only uint8 frames travel. Equals torchvision's
-`resized_crop(..., antialias=True)` followed by `normalize`, box by box. A change of colours is
-linear, as normalisation is, and costs nothing on top of it.
+It runs on the device, so that only uint8 frames are copied to it. For each box the result equals
+torchvision's `resized_crop(..., antialias=True)` followed by `normalize`. A change of colours is
+linear, like normalisation, and is merged into it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ def network_input(
 ) -> Tensor:
     """Crop, resize, change colours and normalise.
 
-    frames: uint8 [B, F, 3, H, W]; crops: float32 [B, F, 4] top, left, height, width in pixels
-    colors: float32 [B, F, 2, 3] gain and offset of pixels in 0..1, which are not clipped after;
-            None = as they are
-    returns float32 [B * F, 3, size, size] in channels_last memory, clip by clip
+    frames: uint8 [B, F, 3, H, W]
+    crops:  float32 [B, F, 4], top, left, height, width in pixels
+    colors: float32 [B, F, 2, 3], gain and offset of pixels in 0..1, whose results are not clipped;
+            None = no change
+    Returns float32 [B * F, 3, size, size] in channels_last memory, clip by clip.
     """
     images = crop_resize(rearrange(frames, "b f c h w -> (b f) c h w"), crops.flatten(0, 1), size)
-    # Rows of channels_last memory as vectors: broadcasting over 3 channels would not vectorise.
+    # Rows of channels_last memory are treated as vectors, because 3 channels would not vectorise.
     rows = rearrange(images, "n c h w -> n h (w c)").float()
     scale = _constants([1 / (255 * s) for s in std], rows.device)
     shift = _constants([-m / s for m, s in zip(mean, std, strict=True)], rows.device)
@@ -43,15 +44,16 @@ def network_input(
 
 
 def _constants(values: list[float], device: torch.device) -> Tensor:
-    """float32 [len(values)], filled in on the device: a copy from the host would wait for it."""
+    """Return float32 [len(values)], filled on the device, because copying would synchronise."""
     return torch.stack([torch.full((), value, device=device) for value in values])
 
 
 def crop_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Cut a box out of each image and resize it, bilinear with antialiasing.
 
-    images: uint8 [N, 3, H, W]; boxes: float32 [N, 4]
-    returns [N, 3, size, size] in 0..255: float32, on the CPU rounded to uint8
+    images: uint8 [N, 3, H, W]
+    boxes:  float32 [N, 4], as in `network_input`
+    Returns [N, 3, size, size] in 0..255: float32 on a GPU, rounded to uint8 on the CPU.
     """
     if images.device.type == "cpu":
         return _crop_resize_one_by_one(images, boxes, size)
@@ -59,10 +61,11 @@ def crop_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def crop_resize_batched(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """The resize as two batched matrix products, rows then columns: every image has its own box.
+    """Crop and resize by batched matrix products: out = R @ image @ C^T, float32.
 
-    Interpolation weights are linear in the pixels, and separable: out = R @ image @ C^T. Dense
-    products waste multiplications on zeros but run on tensor cores, without a loop or a host sync.
+    R and C hold the interpolation weights of rows and columns, which differ from image to image.
+    Most of the weights are zero, but dense products run on tensor cores, without a loop and without
+    synchronisation with the host.
     """
     dtype = torch.float16 if images.device.type == "cuda" else torch.float32
     height, width = images.shape[-2:]
@@ -75,10 +78,11 @@ def crop_resize_batched(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def _interpolation_weights(begin: Tensor, length: Tensor, size: int, extent: int) -> Tensor:
-    """Weight of each input pixel for each output pixel, float32 [N, size, extent], rows sum to 1.
+    """Return the weight of each input pixel for each output pixel, float32 [N, size, extent].
 
-    A triangle filter as wide as an output pixel (at least one input pixel), cut off at the box's
-    edges: what Pillow and torchvision call antialiased bilinear.
+    The filter is a triangle as wide as an output pixel, but at least as an input pixel, and is cut
+    off at the edges of the box. Pillow and torchvision call this antialiased bilinear. The weights
+    of an output pixel sum to 1.
     """
     scale = (length / size)[:, None, None]
     out = torch.arange(size, device=begin.device)[None, :, None]
@@ -90,9 +94,9 @@ def _interpolation_weights(begin: Tensor, length: Tensor, size: int, extent: int
     return weights / weights.sum(-1, keepdim=True)
 
 
-@torch.compiler.disable  # a compiler would compile the loop anew for every set of boxes
+@torch.compiler.disable  # the loop would be compiled again for every set of boxes
 def _crop_resize_one_by_one(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """On the CPU the vectorised uint8 kernel on each cut-out is far cheaper than dense products."""
+    """On the CPU the vectorised uint8 kernel is far cheaper on each crop than dense products."""
     layout = torch.channels_last
     out = torch.empty(len(images), 3, size, size, dtype=torch.uint8, memory_format=layout)
     for number, (top, left, height, width) in enumerate(boxes.int().tolist()):

@@ -1,8 +1,7 @@
-"""Encoder: weights that people can use without reading a paper. `models.loading` makes one.
+"""Encoder: a pretrained network that takes raw images, applies its preprocessing and stays frozen.
 
-An Encoder is torchvision's network, same tensors and layer names, that takes raw images, applies
-its own preprocessing and stays frozen. What can be loaded is in `models.sources`, which files can
-be read in `models.layouts`; training works on bare backbones and never on this.
+It is torchvision's network, with the same tensors and layer names, and `models.loading` builds it.
+`training` does not use it, but trains the bare networks of `models.backbones`.
 """
 
 from __future__ import annotations
@@ -24,44 +23,47 @@ OUTPUTS = ("pooled", "spatial", "tokens")
 
 
 class Encoder(nn.Module):
-    """What all loaded encoders share; mixed into torchvision's networks, or around one of timm's.
+    """What all encoders share. Subclasses also inherit from torchvision's network, or hold timm's.
 
-    backbone: its name; embed_dim: the width D of its features; preprocessing: what it expects;
-    feature_norm: what is applied to features, None, "layer_norm" or "statistics".
+    backbone:      a name of `BACKBONES`, or "timm:NAME"
+    embed_dim:     the width D of its features
+    preprocessing: how it prepares pictures
+    feature_norm:  what normalises its features: None, "layer_norm" or "statistics"
     """
 
     backbone: str
     embed_dim: int
     preprocessing: Preprocessing
     feature_norm: str | None = None
-    _learning: frozenset[str] = frozenset()  # names of the parameters that `unfreeze` let learn
+    _learning: frozenset[str] = frozenset()  # names of the parameters that `unfreeze` was given
     _grad_checkpointing = False
 
     def forward(self, images: Any) -> Tensor:
-        """Raw images -> pooled features, float [..., D]: see `Preprocessing` for what `images` is.
+        """Return pooled features, float [..., D], of raw images; see `Preprocessing.__call__`.
 
         The leading dimensions are those of the images; a single picture gives [D].
         """
         return self.features(images)
 
     def features(self, images: Any, output: str = "pooled") -> Tensor:
-        """Raw images -> features.
+        """Return features of raw images.
 
-        output: "pooled"  [..., D]         the mean over the picture; of a ViT, its class token
+        output: "pooled"  [..., D]         the mean over the picture; a ViT's class token
                 "spatial" [..., D, h, w]   the last feature map
-                "tokens"  [..., h * w, D]  the same map, row by row; no class or register token
-        Of VIP, whose last layer comes after pooling, maps have 2048 channels and D is 1024.
-        Raises UserError for images that are no raw images, and if somebody else thawed weights.
+                "tokens"  [..., h * w, D]  that map, row by row, without class or register tokens
+        The last layer of VIP comes after pooling: its maps have 2048 channels, and D is 1024.
+        Raises UserError if the images are not raw images, or if frozen parameters were set to
+        require gradients by other means than `unfreeze`.
         """
         self._require_frozen()
-        # Upstream: the network is bare, and its example omits the normalisation that training used.
+        # Upstream: the network is bare, and the example omits the normalisation that training used.
         pixels = self.preprocess(images)
         leading = pixels.shape[:-3]
         features = self.encode(pixels.reshape(-1, *pixels.shape[-3:]), output)
         return features.reshape(*leading, *features.shape[1:])
 
     def encode(self, pixels: Tensor, output: str = "pooled") -> Tensor:
-        """What `preprocess` returned, [B, 3, S, S] -> features as from `features`, unchecked."""
+        """Like `features`, but of preprocessed pixels [B, 3, S, S] and without checks."""
         require_choice("output", output, OUTPUTS)
         pixels = pixels.to(next(self.parameters()).dtype)
         if output == "pooled":
@@ -70,12 +72,12 @@ class Encoder(nn.Module):
         return rearrange(features, "b d h w -> b (h w) d") if output == "tokens" else features
 
     def preprocess(self, images: Any) -> Tensor:
-        """Raw images -> what enters the network, float32 [..., 3, S, S] on the encoder's device."""
+        """Return what enters the network, float32 [..., 3, S, S], on the encoder's device."""
         return self.preprocessing(images, next(self.parameters()).device)
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """What the encoder expects, under timm's names."""
+        """The preprocessing under timm's names."""
         size = self.preprocessing.image_size
         return {
             "architecture": self.backbone,
@@ -90,22 +92,24 @@ class Encoder(nn.Module):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Its layers from output to input: `unfreeze(encoder.stages[:n])` lets the last n learn."""
+        """Its layers from output to input: `unfreeze(encoder.stages[:n])` unfreezes the last n."""
         raise NotImplementedError
 
     @property
     def grad_cam_layer(self) -> nn.Module:
-        """The layer whose output Grad-CAM explains: a map [B, C, h, w], or a ViT's [B, N, D]."""
+        """The layer whose output Grad-CAM uses: a map [B, C, h, w], or a ViT's tokens [B, N, D]."""
         raise NotImplementedError
 
-    # ----------------------------------------------------------------------- what may learn
+    # ----------------------------------------------------------------------- freezing
 
     def unfreeze(self, layers: str | Iterable[str]) -> None:
-        """Let these layers learn, beside those that do already; statistics stay fixed.
+        """Let these layers learn, in addition to those that already do.
 
-        layers: names ("layer4", "layer4.1.conv2", "encoder.layers") or part of `stages`.
-        Under DistributedDataParallel, unfreeze before wrapping, or wrap again.
-        Raises UserError for a layer without parameters; then nothing is changed.
+        Batch statistics stay fixed. Under DistributedDataParallel, unfreeze before wrapping, or
+        wrap again.
+
+        layers: names ("layer4", "layer4.1.conv2", "encoder.layers"), or part of `stages`
+        Raises UserError, and changes nothing, if a layer has no parameters.
         """
         parameters = dict(self.named_parameters())
         chosen: set[str] = set()
@@ -124,30 +128,30 @@ class Encoder(nn.Module):
         self._learning |= chosen
 
     def freeze(self) -> None:
-        """Let nothing learn, as after loading; gradients go, for optimisers look at them."""
+        """Let nothing learn, and delete gradients, so that optimisers skip the parameters."""
         for parameter in self.parameters():
             parameter.requires_grad_(False)
             parameter.grad = None
         self._learning = frozenset()
 
     def requires_grad_(self, requires_grad: bool = True) -> Encoder:
-        """`encoder.requires_grad_()` unfreezes all of it, `requires_grad_(False)` freezes it."""
+        """Unfreeze all layers; or freeze all, with `requires_grad_(False)`."""
         self.freeze()
         if requires_grad:
             self.unfreeze([name for name, _ in self.named_parameters()])
         return self
 
     def train(self, mode: bool = True) -> Encoder:
-        """Stay in eval mode: `policy.train()` must move no statistic, even of trainable layers."""
+        """Stay in eval mode, so that `policy.train()` changes no batch statistics."""
         super().train(False)
         return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute a stage's activations in the backward pass instead of keeping them."""
+        """Recompute activations in the backward pass, stage by stage, instead of keeping them."""
         self._grad_checkpointing = enable
 
     def _require_frozen(self) -> None:
-        """Raise when `policy.requires_grad_(True)` or its like reached weights through our back."""
+        """Raise UserError if e.g. `policy.requires_grad_(True)` has unfrozen parameters."""
         thawed = [
             name
             for name, parameter in self.named_parameters()
@@ -156,8 +160,8 @@ class Encoder(nn.Module):
         if thawed:
             raise UserError(
                 f"{len(thawed)} frozen parameters of the encoder were set to learn from outside "
-                f"({shorten(thawed)}): if that is meant, call encoder.unfreeze(layers) or "
-                "encoder.requires_grad_(); if not, call encoder.freeze()"
+                f"({shorten(thawed)}): to train them, call encoder.unfreeze(layers) or "
+                "encoder.requires_grad_(); to keep them frozen, call encoder.freeze()"
             )
 
     def _run(self, layer: nn.Module, features: Tensor) -> Tensor:
@@ -165,10 +169,10 @@ class Encoder(nn.Module):
             return checkpoint(layer, features, use_reentrant=False)
         return layer(features)
 
-    # ----------------------------------------------------------------------- on top of features
+    # ----------------------------------------------------------------------- feature norms
 
     def set_feature_norm(self, norm: str | tuple[Tensor, Tensor]) -> None:
-        """Apply "layer_norm" or (mean, std), float [D] each, to features; see `load_model`."""
+        """Normalise features by "layer_norm" or (mean, std), float [D] each; see `load_model`."""
         if isinstance(norm, str):
             self.feature_norm = require_choice("feature_norm", norm, ("layer_norm",))
             return
@@ -181,14 +185,14 @@ class Encoder(nn.Module):
             )
         if not (mean.isfinite().all() and std.isfinite().all() and (std >= 0).all()):
             raise UserError("feature_norm must be finite, and its standard deviation not negative")
-        # A unit that never moves in the data would explode when it does: it is only shifted.
+        # A unit that is constant in the data is only shifted: dividing would make it explode later.
         std = torch.where(std > 1e-6 * std.max(), std, 1.0)
         self.feature_norm = "statistics"
         self.register_buffer("feature_mean", mean)
         self.register_buffer("feature_std", std)
 
     def _normalise(self, features: Tensor, dim: int) -> Tensor:
-        """LayerNorm without parameters, or data set statistics, over the axis `dim` of features."""
+        """Apply `feature_norm` over the axis `dim` of features."""
         if self.feature_norm == "layer_norm":
             features = features.movedim(dim, -1)
             return F.layer_norm(features, features.shape[-1:]).movedim(-1, dim)
@@ -198,19 +202,19 @@ class Encoder(nn.Module):
             return ((features.float() - mean.float()) / std.float()).to(features.dtype)
         return features
 
-    # ----------------------------------------------------------------------- of each network
+    # ----------------------------------------------------------------------- subclasses implement
 
     def _pooled(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels [B, 3, S, S] -> [B, D]."""
+        """Pooled features [B, D] of normalised pixels [B, 3, S, S]."""
         raise NotImplementedError
 
     def _spatial(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels [B, 3, S, S] -> [B, D, h, w]."""
+        """The last feature map [B, D, h, w] of normalised pixels [B, 3, S, S]."""
         raise NotImplementedError
 
 
 class ResNetEncoder(Encoder, ResNet):
-    """A torchvision ResNet; `fc` is an Identity, but VIP's is a layer."""
+    """A torchvision ResNet; `fc` is an Identity, except in VIP, where it is a Linear."""
 
     layer4: nn.Sequential
 
@@ -236,9 +240,9 @@ class ResNetEncoder(Encoder, ResNet):
 
 
 class VisionTransformerEncoder(Encoder, VisionTransformer):
-    """A torchvision VisionTransformer with `heads` an Identity.
+    """A torchvision VisionTransformer whose `heads` is an Identity.
 
-    `class_token` is [1, 1 + R, D] where the network has R registers.
+    `class_token` is [1, 1 + R, D] if the network has R registers.
     """
 
     conv_proj: nn.Module
@@ -259,7 +263,7 @@ class VisionTransformerEncoder(Encoder, VisionTransformer):
 
     @property
     def grad_cam_layer(self) -> nn.Module:
-        return self.encoder.layers[-1].ln_1  # beyond it only the class token reaches the output
+        return self.encoder.layers[-1].ln_1  # after it only the class token reaches the output
 
     def _pooled(self, pixels: Tensor) -> Tensor:
         return self._tokens(pixels)[:, 0]
@@ -270,13 +274,13 @@ class VisionTransformerEncoder(Encoder, VisionTransformer):
         return rearrange(patches, "b (h w) d -> b d h w", h=height)
 
     def _tokens(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels -> [B, 1 + R + h * w, D]: class token, registers, patches."""
+        """Tokens [B, 1 + R + h * w, D] of normalised pixels: class token, registers, patches."""
         patches = rearrange(self.conv_proj(pixels), "b d h w -> b (h w) d")
         class_token = self.class_token.expand(len(patches), -1, -1)
         tokens = torch.cat([class_token, patches], dim=1)
         if not self._grad_checkpointing:
             return self.encoder(tokens)
-        tokens = tokens + self.encoder.pos_embedding  # what self.encoder does, block by block
+        tokens = tokens + self.encoder.pos_embedding  # this is what self.encoder does
         for block in self.encoder.layers:
             tokens = self._run(block, tokens)
         return self.encoder.ln(tokens)

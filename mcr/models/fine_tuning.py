@@ -1,6 +1,6 @@
-"""What a policy's training needs to know of the encoders in it: parameter groups and counts.
+"""Parameter groups and parameter counts of a policy that contains encoders.
 
-Freezing itself is the encoder's own matter, `models.encoder`.
+Which parameters learn is decided by `Encoder.unfreeze` in `models.encoder`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from mcr.models.encoder import Encoder
 def param_groups(
     policy: nn.Module, lr: float, backbone_lr_scale: float = 0.1
 ) -> list[dict[str, Any]]:
-    """Two groups for an optimiser: the policy at `lr`, the encoders in it at `lr * scale`.
+    """Return two parameter groups for an optimiser: the policy's and its encoders'.
 
-    All of the encoders' parameters are in the second, frozen ones too: they get no gradient, so the
-    optimiser leaves them alone, and `encoder.unfreeze` later needs no new optimiser.
-    Raises UserError if there is no Encoder in `policy`.
+    lr:                learning rate of the parameters outside of encoders
+    backbone_lr_scale: the encoders' learning rate is `lr` times this
+
+    The encoders' group also holds their frozen parameters. Those get no gradient, so the optimiser
+    does not change them, and a later `encoder.unfreeze` needs no new optimiser.
+    Raises UserError if `policy` contains no Encoder.
     """
     encoders = [module for module in policy.modules() if isinstance(module, Encoder)]
     if not encoders:
@@ -41,7 +44,7 @@ def param_groups(
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Numbers of a module's parameters; printed, a sentence."""
+    """How many parameters a module has, and how many of them learn; prints as a sentence."""
 
     trainable: int
     total: int
@@ -52,7 +55,7 @@ class ParameterCount:
 
 
 def count_parameters(module: nn.Module) -> ParameterCount:
-    """How many of them learn; as text "197,888 / 11,374,400 parameters trainable (1.7%)"."""
+    """Count parameters; prints as "197,888 / 11,374,400 parameters trainable (1.7%)"."""
     parameters = list(module.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     return ParameterCount(trainable, sum(parameter.numel() for parameter in parameters))

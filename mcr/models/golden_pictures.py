@@ -1,7 +1,8 @@
-"""Golden pictures: four frames of the embedded sample data, which ship with `mcr`.
+"""Golden pictures: four frames of the sample data that ship with `mcr`, to try an encoder on.
 
-They are PNGs, because those decode to the same pixels everywhere. Programs are compared with
-encoders on them (`models.onnx_file`), and exports note their features (`release.golden`).
+They are PNGs, which decode to the same pixels on every machine. A network that was written to a
+file is compared with its encoder on them (`models.onnx_file`, `release.programs`), and an export
+stores their features (`release.golden_features`).
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import mcr
 
 
 def golden_pictures() -> dict[str, Image.Image]:
-    """Name -> RGB picture, 180 x 320, in the order of their names."""
+    """Return {name: RGB picture of 180 x 320 pixels}, sorted by name."""
     return {path.stem: Image.open(path).convert("RGB") for path in sorted(_folder().glob("*.png"))}
 
 
 def _folder() -> Path:
-    """Inside the installed package, or `resources/golden/` of a source tree."""
+    """The folder inside the installed package, or `resources/golden/` of a source tree."""
     package = Path(mcr.__file__).parent
     installed = package / "golden"
     return installed if installed.is_dir() else package.parent / "resources" / "golden"

@@ -1,8 +1,8 @@
-"""Grad-CAM: where in a picture an encoder looks.
+"""Grad-CAM: which regions of a picture an output of an encoder depends on.
 
-Works on bare backbones and on Encoders, whatever is frozen in them: the gradient is taken from the
-last feature map on, so that no parameter's gradient and no earlier layer is touched. Called by
-`training.pictures`; the masks of a manipulation-centricity score come from here too.
+It works on bare backbones and on Encoders, frozen or not. The gradient is taken with respect to the
+last feature map: nothing is backpropagated through the layers before it, and no parameter's `.grad`
+is changed. Used by `training.pictures` and by `evaluation.centricity`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from mcr.models.encoder import Encoder
 
 @torch.enable_grad()
 def grad_cam(network: nn.Module, pixels: Tensor, unit: int | None = None) -> Tensor:
-    """Maps of what raised an output, float32 [N, H, W] in [0, 1] (all 0 where nothing did).
+    """Return maps of the regions that raise an output, float32 [N, H, W] in [0, 1].
 
     network: an Encoder, or a bare ResNet or VisionTransformer in eval mode
     pixels:  what enters the network, normalised float [N, 3, H, W] (`encoder.preprocess(images)`)
-    unit:    the output unit to explain; None = each picture's largest, as MCR's paper does
+    unit:    the output unit to explain; None = the largest of each picture, as in MCR's paper
 
-    Selvaraju et al. 2017 (arXiv 1610.02391): the channels of the last feature map, weighed by their
-    mean gradient, summed, cut off below 0, scaled per picture as the grad-cam package does. A bare
-    ResNet's outputs are its pooled channels: there this is the map of the one channel explained.
+    Selvaraju et al. 2017 (arXiv 1610.02391): the channels of the last feature map are weighted by
+    their mean gradient and summed, negative values are set to 0, and each map is scaled to [0, 1]
+    as the grad-cam package does. A map stays 0 if no region raises the output. The outputs of a
+    ResNet without `fc` are its pooled channels, so its map is that of the one channel explained.
     """
     features, outputs = feature_map(network, pixels)
     scores = outputs.amax(dim=1) if unit is None else outputs[:, unit]
@@ -43,22 +44,23 @@ def grad_cam(network: nn.Module, pixels: Tensor, unit: int | None = None) -> Ten
 
 
 def feature_map(network: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """(last feature map [N, C, h, w], embeddings [N, D]); the graph goes from the one to the other.
+    """Return the last feature map [N, C, h, w] and the embeddings [N, D] computed from it.
 
-    Of a ResNet: what `layer4` gives. Of a ViT: the patch tokens as they enter the last block's
-    attention, beyond which only the class token reaches the output.
+    The autograd graph begins at the map. A ResNet's map is the output of `layer4`; a ViT's are the
+    patch tokens as they enter the last block's attention, after which only the class token reaches
+    the output.
     Raises UserError for another network.
     """
     layer, embed = _layer_and_function(network)
     found: list[Tensor] = []
 
     def cut(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """Let the graph begin here; earlier layers have kept no activations."""
+        """Begin the autograd graph at this layer's output."""
         torch.set_grad_enabled(True)
         if output.dim() == 4:
             found.append(output.detach().requires_grad_())
             return found[0]
-        side = math.isqrt(output.shape[1])  # patches make a square, few other tokens come first
+        side = math.isqrt(output.shape[1])  # the patches form a square, other tokens come first
         others, patches = output.detach().tensor_split([output.shape[1] - side**2], dim=1)
         found.append(rearrange(patches, "n (h w) c -> n c h w", h=side).requires_grad_())
         return torch.cat([others, rearrange(found[0], "n c h w -> n (h w) c")], dim=1)
@@ -69,7 +71,7 @@ def feature_map(network: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _layer_and_function(network: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """The layer that is explained, and normalised pixels -> embeddings."""
+    """The layer to explain, and the function from normalised pixels to embeddings."""
     if isinstance(network, Encoder):
         return network.grad_cam_layer, network.encode
     if isinstance(network, ResNet):

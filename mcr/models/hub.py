@@ -1,7 +1,7 @@
-"""The Hugging Face Hub: `hf:org/name[/file][@revision]` -> a file or an export's folder here.
+"""The Hugging Face Hub: `hf:org/name[/file][@revision]` -> a local file or an export's folder.
 
-Downloads go to the Hub's own cache. HF_HUB_OFFLINE and HF_ENDPOINT are respected, HF_TOKEN is left
-to the library. Only reads; the rest of `models` sees local files. Needs `pip install 'mcr[hub]'`.
+Downloads go to the Hub's own cache. HF_HUB_OFFLINE and HF_ENDPOINT are respected; the library
+itself reads HF_TOKEN. Uploading is in `release.hub_upload`. Needs `pip install 'mcr[hub]'`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 from mcr.errors import UserError, import_extra
 
 SCHEME = "hf:"
-_EXPORT = ("config.json", "model.safetensors")  # the one says how to use the other
+_EXPORT = ("config.json", "model.safetensors")
 
 
 @dataclass(frozen=True)
 class Address:
-    """A file on the Hub; file "" = the whole repository, an export. revision None = the newest."""
+    """A file on the Hub. file "" = the export in its root; revision None = the newest."""
 
     repository: str
     file: str
@@ -31,7 +31,7 @@ class Address:
 
 
 def parse(text: str) -> Address:
-    """hf:org/name, hf:org/name/folder/file.pth@v1.0, ...; UserError for anything else."""
+    """Parse hf:org/name, hf:org/name/folder/file.pth@v1.0, ...; UserError for anything else."""
     place, _, revision = text.removeprefix(SCHEME).partition("@")
     organisation, _, rest = place.partition("/")
     name, _, file = rest.partition("/")
@@ -41,9 +41,9 @@ def parse(text: str) -> Address:
 
 
 def download(text: str) -> Path:
-    """The file of `text`, or the folder with the export, in the Hub's cache.
+    """Download what `text` names; return the path of the file, or of the export's folder.
 
-    Raises UserError when it is not there, not to be reached, or not allowed.
+    Raises UserError if it does not exist, cannot be reached, or may not be downloaded.
     """
     address = parse(text)
     if address.file:
@@ -52,7 +52,7 @@ def download(text: str) -> Path:
 
 
 def cached(text: str) -> Path | None:
-    """The file of `hf:...` if it is in the Hub's cache already; nothing is downloaded."""
+    """Return the file of `hf:...` if it is in the Hub's cache; nothing is downloaded."""
     if not text.startswith(SCHEME) or importlib.util.find_spec("huggingface_hub") is None:
         return None
     hub, address = import_extra("huggingface_hub", "hub"), parse(text)
@@ -87,7 +87,7 @@ def _download(address: Address, name: str) -> Path:
         reason = "HF_HUB_OFFLINE is set" if _is_offline() else "the Hub cannot be reached"
         raise UserError(f"{address}: {name} is not in the cache, and {reason}") from error
     except errors.EntryNotFoundError as error:
-        raise UserError(_no_file(address, name)) from error
+        raise UserError(_missing_file(address, name)) from error
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{address}: the Hub refused: {reason}") from error
@@ -98,7 +98,7 @@ def _is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
-def _no_file(address: Address, name: str) -> str:
+def _missing_file(address: Address, name: str) -> str:
     hub = import_extra("huggingface_hub", "hub")
     api = hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     files = api.list_repo_files(address.repository, revision=address.revision)

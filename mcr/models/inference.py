@@ -1,7 +1,7 @@
-"""An encoder's network for programs that run it over many pictures, or without `mcr`.
+"""An encoder's network alone, run by torch as fast as possible over many pictures.
 
-It begins where preprocessing ends: normalised pixels in, features out, nothing checked. `onnx_file`
-writes it to files, the feature cache runs it. Policies use the Encoder itself.
+It takes pixels that are preprocessed already and checks nothing. The feature cache and the rollouts
+run it; `models.onnx_file` writes it for ONNX Runtime. Policies that learn use the Encoder itself.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from mcr.errors import import_extra, require_choice
+from mcr.errors import require_choice
 from mcr.models.encoder import Encoder
 
 ENGINES = ("torch", "onnx")
@@ -27,7 +26,10 @@ Network = Callable[[Tensor], Tensor]
 
 
 class EncoderNetwork(nn.Module):
-    """Normalised pixels float32 [B, 3, S, S] -> one output of the encoder, float32 [B, ...]."""
+    """Maps normalised pixels, float32 [B, 3, S, S], to one output of the encoder, [B, ...].
+
+    output: "pooled", "spatial" or "tokens", as of `Encoder.features`
+    """
 
     def __init__(self, encoder: Encoder, output: str = "pooled"):
         super().__init__()
@@ -39,17 +41,17 @@ class EncoderNetwork(nn.Module):
 
 
 def fastest_engine(device: str, precision: str) -> str:
-    """ "onnx" where it can be used, which on a CPU takes half of torch's time; else "torch"."""
+    """Return "onnx" if it can be used, which takes half of torch's time on a CPU; else "torch"."""
     extra = ("onnx", "onnxscript", "onnxruntime")
     usable = device == "cpu" and precision == "fp32"
     return "onnx" if usable and all(map(importlib.util.find_spec, extra)) else "torch"
 
 
 def torch_network(encoder: Encoder, output: str, precision: str) -> Network:
-    """The network run by torch on the encoder's device.
+    """Return the function from normalised pixels to `output`, on the encoder's device.
 
-    precision: "fp32", or "bf16" for autocast: a third of the time on a CPU that has it, features
-        differ by about 1%.
+    precision: "fp32", or "bf16" for autocast, which takes a third of the time on a CPU with
+        bfloat16 and changes features by about 1%
     """
     require_choice("precision", precision, PRECISIONS)
     device = next(encoder.parameters()).device
@@ -66,26 +68,11 @@ def torch_network(encoder: Encoder, output: str, precision: str) -> Network:
     return run
 
 
-def onnx_network(path: Path, num_threads: int) -> Network:
-    """The network in the file of `onnx_file.write_network`, run by ONNX Runtime on the CPU."""
-    onnxruntime = import_extra("onnxruntime", "onnx")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    (argument,) = session.get_inputs()
-
-    def run(pixels: Tensor) -> Tensor:
-        (features,) = session.run(None, {argument.name: pixels.numpy()})
-        return torch.from_numpy(features)
-
-    return run
-
-
 def fused(encoder: Encoder) -> Encoder:
-    """A copy of the encoder with batch normalisation folded into the convolutions before it.
+    """Return a copy of the encoder with batch normalisation folded into the convolutions.
 
-    Equal up to rounding and quicker by a quarter. Networks that are not built of torchvision's
-    ResNet blocks are copied as they are.
+    It computes the same up to rounding, in three quarters of the time. Networks without
+    torchvision's ResNet blocks are copied unchanged.
     """
     encoder = copy.deepcopy(encoder)
     for module in list(encoder.modules()):

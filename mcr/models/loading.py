@@ -1,7 +1,6 @@
-"""Loading: whatever people name -> the frozen Encoder of it. `load_model` is the way in.
+"""Loading: a name or a file -> a frozen Encoder, by `load_model`.
 
-Which weights a name means is in `models.sources`, which files can be read in `models.layouts`, what
-an Encoder does in `models.encoder`.
+`models.sources` finds the weights, `models.layouts` reads them, `models.encoder` is the result.
 """
 
 from __future__ import annotations
@@ -36,21 +35,22 @@ def load_model(
     backbone: str | None = None,
     feature_norm: str | tuple[Tensor, Tensor] | None = None,
 ) -> Encoder:
-    """Load an encoder: frozen, in eval mode, with its preprocessing inside.
+    """Load an encoder: frozen, in eval mode, with its own preprocessing.
 
     source: a file (upstream's released weights or snapshot, R3M's, VIP's, MVP's, VC-1's, DINOv2's,
         torchvision's, a training checkpoint of ours), the folder of an export, or a name: one of
-        `list_models()`, "torchvision:resnet50", "timm:NAME", "hf:org/name[/file][@revision]".
-    device: where to put it; None = the CPU.
-    trainable: layers that shall learn, by name; see `Encoder.unfreeze`.
-    backbone: which network the file is for, where its tensors cannot tell ("vit_s_16_h12"), or the
-        network of timm that it fills ("timm:NAME").
-    feature_norm: what is applied to features: "layer_norm", over the width and without parameters,
-        or (mean, std), float [D] each, of a data set's features, which become part of the encoder's
-        state dict.
+        `list_models()`, "torchvision:resnet50", "timm:NAME", "hf:org/name[/file][@revision]"
+    device: where to put it; None = the CPU
+    trainable: names of layers that will learn; see `Encoder.unfreeze`
+    backbone: the network that the file is for, if its tensors cannot tell ("vit_s_16_h12"), or the
+        network of timm that it is for ("timm:NAME")
+    feature_norm: how to normalise features: "layer_norm", over the width and without parameters, or
+        by (mean, std), float [D] each, of a data set's features, which become part of the encoder's
+        state dict; None = not at all
 
-    Every tensor of the network comes from the file, or UserError says what is wrong with it.
-    Nothing in the file is executed. The number of tensors is logged at level INFO.
+    Every tensor of the network comes from the file; nothing in the file is executed. The number of
+    tensors is logged at level INFO.
+    Raises UserError if the source is not found, is damaged, or does not fill the network exactly.
     """
     encoder = build_encoder(read_source(source, backbone))
     encoder.unfreeze(trainable)
@@ -62,10 +62,12 @@ def load_model(
 def load_mcr(
     ckpt_path: str | Path = "./ckpts/mcr_resnet50.pth", device: torch.device | str | None = None
 ) -> nn.Module:
-    """Upstream's legacy loader: the bare torchvision network in eval mode, not frozen.
+    """Upstream's loader: return the bare torchvision network in eval mode, not frozen.
 
-    It takes images that are resized, cropped and ImageNet-normalised already, and warns of that;
-    `load_model` does it by itself. device: None = a GPU if there is one, as upstream.
+    The network takes images that are already resized, cropped and normalised as for ImageNet; a
+    warning says so. `load_model` returns one that prepares images itself.
+
+    device: None = a GPU if there is one, as upstream
     """
     warnings.warn(
         "load_mcr returns the bare network: resize, crop and ImageNet-normalise images yourself, "
@@ -80,7 +82,7 @@ def load_mcr(
 
 
 def build_encoder(weights: Weights) -> Encoder:
-    """The frozen encoder on the CPU. It takes the tensors of `weights` over, without a copy."""
+    """Return the frozen encoder on the CPU; it uses the tensors of `weights` without a copy."""
     if weights.backbone.startswith(TIMM):
         timm_encoder = import_timm_encoder()
         network = _fill(timm_encoder.construct(weights.backbone), weights)
@@ -96,13 +98,13 @@ def build_encoder(weights: Weights) -> Encoder:
 
 
 def _construct(network_class: type[Network], weights: Weights) -> Network:
-    """The network without memory for its tensors, which `_fill` brings."""
+    """Construct the network on the meta device; `_fill` gives it its tensors."""
     with torch.device("meta"):
         return construct(network_class, weights.backbone, weights.preprocessing.image_size)
 
 
 def _fill(network: Network, weights: Weights) -> Network:
-    """Give the network all of the tensors, strictly."""
+    """Give the network its tensors. Raises UserError unless they are exactly the network's."""
     expected = network.state_dict()
     _require_same(weights, expected)
     network.load_state_dict(weights.tensors, strict=True, assign=True)

@@ -1,7 +1,7 @@
-"""Preprocessing: any picture a robot's code holds -> what enters the network, or a clear refusal.
+"""Preprocessing: pictures of any type and size -> what enters the network, or a clear error.
 
-Most users of released encoders feed them wrongly and never notice, so an encoder carries this as
-data and applies it itself. Training crops at random in `models.crops` instead and takes only the
+An encoder carries its preprocessing as data and applies it itself, because wrong preprocessing is
+common and goes unnoticed. Training makes random crops instead (`models.crops`), and takes only the
 size and the normalisation from here.
 """
 
@@ -24,20 +24,22 @@ from mcr.errors import UserError, nearest, require_choice
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Float pictures may leave [0, 1] by this much: bfloat16 and resampling round.
+# Float pictures may exceed [0, 1] by this much, because bfloat16 and resampling round.
 _RANGE_TOLERANCE = 4e-3
 
-# Images that nowhere exceed one of 255 levels are nearly black, or were divided by 255 twice.
+# Float images without a higher value than this are nearly black, or were divided by 255 twice.
 _DARKEST = 1.02 / 255
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What an encoder expects, as data: it travels in checkpoints and exports.
+    """How an encoder prepares pictures. Checkpoints and exports contain it.
 
-    resize: pixels of the shorter side after resizing (antialiased); image_size: pixels per side of
-    the centre crop that follows; mean, std: of RGB in [0, 1]; interpolation: bilinear or bicubic.
-    Raises UserError for values that make no sense.
+    resize:        pixels of the shorter side after resizing, which is antialiased
+    image_size:    pixels per side of the centre crop that follows
+    mean, std:     of RGB in [0, 1]
+    interpolation: "bilinear" or "bicubic"
+    Raises UserError for impossible values.
     """
 
     image_size: int = 224
@@ -59,17 +61,17 @@ class Preprocessing:
 
     @classmethod
     def for_size(cls, image_size: int) -> Preprocessing:
-        """The default for networks that see `image_size` pixels: 256 before 224, in proportion."""
+        """Return the default for an image size: `resize` is 256/224 of it."""
         return cls(image_size=image_size, resize=round(image_size * 256 / 224))
 
     def encoder_config(self, backbone: str) -> dict[str, Any]:
-        """What checkpoints hold under `encoder_config`: plain values; `from_config` reads it."""
+        """Return what checkpoints hold under `encoder_config`; `from_config` reads it."""
         values = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
         return {"backbone": backbone, **values}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> tuple[str, Preprocessing]:
-        """(backbone, preprocessing) of what `encoder_config` wrote.
+        """Return the backbone and the preprocessing of what `encoder_config` returned.
 
         Raises UserError for a missing or unknown field or a value of the wrong kind.
         """
@@ -95,19 +97,19 @@ class Preprocessing:
     def __call__(self, images: Any, device: torch.device | str = "cpu") -> Tensor:
         """Check, resize, crop and normalise on `device`.
 
-        images: one or many pictures of any size, RGB:
-            a PIL image, or a list of pictures (which may differ in size);
+        images: one or several RGB pictures of any size:
+            a PIL image, or a list of pictures, which may differ in size;
             a torch tensor or NumPy array, uint8 in 0..255 or float in [0, 1],
-            [..., 3, H, W] or [..., H, W, 3] with any leading dimensions, or none.
-        returns: float32 [..., 3, image_size, image_size]; gradients flow to float input.
-        raises: UserError for any other shape, dtype or range, naming the likely mistake. Checking
-            the range of float images on a GPU waits for it; uint8 images there are not checked.
-        warns: when all images are black, as floats cast to uint8 are.
+            [..., 3, H, W] or [..., H, W, 3] with any number of leading dimensions
+        Returns float32 [..., 3, image_size, image_size]. Gradients flow to float input.
+        Raises UserError for any other shape, dtype or range, and names the likely mistake. The
+        check of float images on a GPU synchronises with it; uint8 images there are not checked.
+        Warns if all images are black, because floats that were cast to uint8 are.
 
-        Equals torchvision's Resize, CenterCrop, Normalize on float images; bicubic overshoot is
-        clipped, as in Pillow. A picture that already is image_size x image_size is taken as cropped
-        and only normalised, as in R3M and MCR. What no check can see: BGR for RGB, height and width
-        swapped, three grey frames in the place of the colours.
+        Equals torchvision's Resize, CenterCrop and Normalize on float images; bicubic overshoot is
+        clipped, as in Pillow. A picture that already is image_size x image_size counts as cropped
+        and is only normalised, as in R3M and MCR. Three mistakes cannot be detected: BGR instead of
+        RGB, height and width swapped, and three grey frames instead of three colours.
         """
         if isinstance(images, list | tuple):
             if not images:
@@ -115,7 +117,7 @@ class Preprocessing:
             return _stack([self(image, device) for image in images])
         pixels = _channels_first(images)
         if pixels.dtype == torch.uint8 and pixels.device.type == "cpu":
-            _question_darkness(int(pixels.max()))
+            _warn_if_black(int(pixels.max()))
         pixels = _in_unit_range(pixels.to(device))
         leading = pixels.shape[:-3]
         pixels = pixels.reshape(-1, *pixels.shape[-3:])
@@ -124,14 +126,14 @@ class Preprocessing:
         return pixels.reshape(*leading, *pixels.shape[-3:])
 
     def fit_masks(self, masks: Tensor) -> Tensor:
-        """Masks of pictures, bool [N, H, W] -> of what enters the network, bool [N, S, S].
+        """Resize and crop masks, bool [N, H, W], as their pictures are; return bool [N, S, S].
 
-        Resized and cropped as pictures are, each pixel from the nearest one.
+        Each pixel takes the value of the nearest one.
         """
         return self._fit(masks[:, None].float(), InterpolationMode.NEAREST_EXACT)[:, 0].bool()
 
     def _fit(self, pixels: Tensor, mode: InterpolationMode) -> Tensor:
-        """[N, C, H, W] -> [N, C, S, S]."""
+        """Resize and crop [N, C, H, W] to [N, C, S, S]."""
         if pixels.shape[-2:] == (self.image_size, self.image_size):
             return pixels
         pixels = transforms.resize(pixels, [self.resize], mode, antialias=True)
@@ -151,12 +153,12 @@ def _stack(pictures: list[Tensor]) -> Tensor:
 
 
 def _channels_first(images: Any) -> Tensor:
-    """The picture or pictures as a tensor [..., 3, H, W], values untouched."""
+    """Return the pictures as a tensor [..., 3, H, W] with unchanged values."""
     if isinstance(images, PIL.Image.Image):
         images = np.array(_rgb(images))
     is_numpy = isinstance(images, np.ndarray)
     if is_numpy and images.dtype.kind in "biuf":
-        images = torch.from_numpy(np.array(images))  # a copy: strides may be negative
+        images = torch.from_numpy(np.array(images))  # a copy, because strides may be negative
     if not isinstance(images, Tensor):
         kind = f"{images.dtype} array" if is_numpy else type(images).__name__
         raise UserError(
@@ -201,7 +203,7 @@ def _shape_advice(shape: tuple[int, ...]) -> str:
 
 
 def _in_unit_range(images: Tensor) -> Tensor:
-    """float32 in [0, 1]; refuses what is neither uint8 nor float in that range."""
+    """Return uint8, or float in [0, 1], as float32 in [0, 1]; raise UserError for the rest."""
     if images.dtype == torch.uint8:
         return images.float() / 255
     if not images.is_floating_point():
@@ -209,7 +211,7 @@ def _in_unit_range(images: Tensor) -> Tensor:
         is_depth = "; looks like depth or 16-bit colour" if kind in ("uint16", "int16") else ""
         raise UserError(f"images are {kind}{is_depth}: pass uint8 in 0..255 or float in [0, 1]")
     images = images.float()
-    # one transfer from the device; NaN and infinity show in the extremes
+    # one transfer from the device, which also finds NaN and infinity
     low, high = torch.stack(torch.aminmax(images.detach())).tolist()
     if not (np.isfinite(low) and np.isfinite(high)):
         raise UserError("images hold NaN or infinity: look for a division by zero before")
@@ -217,19 +219,19 @@ def _in_unit_range(images: Tensor) -> Tensor:
         raise UserError(
             f"images span [{low:.3g}, {high:.3g}], not [0, 1]: {_range_advice(low, high)}"
         )
-    if 0 < high < _DARKEST and _off_the_grid(images):
+    if 0 < high < _DARKEST and _is_between_levels(images):
         raise UserError(
             f"images span [{low:.3g}, {high:.3g}], below one of 255 levels: looks divided by 255 "
             "twice; divide once, or pass uint8, also if they really are that dark"
         )
-    _question_darkness(high * 255)
+    _warn_if_black(high * 255)
     return images
 
 
-def _question_darkness(brightest: float) -> None:
-    """Black pictures exist (a dead camera, padding), so they are taken; but not in silence.
+def _warn_if_black(brightest: float) -> None:
+    """Warn if all images are black. They may be right (padding), so this is not an error.
 
-    brightest: of 255 levels. Floats in [0, 1] that were cast to uint8 have none above 1.
+    brightest: the highest of 255 levels; floats in [0, 1] that were cast to uint8 do not exceed 1
     """
     if brightest < 1.5:
         warnings.warn(
@@ -239,8 +241,8 @@ def _question_darkness(brightest: float) -> None:
         )
 
 
-def _off_the_grid(images: Tensor) -> bool:
-    """Some value lies well between two of the 255 levels, so no 8-bit camera made it."""
+def _is_between_levels(images: Tensor) -> bool:
+    """Whether a value lies well between two of the 255 levels, which no 8-bit camera returns."""
     levels = 255 * images.detach()
     return bool((levels - levels.round()).abs().max() > 0.02)
 

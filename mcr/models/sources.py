@@ -1,12 +1,12 @@
-"""Sources: whatever people give to `load_model` -> the weights it means.
+"""Sources: what `load_model` is given -> the weights that it names.
 
-    path                                   a file or folder, here or in a folder of MCR_WEIGHTS_PATH
+    path                                   a file or folder, also below a folder of MCR_WEIGHTS_PATH
     mcr_resnet50, vc1_vitb, ...            a name of the catalogue
     torchvision:resnet50[.IMAGENET1K_V1]   torchvision's, from its cache or downloaded
     timm:NAME[.TAG]                        timm's, from its cache or downloaded
     hf:org/name[/file][@revision]          a repository on the Hugging Face Hub
 
-A path that exists wins over a name. What is in a file is the matter of `models.layouts`.
+A path that exists takes precedence over a name. `models.layouts` reads the files.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _CLASSIFIERS = [name for name in torchvision.models.list_models() if name in BAC
 
 
 def read_source(source: str | Path, backbone: str | None = None) -> Weights:
-    """The weights that `source` means; see above and `load_model`.
+    """Read the weights that `source` names.
 
-    backbone: which network a file is for, where its tensors cannot tell, or "timm:NAME".
-    Raises UserError when there is no such thing, or it is not what it should be.
+    backbone: the network that a file is for, if its tensors cannot tell, or "timm:NAME"
+    Raises UserError if there is no such source, or if it cannot be read as this network.
     """
     name = str(source)
     if backbone is not None and not backbone.startswith(TIMM):
@@ -60,7 +60,7 @@ def _read_name(name: str, backbone: str | None) -> Weights:
 
 
 def _search(name: str) -> Path:
-    """The path `name`, or the first of that name in the folders of MCR_WEIGHTS_PATH."""
+    """Return the path `name`, or the first such path below the folders of MCR_WEIGHTS_PATH."""
     path = Path(name).expanduser()
     places = [path, *(folder / path for folder in catalogue.weight_folders())]
     for place in places:
@@ -79,7 +79,7 @@ def _read_path(path: Path, backbone: str | None) -> Weights:
         return import_timm_encoder().read_file(path, backbone)
     weights = read_weights(path, backbone)
     if weights.layout == "torchvision classifier":
-        return replace(weights, preprocessing=_seen_by(path.name) or weights.preprocessing)
+        return replace(weights, preprocessing=_recorded(path.name) or weights.preprocessing)
     return weights
 
 
@@ -89,7 +89,7 @@ def _read_published(model: catalogue.Model) -> Weights:
 
 
 def import_timm_encoder() -> Any:
-    """The module `models.timm_encoder`. Raises UserError if timm is not installed."""
+    """Return the module `models.timm_encoder`; raise UserError if timm is not installed."""
     import_extra("timm", "timm")
     from mcr.models import timm_encoder
 
@@ -100,7 +100,7 @@ def import_timm_encoder() -> Any:
 
 
 def _read_torchvision(name: str) -> Weights:
-    """The classifier's network without its last layer."""
+    """Read a classifier of torchvision; its last layer is left out."""
     backbone, _, tag = name.removeprefix(TORCHVISION).partition(".")
     kinds = torchvision.models.get_model_weights(require_choice("network", backbone, _CLASSIFIERS))
     kind = kinds[require_choice("weights", tag, kinds.__members__)] if tag else kinds.DEFAULT
@@ -109,9 +109,9 @@ def _read_torchvision(name: str) -> Weights:
 
 
 def _torchvision_file(url: str) -> Path:
-    """From the folders of MCR_WEIGHTS_PATH, torch.hub's cache, or downloaded into that.
+    """Find the file in the folders of MCR_WEIGHTS_PATH or torch.hub's cache, or download it there.
 
-    The end of the name, as in resnet50-11ad3fa6.pth, is how the file's SHA-256 must begin.
+    Its SHA-256 must begin as the end of its name says, as in resnet50-11ad3fa6.pth.
     """
     name = url.rpartition("/")[2]
     begin = Path(name).stem.rpartition("-")[2]
@@ -133,8 +133,8 @@ def _torchvision_file(url: str) -> Path:
     return path
 
 
-def _seen_by(file: str) -> Preprocessing | None:
-    """What the torchvision weights of this file name expect."""
+def _recorded(file: str) -> Preprocessing | None:
+    """The preprocessing that torchvision records for its weights of this file name."""
     for name in _CLASSIFIERS:
         for kind in torchvision.models.get_model_weights(name):
             if kind.url.endswith(f"/{file}"):
@@ -143,11 +143,11 @@ def _seen_by(file: str) -> Preprocessing | None:
 
 
 def _preprocessing(kind: Any) -> Preprocessing:
-    seen = kind.transforms()
+    recorded = kind.transforms()
     return Preprocessing(
-        image_size=seen.crop_size[0],
-        resize=seen.resize_size[0],
-        mean=tuple(seen.mean),
-        std=tuple(seen.std),
-        interpolation=seen.interpolation.value,
+        image_size=recorded.crop_size[0],
+        resize=recorded.resize_size[0],
+        mean=tuple(recorded.mean),
+        std=tuple(recorded.std),
+        interpolation=recorded.interpolation.value,
     )

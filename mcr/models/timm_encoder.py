@@ -1,7 +1,7 @@
-"""timm's networks as encoders: `timm:NAME`, with timm's weights or a file's.
+"""timm's networks as encoders: `timm:NAME`, with timm's weights or those of a file.
 
-DINOv3 and hundreds of others, with the preprocessing that timm records for them. Imported only when
-asked for: needs `pip install 'mcr[timm]'`. What every encoder does is in `models.encoder`.
+They are DINOv3 and hundreds of others, with the preprocessing that timm records for them. Needs
+`pip install 'mcr[timm]'`, and is imported only when such a network is named.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from torch import Tensor, nn
 from mcr.errors import UserError, nearest
 from mcr.models.backbones import freeze_batch_norm
 from mcr.models.encoder import Encoder
-from mcr.models.layouts import Weights, read_tensors
+from mcr.models.layouts import Weights
 from mcr.models.preprocessing import Preprocessing
+from mcr.models.tensor_files import read_tensors
 
 _SCHEME = "timm:"
 
 
 class TimmEncoder(Encoder):
-    """An Encoder around a network of timm, `network`, whose classifier is removed.
+    """An Encoder that holds a network of timm without its classifier.
 
-    Pooled features are what the classifier would get; "spatial" is the last feature map, which not
-    every network of timm has, and may be of another width than the pooled features.
+    The pooled features are the classifier's input. "spatial" is the last feature map, which may
+    have another width, and which not every network of timm has.
     """
 
     network: Any
@@ -39,7 +40,7 @@ class TimmEncoder(Encoder):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Tokens and positions, then the layers; sequences of blocks count block by block."""
+        """Its layers from output to input; sequences of blocks are listed block by block."""
         names = [name for name, _ in self.network.named_parameters(recurse=False)]
         for name, child in self.network.named_children():
             if isinstance(child, nn.Sequential | nn.ModuleList):
@@ -55,7 +56,7 @@ class TimmEncoder(Encoder):
 
     @property
     def grad_cam_layer(self) -> nn.Module:
-        if hasattr(self.network, "blocks"):  # a ViT: beyond it only the class token counts
+        if hasattr(self.network, "blocks"):  # a ViT: after it only the class token counts
             return self.network.blocks[-1].norm1
         return self.network.get_submodule(self.network.feature_info[-1]["module"])
 
@@ -73,7 +74,7 @@ class TimmEncoder(Encoder):
 
 
 class FixedBatchNormAct2d(BatchNormAct2d):
-    """timm's batch normalisation with its activation; see `backbones.FixedBatchNorm2d`."""
+    """`backbones.FixedBatchNorm2d` for timm's batch normalisation with an activation."""
 
     def train(self, mode: bool = True) -> FixedBatchNormAct2d:
         super().train(False)
@@ -81,7 +82,10 @@ class FixedBatchNormAct2d(BatchNormAct2d):
 
 
 def construct(backbone: str) -> nn.Module:
-    """The network `timm:NAME` without classifier, random weights, statistics of norms fixed."""
+    """Return the network `timm:NAME` without classifier, with random weights, in eval mode.
+
+    The statistics of its batch normalisation are fixed. Raises UserError for an unknown name.
+    """
     network = timm.create_model(_architecture(backbone), num_classes=0)
     freeze_batch_norm(network)
     for module in network.modules():
@@ -91,25 +95,31 @@ def construct(backbone: str) -> nn.Module:
 
 
 def read_pretrained(name: str) -> Weights:
-    """timm's own weights of `timm:NAME[.TAG]`, from its cache, the Hub, or their link."""
-    architecture, seen = _architecture(name), _preprocessing(name)
+    """Read timm's own weights of `timm:NAME[.TAG]` from its cache, or download them.
+
+    Raises UserError for an unknown name, or if the weights cannot be loaded.
+    """
+    architecture, preprocessing = _architecture(name), _preprocessing(name)
     if not timm.is_model_pretrained(architecture):
         raise UserError(
             f"{name}: timm has no weights for it; give a file: "
             f"mcr.load_model(FILE, backbone={name!r})"
         )
     try:
-        # With its own number of classes timm loads strictly; with another it would not.
+        # timm loads strictly only with the number of classes that the weights have.
         network = timm.create_model(architecture, pretrained=True)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{name}: timm could not load its weights: {reason}") from error
-    return _weights(Path(name), name, network, seen)
+    return _weights(Path(name), name, network, preprocessing)
 
 
 def read_file(path: Path, backbone: str) -> Weights:
-    """A file for the network `timm:NAME`: timm's own, or one whose names timm translates."""
-    architecture, seen = _architecture(backbone), _preprocessing(backbone)
+    """Read a file for the network `timm:NAME`: timm's own, or one whose names timm translates.
+
+    Raises UserError if the tensors do not fill the network.
+    """
+    architecture, preprocessing = _architecture(backbone), _preprocessing(backbone)
     tensors = read_tensors(path)
     recorded = _recorded(backbone)
     classes = recorded.num_classes if _has_classifier(recorded.classifier, tensors) else 0
@@ -120,10 +130,10 @@ def read_file(path: Path, backbone: str) -> Weights:
             num_classes=classes,
             pretrained_cfg_overlay={"state_dict": tensors, "num_classes": classes},
         )
-    except (RuntimeError, KeyError, AttributeError) as error:  # what its translators raise
+    except (RuntimeError, KeyError, AttributeError) as error:  # what its translations raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: the tensors do not fill a {backbone}: {reason}") from error
-    return _weights(path, backbone, network, seen)
+    return _weights(path, backbone, network, preprocessing)
 
 
 def _has_classifier(names: str | tuple[str, ...] | None, tensors: Mapping[str, Tensor]) -> bool:
@@ -131,19 +141,19 @@ def _has_classifier(names: str | tuple[str, ...] | None, tensors: Mapping[str, T
     return any(f"{name}.weight" in tensors for name in names)
 
 
-def _weights(path: Path, backbone: str, network: Any, seen: Preprocessing) -> Weights:
+def _weights(path: Path, backbone: str, network: Any, preprocessing: Preprocessing) -> Weights:
     network.reset_classifier(0)
-    return Weights(path, "timm model", dict(network.state_dict()), backbone, seen)
+    return Weights(path, "timm model", dict(network.state_dict()), backbone, preprocessing)
 
 
 def _preprocessing(backbone: str) -> Preprocessing:
-    """What timm records of how the network sees pictures."""
+    """The preprocessing that timm records. Raises UserError if it cannot be done here."""
     config = timm.data.resolve_data_config(pretrained_cfg=_recorded(backbone).to_dict())
     channels, height, width = config["input_size"]
     if channels != 3 or height != width or config["crop_mode"] != "center":
         raise UserError(
-            f"{backbone} sees {channels} x {height} x {width} pixels, {config['crop_mode']}: only "
-            "square RGB pictures cut from the centre are prepared here"
+            f"{backbone} takes {channels} x {height} x {width} pixels, cropped by "
+            f"{config['crop_mode']!r}: only square RGB pictures cropped at the centre are supported"
         )
     return Preprocessing(
         image_size=height,
@@ -155,7 +165,7 @@ def _preprocessing(backbone: str) -> Preprocessing:
 
 
 def _recorded(name: str) -> Any:
-    """timm's record of a network and, behind a dot, of one of its weights."""
+    """timm's record of a network, or of the weights named after the dot."""
     try:
         return timm.models.get_pretrained_cfg(_architecture(name))
     except RuntimeError as error:

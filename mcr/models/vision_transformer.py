@@ -1,8 +1,8 @@
-"""ViTs of others: tensors under timm's names -> the same network under torchvision's names.
+"""ViTs under timm's names -> the same network under torchvision's names.
 
-MAE, MVP, VC-1 and DINOv2 publish timm's names. The mathematics is torchvision's too, once
-LayerScale is folded into the weights before it; so no further class of network is needed. Called by
-`models.layouts`, which knows which file is which.
+MAE, MVP, VC-1 and DINOv2 are published under timm's names. torchvision's ViT computes the same,
+once LayerScale is folded into the layer before it, so that no other class of network is needed.
+Called by `models.layouts`.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ _NAMES = (
     (r"cls_token$", "class_token"),
     (r"pos_embed$", "encoder.pos_embedding"),
 )
-# LayerScale's factors, and the layer whose output they multiply.
+# LayerScale's factors -> the layer whose output they multiply.
 _SCALED = {"ls1.gamma": "attn.proj", "ls2.gamma": "mlp.fc2"}
 _REGISTERS = ("register_tokens", "reg_token")  # DINOv2's name, timm's
 
 
 def to_torchvision(tensors: Mapping[str, Tensor], image_size: int | None) -> dict[str, Tensor]:
-    """The same function of a picture under torchvision's names; unknown names stay as they are.
+    """Convert tensors to torchvision's names; names that are not timm's stay as they are.
 
-    image_size: pixels that the network shall see, to which the positions are interpolated as
-        DINOv2 does; None = as many as the positions are for.
-    Raises UserError when LayerScale is there for some blocks only.
+    image_size: side of the pictures that will enter the network, in pixels; the positions are
+        interpolated to it as in DINOv2; None = the positions stay as they are
+    Raises UserError if only some blocks have LayerScale.
     """
     tensors = _fold_layer_scale(tensors)
     registers = [tensors.pop(name) for name in _REGISTERS if name in tensors]
     renamed = {_rename(name): tensor for name, tensor in tensors.items()}
-    if not _is_whole(renamed, registers):  # for the strict comparison to name what is wrong
+    if not _is_whole(renamed, registers):  # loading will name what is wrong
         return renamed | {f"registers.{i}": tokens for i, tokens in enumerate(registers)}
     class_token, positions = renamed["class_token"], renamed["encoder.pos_embedding"]
-    if _is_square(positions.shape[1]):  # timm added the class token's to the token itself
+    if _is_square(positions.shape[1]):  # timm has added its position to the class token itself
         positions = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
     if image_size is not None:
         grid = image_size // renamed["conv_proj.weight"].shape[-1]
@@ -61,7 +61,7 @@ def to_torchvision(tensors: Mapping[str, Tensor], image_size: int | None) -> dic
 
 
 def _is_whole(renamed: Mapping[str, Tensor], registers: list[Tensor]) -> bool:
-    """The tensors that are put together are there and fit each other."""
+    """Whether all tensors that are combined here exist and fit each other."""
     tokens = [renamed.get("class_token"), renamed.get("encoder.pos_embedding"), *registers]
     if "conv_proj.weight" not in renamed or renamed["conv_proj.weight"].ndim != 4:
         return False
@@ -73,10 +73,10 @@ def _is_whole(renamed: Mapping[str, Tensor], registers: list[Tensor]) -> bool:
 
 
 def resize_positions(positions: Tensor, grid: int, antialias: bool) -> Tensor:
-    """Position embeddings [1, 1 + n * n, D] -> [1, 1 + grid * grid, D], bicubic, as DINOv2 does.
+    """Interpolate position embeddings [1, 1 + n * n, D] to [1, 1 + grid * grid, D], as DINOv2 does.
 
-    antialias: DINOv2's models with registers, which also scale by exactly grid / n; those without
-        scale by (grid + 0.1) / n. Another rule would shift every feature a little.
+    antialias: as DINOv2's models with registers, which scale by exactly grid / n; False = as those
+        without registers, which scale by (grid + 0.1) / n. Another rule changes every feature.
     """
     num_patches = positions.shape[1] - 1
     side = round(num_patches**0.5)
@@ -93,7 +93,7 @@ def resize_positions(positions: Tensor, grid: int, antialias: bool) -> Tensor:
 
 
 def _fold_layer_scale(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """gamma * (W x + b) = (gamma W) x + gamma b: LayerScale vanishes into the layer before."""
+    """Multiply LayerScale into the layer before it: gamma * (W x + b) = (gamma W) x + gamma b."""
     folded = dict(tensors)
     blocks = {match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))}
     gammas = [f"blocks.{block}.{scale}" for block in blocks for scale in _SCALED]

@@ -1,7 +1,7 @@
-"""Upload: an export's folder -> a repository on the Hugging Face Hub, to be loaded by `hf:`.
+"""Upload: an export's folder -> a repository on the Hugging Face Hub, which `hf:` loads.
 
-HF_ENDPOINT is respected, the token is left to the library (`hf auth login`, or HF_TOKEN). Needs
-`pip install 'mcr[hub]'`. Reading from the Hub is in `models.hub`.
+HF_ENDPOINT is respected; the library itself reads the token (`hf auth login`, or HF_TOKEN).
+Downloading is in `models.hub`. Needs `pip install 'mcr[hub]'`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from mcr.release.verify import verify
 
 
 def push_to_hub(folder: str | Path, repository: str, private: bool = False) -> str:
-    """Upload the export in `folder` to `repository` ("organisation/name"), made if need be.
+    """Upload the export in `folder` to `repository` ("organisation/name"); create it if needed.
 
-    Returns what `load_model` takes: "hf:organisation/name@revision", the commit just made.
-    Raises UserError if the folder is no export, the encoder is not what it claims to be
-    (`verify`), or the Hub refuses.
+    Returns "hf:organisation/name@revision", which `load_model` takes; it names the new commit.
+    Raises UserError if the folder is not an export, if the encoder fails `verify`, or if the Hub
+    refuses or cannot be reached.
     """
     hub, errors = (import_extra(f"huggingface_hub{part}", "hub") for part in ("", ".errors"))
     folder = Path(folder).expanduser()
@@ -41,22 +41,22 @@ def push_to_hub(folder: str | Path, repository: str, private: bool = False) -> s
             commit_message="Upload an encoder exported by mcr",
         )
     except errors.HFValidationError as error:
-        raise UserError(f"{repository}: is no name for a repository: {error}") from error
+        raise UserError(f"{repository}: is not a valid name of a repository: {error}") from error
     except errors.HfHubHTTPError as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{repository}: the Hub refused: {reason}; log in with `hf auth login`, and check the "
             "name of the organisation"
         ) from error
-    except Exception as error:  # of whichever HTTP library this version of the client uses
-        if not _is_of_the_network(error):
+    except Exception as error:  # its type depends on the HTTP library of the client
+        if not _is_network_error(error):
             raise
         raise UserError(f"{repository}: the Hub cannot be reached ({error}); try again") from error
     return f"hf:{repository}@{commit.oid}"
 
 
-def _is_of_the_network(error: BaseException | None) -> bool:
-    """Somewhere below it the operating system failed to connect, send or receive."""
+def _is_network_error(error: BaseException | None) -> bool:
+    """Whether it was caused by an error of the operating system: to connect, send or receive."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error is not None

@@ -1,8 +1,8 @@
-"""Verify: is this encoder what it claims to be? A list of findings in words.
+"""Verify: checks whether an encoder is what it claims to be, and reports the findings in words.
 
-Loading already refuses what does not fit. What loads may still be untrained, damaged in a way
-that keeps its shape, collapsed, or described wrongly; each is looked for here, on the CPU, with the
-pictures that ship with `mcr`. Called by people, `scripts/verify.py` and `hub_upload`.
+Loading already refuses tensors that do not fill the network. An encoder that loads may still be
+untrained, damaged without a change of shapes, collapsed, or described wrongly. Each is checked
+here, on the CPU, with the golden pictures.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from mcr.models.encoder import Encoder
 from mcr.models.layouts import CONFIG_NAME, WEIGHTS_NAME, Weights
 from mcr.models.loading import build_encoder
 from mcr.models.sources import read_source
-from mcr.release.golden import golden_deviation, golden_features
+from mcr.release.golden_features import golden_deviation, golden_features
 
-_GOLDEN_TOLERANCE = 1e-3  # of the features' norm; between machines it is about 1e-6
-_LEAST_SPREAD = 1e-3  # a collapsed encoder answers all pictures alike
+_GOLDEN_TOLERANCE = 1e-3  # of the norm of features; machines differ by about 1e-6
+_LEAST_SPREAD = 1e-3  # of the norm of features; below it the encoder has collapsed
 
 SOUND, WRONG, UNKNOWN = "ok", "WRONG", "-"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. verdict: SOUND, WRONG, or UNKNOWN where nothing can be said."""
+    """The result of one check. verdict: SOUND, WRONG, or UNKNOWN if nothing can be said."""
 
     subject: str
     verdict: str
@@ -39,14 +39,14 @@ class Finding:
 
 @dataclass
 class Verification:
-    """What was found about an encoder; printed, a report."""
+    """All findings about an encoder; prints as a report."""
 
     source: str
     findings: list[Finding] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """Nothing is wrong."""
+        """Whether no finding is WRONG."""
         return all(finding.verdict != WRONG for finding in self.findings)
 
     def __str__(self) -> str:
@@ -62,9 +62,9 @@ class Verification:
 
 
 def verify(source: str | Path) -> Verification:
-    """Look at everything that can be known of an encoder; `source` is what `load_model` takes.
+    """Run all checks on `source`, which is anything that `load_model` takes.
 
-    Bad weights are findings, not exceptions; UserError only says that there is nothing to look at.
+    A file that cannot be loaded is a finding. UserError is raised only if there is no such file.
     """
     verification = Verification(str(source))
     try:
@@ -90,7 +90,7 @@ def verify(source: str | Path) -> Verification:
 
 
 def _claims(path: Path) -> dict[str, Any]:
-    """What an export's config.json says; {} of other files."""
+    """The content of an export's config.json; {} for other files."""
     folder = path if path.is_dir() else path.parent
     is_export = path.is_dir() or path.name == WEIGHTS_NAME
     if not is_export or not (folder / CONFIG_NAME).is_file():
@@ -105,7 +105,7 @@ def _loading(weights: Weights, encoder: Encoder) -> Finding:
 
 
 def _file(path: Path, claims: dict[str, Any]) -> Finding:
-    """The hash of the weights' file, against the export's own claim and the catalogue."""
+    """Compare the hash of the weights' file with the export's config and the catalogue."""
     file = path / WEIGHTS_NAME if path.is_dir() else path
     if not file.is_file():
         return Finding("file", UNKNOWN, "the weights are in the cache of another library")
@@ -126,7 +126,7 @@ def _file(path: Path, claims: dict[str, Any]) -> Finding:
 
 
 def _golden(claims: dict[str, Any], features: Tensor) -> Finding:
-    """Does it compute what it did when it was exported?"""
+    """Compare features with those that were stored when it was exported."""
     record = claims.get("mcr", {}).get("golden")
     if record is None:
         return Finding("golden features", UNKNOWN, "none recorded; exports made by mcr have them")
@@ -139,13 +139,13 @@ def _golden(claims: dict[str, Any], features: Tensor) -> Finding:
 
 
 def _statistics(encoder: Encoder) -> Finding:
-    """Batch normalisation's: finite, positive, and not those of a network that never saw data."""
+    """Check batch statistics: positive variances, and no layer as in a new network."""
     layers = _batch_statistics(encoder)
     if not layers:
-        return Finding("batch statistics", UNKNOWN, "no batch normalisation in it")
+        return Finding("batch statistics", UNKNOWN, "it has no batch normalisation")
     broken = [name for name, (_, variance) in layers.items() if not (variance > 0).all()]
     if broken:
-        return Finding("batch statistics", WRONG, f"{_some(broken)}: variances not above zero")
+        return Finding("batch statistics", WRONG, f"{_some(broken)}: variances are not above zero")
     initial = [
         name
         for name, (mean, variance) in layers.items()
@@ -156,12 +156,12 @@ def _statistics(encoder: Encoder) -> Finding:
         return Finding("batch statistics", WRONG, text)
     counters = [t for name, t in encoder.state_dict().items() if name.endswith("batches_tracked")]
     batches = max((int(counter) for counter in counters), default=0)
-    seen = f", of {batches:,} batches" if batches else ""
-    return Finding("batch statistics", SOUND, f"{len(layers)} layers, all sane{seen}")
+    counted = f", of {batches:,} batches" if batches else ""
+    return Finding("batch statistics", SOUND, f"{len(layers)} layers, all sane{counted}")
 
 
 def _training(encoder: Encoder) -> Finding:
-    """Normalisation layers begin with scale 1 and shift 0; any training moves each of them."""
+    """Find normalisation layers with scale 1 and shift 0, which any training changes."""
     layers = {
         name: layer
         for name, layer in encoder.named_modules()
@@ -172,7 +172,7 @@ def _training(encoder: Encoder) -> Finding:
         name for name, layer in layers.items() if (layer.weight == 1).all() and not layer.bias.any()
     ]
     if not layers:
-        return Finding("training", UNKNOWN, "no normalisation layers to tell by")
+        return Finding("training", UNKNOWN, "it has no normalisation layers to tell by")
     if untouched:
         text = f"{_some(untouched)} of {len(layers)} normalisation layers are as initialised"
         who = "the encoder" if len(untouched) == len(layers) else "a part of it"
@@ -181,9 +181,9 @@ def _training(encoder: Encoder) -> Finding:
 
 
 def _spread(features: Tensor) -> Finding:
-    """Different pictures must give different features."""
+    """Check that different pictures have different features."""
     if not features.isfinite().all():
-        return Finding("features", WRONG, "not finite for the test pictures")
+        return Finding("features", WRONG, "they are not finite for the golden pictures")
     centred = features - features.mean(0)
     spread = (centred.norm() / features.norm().clamp(min=1e-30)).item()
     dead = (features == features[0]).all(0).float().mean().item()
@@ -196,20 +196,20 @@ def _spread(features: Tensor) -> Finding:
 
 
 def _preprocessing(encoder: Encoder, claims: dict[str, Any]) -> Finding:
-    """What `mcr` does, and what config.json tells other libraries to do."""
+    """Compare the preprocessing of `mcr` with what config.json tells other libraries."""
     told, meant = claims.get("pretrained_cfg"), json.loads(json.dumps(encoder.pretrained_cfg))
     if told is not None and told != meant:
         keys = sorted(key for key in {*told, *meant} if told.get(key) != meant.get(key))
         text = f"{CONFIG_NAME} contradicts itself: pretrained_cfg differs in {_some(keys)}"
         return Finding("preprocessing", WRONG, text)
-    seen = encoder.preprocessing
-    mean, std = ([round(value, 3) for value in values] for values in (seen.mean, seen.std))
-    text = f"resize {seen.resize}, crop {seen.image_size}, {seen.interpolation}"
+    ours = encoder.preprocessing
+    mean, std = ([round(value, 3) for value in values] for values in (ours.mean, ours.std))
+    text = f"resize {ours.resize}, crop {ours.image_size}, {ours.interpolation}"
     return Finding("preprocessing", SOUND, f"{text}, mean {mean}, std {std}")
 
 
 def _batch_statistics(encoder: Encoder) -> dict[str, tuple[Tensor, Tensor]]:
-    """Layer -> running mean and variance; both are finite, or loading would have refused them."""
+    """Layer -> running mean and variance. Loading has checked that they are finite."""
     return {
         name: (layer.running_mean, layer.running_var)
         for name, layer in encoder.named_modules()

@@ -15,18 +15,26 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, replace_folder: bool = False) -> Iterator[Path]:
     """Yield a temporary path to write a file or folder to, and rename it `path` after the block.
 
-    An existing file at `path` is replaced. An existing folder is not: `path` must then be free. If
-    the block raises, what it has written is deleted and `path` stays as it was.
+    An existing file at `path` is replaced. A folder at `path` must be empty, unless
+    `replace_folder`: then it is renamed to `.NAME.replaced` first and deleted afterwards. If the
+    block raises, what it has written is deleted and `path` stays as it was.
     """
     partial = path.with_name(f".{path.name}.partial")
     remove(partial)  # left by a process that was killed
     try:
         yield partial
         sync(partial)
-        partial.replace(path)
+        if replace_folder and path.is_dir():
+            replaced = path.with_name(f".{path.name}.replaced")
+            remove(replaced)
+            path.rename(replaced)
+            partial.rename(path)
+            remove(replaced)
+        else:
+            partial.replace(path)
     finally:
         remove(partial)
 

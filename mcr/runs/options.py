@@ -75,7 +75,10 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def check_resume(run_dir: Path, resume: str, is_used: bool) -> None:
-    """Raise UserError if `resume` is no choice, or is "never" and `run_dir` holds a run (is_used)."""
+    """Raise UserError if `resume` is unknown, or is "never" although `run_dir` holds a run.
+
+    is_used: whether `run_dir` holds a run
+    """
     require_choice("resume", resume, RESUME)
     if is_used and resume == "never":
         raise UserError(f"{run_dir}: holds a run; choose another run_dir or resume=auto")

@@ -75,11 +75,12 @@ class EngineConfig:
     recompute:          keep only the inputs of the encoder's blocks and compute the rest again for
                         the gradient: a fraction of the memory, a third more arithmetic
     compile:            torch.compile the crops and the encoder: "off", "default", "reduce-overhead"
-                        (CUDA graphs) or "max-autotune". "auto" is "default" where compiling has
-                        been measured to pay: one process with a GPU and a C compiler, a run of
-                        2,000 steps or more, neither recomputing nor deterministic. Elsewhere it is
-                        "off". Batch norm over several processes is not compiled and splits the
-                        network in parts that are; ghost batches do not
+                        (CUDA graphs) or "max-autotune". "auto" is "default" where compiling was
+                        measured to pay: one process with a GPU and a C compiler, at least 64 clips
+                        at a time, at least 2,000 steps, neither recomputing nor deterministic. See
+                        resources/gpu.md. Elsewhere it is "off". Batch norm over several processes
+                        is not compiled and splits the network in parts that are; ghost batches do
+                        not
     bucket_mb:          processes average gradients in pieces of this size, while the next ones are
                         being computed; larger pieces suit a slow network
     compress_gradients: average gradients as bfloat16: half the traffic, but rounded
@@ -221,14 +222,20 @@ class Engine:
         return {"loss": loss, **metrics}, embeddings
 
 
-def compile_mode(config: EngineConfig, device: torch.device, world: World, num_steps: int) -> str:
-    """Return the mode that `config.compile` stands for in a run of `num_steps` steps."""
+def compile_mode(
+    config: EngineConfig, device: torch.device, world: World, num_steps: int, num_clips: int
+) -> str:
+    """Return the mode that `config.compile` stands for in a run of `num_steps` steps.
+
+    num_clips: clips that a process computes at a time
+    """
     if config.compile != "auto":
         return config.compile
     can = device.type == "cuda" and bool(shutil.which("cc") or shutil.which("gcc"))
     plain = world.size == 1 and not config.recompute
-    pays = num_steps >= 2_000 and not torch.are_deterministic_algorithms_enabled()
-    return "default" if can and plain and pays else "off"
+    pays = num_steps >= 2_000 and num_clips >= 64
+    exact = torch.are_deterministic_algorithms_enabled()
+    return "default" if can and plain and pays and not exact else "off"
 
 
 def _wants_bf16(precision: str, device: torch.device) -> bool:

@@ -118,7 +118,8 @@ class Run:
 
     def _build_engine(self) -> Engine:
         config = self.config
-        mode = compile_mode(config.engine, self.device, self.world, config.steps)
+        num_clips = config.batch_size // config.engine.accumulate // self.world.size
+        mode = compile_mode(config.engine, self.device, self.world, config.steps, num_clips)
         return Engine(
             self.model,
             dataclasses.replace(config.engine, compile=mode),

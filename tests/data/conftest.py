@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mcr.data.droid import RldsDataset
 from mcr.data.index import build_index
 from mcr.data.pictures import decode
 from mcr.data.tfrecord import encode_example, parse_example, read_records, write_records
@@ -31,6 +32,13 @@ def expected_numbers():
 def reference_index(reference, tmp_path_factory):
     """The index of the reference shards, for tests that only read it."""
     return build_index(reference, tmp_path_factory.mktemp("reference") / "index", workers=1)
+
+
+@pytest.fixture(scope="session")
+def episode(reference):
+    """The first episode of the reference shards: 41 steps."""
+    dataset = RldsDataset.open(reference)
+    return dataset.parse(next(dataset.records(dataset.shards[0])))
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,9 @@ from PIL import Image
 from mcr.data import pictures
 from mcr.data.clean import RULES, delete, expect, inspect_episode, judge, quarantine, report
 from mcr.data.droid import EXTERIOR_CAMERAS, RldsDataset
-from mcr.data.episode import LANGUAGES, OTHER_DATA, read_other_data, write_episode
+from mcr.data.episode import LANGUAGES
+from mcr.data.other_data import OTHER_DATA, read_other_data
+from mcr.data.sources.tree import write_episode
 from mcr.data.tfrecord import Record, encode_example
 from mcr.errors import UserError
 

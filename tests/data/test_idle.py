@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from mcr.data.episode import read_other_data
 from mcr.data.idle import kept_steps, listed_steps, moving_steps
 from mcr.data.index import open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
+from mcr.data.other_data import read_other_data
 from mcr.data.sampling import SamplingConfig, draw_samples
 from mcr.data.selection import SelectionConfig, select_episodes, split_sessions
 from mcr.errors import UserError

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from mcr.data.droid import RldsDataset
-from mcr.data.episode import read_other_data
 from mcr.data.frames import FrameReader
 from mcr.data.index import Index, build_index, default_index_path, open_index
+from mcr.data.other_data import read_other_data
 from mcr.data.pictures import decode
 from mcr.errors import UserError
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from mcr.data.episode import read_other_data
 from mcr.data.index import Index, build_index, open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
+from mcr.data.other_data import read_other_data
 from mcr.data.selection import Episodes
 from mcr.data.spaces import ACTION_SPACES, action_space, signal_space
 from mcr.data.statistics import space_statistics

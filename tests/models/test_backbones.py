@@ -1,4 +1,4 @@
-"""Every backbone is torchvision's network; their tests are parametrised over `BACKBONES`."""
+"""Every entry of `BACKBONES` is torchvision's network."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def test_equals_torchvisions_architecture(name):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_identified_by_its_tensors_even_when_some_are_missing(name):
+def test_a_backbone_is_identified_by_its_tensors_even_if_some_are_missing(name):
     with torch.device("meta"):
         tensors = build_backbone(name, 16 * 14).state_dict()
     for gone in list(tensors)[1::5]:
         del tensors[gone]
-    if name.startswith("vit_s_16"):  # heads leave no trace in the shapes of tensors
+    if name.startswith("vit_s_16"):  # tensors do not show the number of heads
         with pytest.raises(UserError, match="a vit_s_16 or a vit_s_16_h12, .*backbone='vit_s_16'"):
             identify_backbone(tensors)
     else:
@@ -62,7 +62,7 @@ def test_frozen_batch_norm_keeps_statistics_but_learns():
     names = list(network.state_dict())
     freeze_batch_norm(network)
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    # taken apart, as policies do: the layers themselves must hold
+    # its layers in another module, as policies use them
     nn.Sequential(network.conv1, network.bn1).train()(torch.randn(2, 3, 32, 32)).sum().backward()
     assert all(torch.equal(buffer, before[name]) for name, buffer in network.named_buffers())
     assert network.bn1.weight.grad is not None and network.layer1.training

@@ -1,4 +1,4 @@
-"""The effective rank against its closed form, and against singular values found by themselves."""
+"""The effective rank against closed forms and against NumPy's singular values."""
 
 from __future__ import annotations
 

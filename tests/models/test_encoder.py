@@ -1,4 +1,4 @@
-"""An Encoder is torchvision's network fed rightly, and it stays as it was loaded."""
+"""An Encoder equals torchvision's network with its transforms, and stays as it was loaded."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ SMALL = [name for name in BACKBONES if not name.startswith(("vit_l", "vit_b_14")
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_every_backbone_serves_every_output(name):
+def test_every_backbone_has_every_output(name):
     size = 28 if "_14" in name else 32
     backbone, preprocessing = build_backbone(name, size).eval(), Preprocessing.for_size(size)
     weights = Weights(Path("memory"), "test", backbone.state_dict(), name, preprocessing)
@@ -165,7 +165,7 @@ def through_ddp(module):
 
 
 def through_state_dict(module, assign=False):
-    """Into a policy whose encoder was loaded afresh, with a head that has learnt something."""
+    """Load into a new policy whose encoder is as loaded and whose head has been trained."""
     trained, fresh = Policy(copy.deepcopy(module)), Policy(module)
     train_a_little(trained)
     fresh.load_state_dict(trained.state_dict(), assign=assign)
@@ -200,7 +200,7 @@ def test_frozen_means_frozen(trip, encoder):
     torch.testing.assert_close(policy.encoder(IMAGES), expected)
 
 
-def test_taken_apart_it_is_still_frozen(encoder):
+def test_its_layers_stay_frozen_in_another_module(encoder):
     trunk = nn.Sequential(*list(encoder.children())[:-2]).train()
     before = copy.deepcopy(trunk.state_dict())
     trunk(torch.randn(2, 3, 64, 64))
@@ -227,7 +227,7 @@ def test_partial_unfreezing(released):
     before = copy.deepcopy(encoder.state_dict())
     train_a_little(Policy(encoder))
     changed = {k for k, v in encoder.state_dict().items() if not torch.equal(v, before[k])}
-    assert changed == learning  # so no statistic
+    assert changed == learning  # so no statistics changed
 
 
 def test_other_precisions_stay_frozen(encoder):
@@ -266,10 +266,10 @@ def test_layer_norm_has_no_parameters(released, encoder):
     torch.testing.assert_close(spatial.flatten(-2).mT, tokens)
 
 
-def test_statistics_travel_in_the_state_dict(released, encoder):
+def test_statistics_are_part_of_the_state_dict(released, encoder):
     z = encoder(IMAGES)
     mean, std = z.mean(0), z.std(0)
-    std[7] = 0  # a unit that never moves is only shifted
+    std[7] = 0  # a constant unit is only shifted
     normed = mcr.load_model(released, feature_norm=(mean, std))
     std = std.where(std > 0, torch.tensor(1.0))
     torch.testing.assert_close(normed(IMAGES), (z - mean) / std)
@@ -277,7 +277,7 @@ def test_statistics_travel_in_the_state_dict(released, encoder):
     torch.testing.assert_close(normed.features(IMAGES, "spatial"), spatial)
     added = set(normed.state_dict()) - set(encoder.state_dict())
     assert added == {"feature_mean", "feature_std"}
-    with pytest.raises(RuntimeError, match="feature_mean"):  # never silently without them
+    with pytest.raises(RuntimeError, match="feature_mean"):  # loading without them is an error
         encoder.load_state_dict(normed.state_dict())
     half = normed.to(torch.bfloat16)(IMAGES)
     assert half.dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""What learns and how fast: counts, parameter groups, gradual unfreezing, checkpointing."""
+"""Parameter counts and groups, gradual unfreezing, gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def policy_on(encoder):
 
 
 def step(policy, optimizer):
-    """One step of descent; the names of the parameters that it changed."""
+    """Take a step of descent; return the names of the parameters that it changed."""
     before = copy.deepcopy(policy.state_dict())
     optimizer.zero_grad()
     policy["head"](policy["encoder"](IMAGES)).square().sum().backward()
@@ -73,7 +73,9 @@ def test_gradual_unfreezing_needs_no_new_optimiser(encoder):
         assert {name.split(".")[1] for name in changed - head} == set(encoder.stages[:depth])
         assert stage in encoder.stages
     encoder.freeze()
-    assert step(policy, optimizer) == head  # weight decay and momentum reach nothing frozen
+    assert (
+        step(policy, optimizer) == head
+    )  # weight decay and momentum do not change frozen parameters
 
 
 def test_stages_go_from_output_to_input_and_cover_everything(encoder, make_network, save):
@@ -88,14 +90,14 @@ def test_stages_go_from_output_to_input_and_cover_everything(encoder, make_netwo
     assert vit.stages[1] == "encoder.layers.encoder_layer_11"
 
 
-def test_unfreezing_is_all_or_nothing(encoder):
+def test_unfreezing_changes_nothing_if_a_layer_is_unknown(encoder):
     with pytest.raises(UserError, match="trainable='layer5' has no parameters"):
         encoder.unfreeze(["layer4", "layer5"])
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     encoder(IMAGES)
 
 
-def test_thawing_behind_its_back_is_refused(encoder):
+def test_unfreezing_by_other_means_is_refused(encoder):
     policy = policy_on(encoder)
     policy.requires_grad_(True)
     with pytest.raises(
@@ -105,16 +107,16 @@ def test_thawing_behind_its_back_is_refused(encoder):
     encoder.freeze()
     encoder.unfreeze("layer4")
     encoder(IMAGES)
-    policy.requires_grad_(False)  # fewer than allowed is nobody's mistake
+    policy.requires_grad_(False)  # freezing by other means is allowed
     encoder(IMAGES)
-    encoder.requires_grad_(True)  # asked of the encoder itself
+    encoder.requires_grad_(True)  # the encoder's own method
     assert encoder(IMAGES).requires_grad
     encoder.requires_grad_(False)
     assert not encoder(IMAGES).requires_grad
 
 
 def saved_bytes(encoder):
-    """What the forward pass keeps for the backward pass, and the gradient that this gives."""
+    """Return the number of values kept for the backward pass, and the gradient."""
     kept = {}
 
     def keep(tensor):

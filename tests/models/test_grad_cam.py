@@ -1,4 +1,4 @@
-"""Grad-CAM against closed forms: what a pooled channel, a known linear head, a ViT must give."""
+"""Grad-CAM against closed forms, for pooled channels, a linear head and a ViT."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def resnet():
 
 
 def last_map(network, pixels):
-    """layer4's output, walked by hand."""
+    """The output of layer4."""
     with torch.no_grad():
         for name, layer in network.named_children():
             if name == "avgpool":
@@ -56,7 +56,9 @@ def test_of_a_linear_head_it_is_the_weighted_sum(resnet, pixels):
 
 def test_where_nothing_raises_the_output_the_map_is_black(resnet, pixels):
     resnet.fc = nn.Linear(512, 1)
-    nn.init.constant_(resnet.fc.weight, -1.0)  # layer4 ends with a ReLU: all contributions negative
+    nn.init.constant_(
+        resnet.fc.weight, -1.0
+    )  # after the ReLU of layer4 all contributions are negative
     assert (grad_cam(resnet, pixels) == 0).all()
 
 
@@ -73,7 +75,7 @@ def test_of_a_vit_the_weights_are_numerical_derivatives():
         unit = vit(pixels)[0].argmax()
 
     @torch.no_grad()
-    def output(normalised):  # torchvision's EncoderBlock, from behind its first LayerNorm on
+    def output(normalised):  # torchvision's EncoderBlock after its first LayerNorm
         x = entering["x"] + block.self_attention(normalised, normalised, normalised)[0]
         return vit.encoder.ln(x + block.mlp(block.ln_2(x)))[:, 0, unit]
 
@@ -94,7 +96,7 @@ def test_of_a_frozen_encoder_it_is_the_same_and_nothing_changes(resnet, tmp_path
     encoder = load_model(tmp_path / "encoder")
     pixels = encoder.preprocess(torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8))
     before = {name: tensor.clone() for name, tensor in resnet.state_dict().items()}
-    with torch.no_grad():  # the caller may have switched gradients off
+    with torch.no_grad():  # the caller may have disabled gradients
         torch.testing.assert_close(grad_cam(encoder, pixels), grad_cam(resnet, pixels))
     assert all(torch.equal(before[name], t) for name, t in resnet.state_dict().items())
     assert all(p.grad is None for p in [*resnet.parameters(), *encoder.parameters()])

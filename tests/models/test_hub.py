@@ -1,4 +1,4 @@
-"""`hf:` against a stand-in of the Hub on localhost."""
+"""`hf:` against a server on localhost that acts as the Hub."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_wrong_addresses(text):
 @pytest.mark.parametrize(
     "address", ["hf:lab/encoder", "hf:lab/encoder@v1.0", "hf:lab/loose/weights/small.pth"]
 )
-def test_what_is_on_the_hub_is_loaded(address, hub, released):
+def test_encoders_are_loaded_from_the_hub(address, hub, released):
     expected = mcr.load_model(released)(IMAGES)
     assert torch.equal(mcr.load_model(address)(IMAGES), expected)
     hub.requests.clear()
@@ -72,12 +72,12 @@ def test_what_is_on_the_hub_is_loaded(address, hub, released):
     assert not any(request.startswith("GET") for request in hub.requests)  # from the cache
 
 
-def test_revision_is_what_is_asked_for(hub):
+def test_a_revision_is_respected(hub):
     mcr.load_model("hf:lab/encoder@v1.0")
     assert all("/resolve/v1.0/" in request for request in hub.requests)
 
 
-def test_offline_the_cache_serves(hub, monkeypatch):
+def test_the_cache_is_used_offline(hub, monkeypatch):
     mcr.load_model("hf:lab/encoder")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     hub.requests.clear()
@@ -99,7 +99,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("address, message", WRONG.items())
-def test_what_is_not_there_is_one_sentence(address, message, hub):
+def test_what_cannot_be_downloaded_is_reported_in_one_sentence(address, message, hub):
     hub.gated.add("lab/gated")
     with pytest.raises(UserError, match=message) as error:
         mcr.load_model(address)
@@ -108,7 +108,7 @@ def test_what_is_not_there_is_one_sentence(address, message, hub):
 
 def test_a_hub_that_cannot_be_reached(hub, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the library tries again for 20 s
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the library retries for 20 s
     with pytest.raises(UserError, match="not in the cache, and the Hub cannot be reached"):
         mcr.load_model("hf:lab/encoder")
 
@@ -120,7 +120,7 @@ def test_a_published_encoder_is_found_in_the_cache(hub):
         "GqJiang/robots-pretrain-robots", "mcr_resnet50.pth", endpoint=hub.url
     )
     with pytest.raises(UserError, match="it is not the published mcr_resnet50: its sha256 is"):
-        mcr.load_model("mcr_resnet50")  # found there, and it is another file
+        mcr.load_model("mcr_resnet50")  # it is found, but has another hash
 
 
 def test_without_the_extra_the_error_says_what_to_install(monkeypatch):

@@ -1,4 +1,4 @@
-"""The fast network equals the encoder."""
+"""An encoder's network alone, run by torch and by ONNX Runtime, equals the encoder."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import mcr
-from mcr.models.inference import fastest_engine, fused, onnx_network, torch_network
+from mcr.models.inference import fastest_engine, fused, torch_network
 from mcr.models.layouts import Weights
 from mcr.models.loading import build_encoder
-from mcr.models.onnx_file import write_network
+from mcr.models.onnx_file import onnx_network, write_network
 from mcr.models.preprocessing import Preprocessing
 
 SMALL = Preprocessing.for_size(64)

@@ -158,7 +158,7 @@ def test_a_partly_random_encoder_cannot_come_out(change, message, network, tmp_p
 
 
 @pytest.mark.parametrize("holder", ["mcr", "r3m"])
-def test_keys_are_ignored_only_by_rule(holder, snapshot, save):
+def test_unknown_tensors_are_not_ignored(holder, snapshot, save):
     path = save({holder: snapshot("some_head.weight")})
     with pytest.raises(UserError, match=r"1 unexpected \(some_head.weight\)"):
         load_model(path)
@@ -207,7 +207,7 @@ def zipped(*names):
 
 def scripted():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is on its way out
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
         return torch.jit.script(nn.Linear(2, 2)).save_to_buffer()
 
 
@@ -263,7 +263,7 @@ def test_code_in_a_pickle_never_runs(legacy, network, tmp_path):
     with pytest.raises(UserError, match=r"holds the Python object \w+\.mkdir, .* nothing ran"):
         load_model(path)
     assert not marker.exists()
-    torch.load(path, weights_only=False)  # the file is armed: this is what must not happen
+    torch.load(path, weights_only=False)  # the file is dangerous: its code runs here
     assert marker.exists()
 
 
@@ -314,7 +314,7 @@ def test_wrong_exports(spoil, message, export):
         load_model(export)
 
 
-def test_config_of_an_export_rules(export):
+def test_the_config_of_an_export_decides_the_preprocessing(export):
     config = json.loads((export / "config.json").read_text())
     config["mcr"]["encoder_config"] |= {"image_size": 64, "resize": 80}
     (export / "config.json").write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""Preprocessing against torchvision's transforms, and every wrong way to feed an encoder."""
+"""Preprocessing against torchvision's transforms, and every kind of wrong input."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_other_sizes_keep_the_proportion_of_resize_and_crop():
     assert Preprocessing.for_size(224) == PREPROCESS
     assert Preprocessing.for_size(112).resize == 128
     assert Preprocessing.for_size(112)(torch.rand(3, 90, 160)).shape == (3, 112, 112)
-    for size in range(32, 512, 16):  # timm computes the resize back from this ratio
+    for size in range(32, 512, 16):  # timm computes `resize` from this ratio
         resize = Preprocessing.for_size(size).resize
         assert int(size / (size / resize)) == resize
 
@@ -107,8 +107,10 @@ def test_pillow_modes_of_eight_bits_are_converted(mode, pixels):
     torch.testing.assert_close(PREPROCESS(image), PREPROCESS(image.convert("RGB")))
 
 
-@pytest.mark.parametrize("leading", [(), (1,), (2,), (2, 3, 2)])  # a picture, ..., [B, T, V]
-def test_leading_dimensions_stay(leading, pixels):
+@pytest.mark.parametrize(
+    "leading", [(), (1,), (2,), (2, 3, 2)]
+)  # a picture, ..., [batch, time, camera]
+def test_leading_dimensions_are_kept(leading, pixels):
     images = np.broadcast_to(pixels, (*leading, *pixels.shape))
     out = PREPROCESS(images)
     assert out.shape == (*leading, 3, 224, 224) and out.dtype == torch.float32
@@ -183,7 +185,7 @@ WRONG = {
 
 @pytest.mark.parametrize("convert, message", WRONG.values(), ids=WRONG)
 def test_wrong_input_is_refused_with_the_likely_mistake(convert, message, chw):
-    picture = (chw - chw.min()) / (chw.max() - chw.min())  # it uses the whole range
+    picture = (chw - chw.min()) / (chw.max() - chw.min())  # values from 0 to 1
     with pytest.raises(UserError, match=message):
         PREPROCESS(convert(picture))
 
@@ -197,7 +199,7 @@ DARK = {
 
 
 @pytest.mark.parametrize("convert", DARK.values(), ids=DARK)
-def test_black_pictures_are_taken_with_a_warning(convert, chw):
+def test_black_pictures_give_a_warning(convert, chw):
     picture = convert((chw - chw.min()) / (chw.max() - chw.min()))
     with pytest.warns(UserWarning, match="all images of this call are black: .*cast to uint8"):
         out = PREPROCESS(picture)
@@ -205,7 +207,7 @@ def test_black_pictures_are_taken_with_a_warning(convert, chw):
     torch.testing.assert_close(out, REFERENCE(levels))
 
 
-def test_a_black_picture_among_others_is_nothing_special(chw, recwarn):
+def test_one_black_picture_among_others_gives_no_warning(chw, recwarn):
     PREPROCESS(torch.stack([chw, torch.zeros_like(chw)]))
     assert not recwarn.list
 
@@ -247,7 +249,7 @@ def test_masks_stay_on_what_they_mark(size):
     fitted = preprocessing.fit_masks(mask)
     assert fitted.dtype == torch.bool and fitted.shape == (2, 64, 64)
     white = preprocessing(mask[:, None].expand(-1, 3, -1, -1).float())[:, 0]
-    # but for interpolated edges the picture of the mask is the mask
+    # the preprocessed picture of the mask is the mask, except at interpolated edges
     inside, outside = white > 0.99, white < 0.01
     assert fitted[inside].all() and not fitted[outside].any()
     assert (inside | outside).float().mean() > 0.85

@@ -1,4 +1,4 @@
-"""Names that are no paths: the catalogue, MCR_WEIGHTS_PATH, torchvision."""
+"""Names that are not paths: the catalogue, MCR_WEIGHTS_PATH, torchvision."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESNET18 = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
 
 @pytest.fixture(autouse=True)
 def nothing_downloaded_yet(tmp_path, monkeypatch):
-    """This machine's own caches must not answer."""
+    """Hide the caches of this machine."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr("mcr.models.catalogue.cached", lambda text: None)
     monkeypatch.delenv("MCR_WEIGHTS_PATH", raising=False)
@@ -63,7 +63,7 @@ def test_a_name_finds_its_file(folder, snapshot, network):
         torch.testing.assert_close(encoder(IMAGES), network(pixels))
 
 
-def test_what_the_file_holds_must_be_what_the_name_says(folder, released):
+def test_a_file_must_hold_the_network_that_its_name_says(folder, released):
     shutil.copy(released, folder / "r3m_resnet50.pt")
     with pytest.raises(UserError, match="do not fill a resnet50: 198 missing"):
         mcr.load_model("r3m_resnet50")
@@ -73,13 +73,15 @@ def test_another_hash_is_refused(folder, released):
     shutil.copy(released, folder / "mcr_resnet50.pth")
     with pytest.raises(UserError, match=r"it is not the published mcr_resnet50: .* 21560db9e795"):
         mcr.load_model("mcr_resnet50")
-    assert mcr.load_model(folder / "mcr_resnet50.pth").backbone == "resnet18"  # a path is a path
+    assert (
+        mcr.load_model(folder / "mcr_resnet50.pth").backbone == "resnet18"
+    )  # a path is loaded whatever its hash
     model = catalogue.MODELS["mcr_resnet50"]
     right = dataclasses.replace(model, sha256=catalogue.sha256(released))
     assert catalogue.find(right) == folder / "mcr_resnet50.pth"
 
 
-def test_what_is_not_here_is_told_how_to_get(folder):
+def test_the_error_for_a_missing_file_says_how_to_get_it(folder):
     with pytest.raises(
         UserError,
         match=r"r3m_resnet50 is neither in .*weights nor in the Hugging Face cache: get "
@@ -104,7 +106,7 @@ def test_a_relative_path_is_looked_up_in_the_folders_too(folder, released):
         mcr.load_model("lab/other.pth")
 
 
-def test_mvp_brings_pictures_straight_to_its_size(folder):
+def test_mvp_resizes_pictures_without_cropping(folder):
     timm = pytest.importorskip("timm")
     network = timm.create_model("vit_small_patch16_224", num_heads=12, num_classes=0).eval()
     torch.save({"model": network.state_dict()}, folder / "vits-mae-hoi.pth")
@@ -158,7 +160,7 @@ def test_torchvision_downloads_once(name, published, tmp_path):
 
 def test_torchvision_offline(folder, published):
     path, _ = published
-    path.rename(folder / path.name)  # a copy that somebody brought
+    path.rename(folder / path.name)  # a copy made by hand
     assert mcr.load_model("torchvision:resnet18").embed_dim == 512
     (folder / path.name).write_bytes(b"PK\x03\x04 something else")
     with pytest.raises(UserError, match=r"resnet18-.*\.pth: its sha256 does not begin with"):
@@ -171,7 +173,7 @@ def test_torchvision_offline(folder, published):
 def test_torchvision_classifiers_as_files(published, tmp_path, monkeypatch):
     path, _ = published
     monkeypatch.setattr(RESNET18.value, "transforms", transforms_of_another_kind)
-    assert mcr.load_model(path).preprocessing.resize == 232  # its name tells which it is
+    assert mcr.load_model(path).preprocessing.resize == 232  # known by the name of the file
     renamed = path.rename(tmp_path / "mine.pth")
     assert mcr.load_model(renamed).preprocessing == Preprocessing()
 
@@ -192,7 +194,7 @@ def test_wrong_names_of_torchvision(name, message):
         mcr.load_model(name)
 
 
-def test_what_was_asked_for_must_agree(published, checkpoint, save):
+def test_a_backbone_that_contradicts_the_source_is_refused(published, checkpoint, save):
     for source in ("torchvision:resnet18", save(checkpoint)):
         with pytest.raises(UserError, match="is a resnet18, not the resnet50 that was asked for"):
             mcr.load_model(source, backbone="resnet50")

@@ -105,7 +105,7 @@ def test_stages_and_checkpointing(resnet):
     torch.testing.assert_close(resnet.network.layer3[0].conv1.weight.grad, expected)
 
 
-def test_exports_and_comes_back(resnet, save, tmp_path):
+def test_an_export_is_loaded_again(resnet, save, tmp_path):
     path = save(build("resnet10t").state_dict())
     weights = read_source(path, "timm:resnet10t")
     assert weights.backbone == "timm:resnet10t" and not any(

@@ -1,4 +1,4 @@
-"""ViTs under timm's names against timm's own networks: same tokens, or a refusal."""
+"""ViTs under timm's names against timm's own networks: the same tokens, or an error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IMAGES = torch.rand(1, 3, 180, 320, generator=torch.Generator().manual_seed(0))
 
 
 def network_of_timm(name="vit_tiny_patch16_224", **arguments):
-    """timm's network; LayerScale, norms, positions and tokens far from their neutral values."""
+    """timm's network with LayerScale, norms, positions and tokens far from initial values."""
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=0, **arguments).eval()
     for name, parameter in network.named_parameters():
@@ -143,7 +143,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name, tensors, message", FOREIGN.values(), ids=FOREIGN)
-def test_networks_whose_preprocessing_nobody_knows_are_refused(name, tensors, message, save):
+def test_networks_with_unknown_preprocessing_are_refused(name, tensors, message, save):
     path = save(tensors or timm.create_model(name).state_dict())
     with pytest.raises(UserError, match=message):
         load_model(path)
@@ -191,6 +191,6 @@ def test_positions_are_interpolated_as_dinov2_does(antialias):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_positions_of_the_right_size_stay():
+def test_positions_of_the_right_size_are_kept():
     positions = torch.randn(1, 197, 3)
     assert resize_positions(positions, 14, antialias=False) is positions

@@ -1,4 +1,4 @@
-"""Exports: whole or absent, and the same encoder when loaded again."""
+"""Exports: they are complete or absent, and load as the same encoder."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 import mcr
 from mcr.errors import UserError
 from mcr.models import catalogue
-from mcr.release import export as export_module
+from mcr.release import model_card
 from mcr.release.export import export_encoder
+from mcr.runs import atomic
 
 REPOSITORY = Path(__file__).parents[2]
 IMAGES = torch.rand(2, 3, 90, 120, generator=torch.Generator().manual_seed(0))
@@ -102,7 +103,7 @@ def test_nothing_is_overwritten_without_force(source, tmp_path):
     assert names(tmp_path) == ["out", "out.pth", "weights.pth"]
 
 
-def test_force_deletes_nothing_but_an_export(source, tmp_path):
+def test_force_deletes_only_exports(source, tmp_path):
     precious = tmp_path / "home" / "thesis.tex"
     precious.parent.mkdir()
     precious.write_text("years of work")
@@ -128,7 +129,7 @@ def test_other_formats_are_refused(source, tmp_path):
         export_encoder(source, tmp_path / "encoder.bin")
 
 
-def test_what_only_the_run_knows_is_kept(checkpoint, tmp_path):
+def test_facts_from_the_folder_of_the_run_are_added(checkpoint, tmp_path):
     """The last held-out metrics up to the checkpoint, the command, the whole config."""
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
@@ -156,8 +157,8 @@ def test_what_only_the_run_knows_is_kept(checkpoint, tmp_path):
     assert "| contrast/accuracy | 0.875 |" in (again / "README.md").read_text()
 
 
-def test_terms_of_published_weights_are_passed_on(released, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_module, "identify", lambda _: catalogue.MODELS["vc1_vitb"])
+def test_licences_of_published_weights_are_stated(released, tmp_path, monkeypatch):
+    monkeypatch.setattr(model_card, "identify", lambda _: catalogue.MODELS["vc1_vitb"])
     export_encoder(released, tmp_path / "out")
     assert "| weights | CC BY-NC 4.0 |" in (tmp_path / "out" / "README.md").read_text()
 
@@ -170,7 +171,7 @@ def test_a_failing_export_leaves_the_old_one(source, tmp_path, monkeypatch):
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export_module, "_sync", no_space)
+    monkeypatch.setattr(atomic, "sync", no_space)
     with pytest.raises(OSError, match="No space left"):
         export_encoder(source, out, force=True)
     assert {name: (out / name).read_bytes() for name in names(out)} == before
@@ -178,8 +179,8 @@ def test_a_failing_export_leaves_the_old_one(source, tmp_path, monkeypatch):
 
 
 def test_a_killed_export_does_not_hinder_the_next(source, tmp_path):
-    (tmp_path / ".partial-out").mkdir()
-    (tmp_path / ".partial-out" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "model.safetensors").write_bytes(b"half")
     export_encoder(source, tmp_path / "out")
     assert names(tmp_path) == ["out", "weights.pth"]
 

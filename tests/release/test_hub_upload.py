@@ -1,4 +1,4 @@
-"""Uploads against a stand-in of the Hub on localhost, by the client's LFS protocol.
+"""Uploads to a server on localhost that acts as the Hub, by the client's LFS protocol.
 
 The client prefers Xet where hf_xet is installed; that protocol has no stand-in here, so it is
 switched off.
@@ -26,7 +26,7 @@ COMMIT = "c" * 40
 
 
 class Handler(hub_server.Handler):
-    """Takes uploads too: large files by LFS, the others inside the commit."""
+    """Also accepts uploads: large files by LFS, the others inside the commit."""
 
     def do_POST(self):
         path = unquote(urlsplit(self.path).path).strip("/")
@@ -112,7 +112,7 @@ def folder(small_checkpoint, tmp_path):
     return export_encoder(small_checkpoint, tmp_path / "encoder").path
 
 
-def test_there_and_back(hub, folder):
+def test_an_upload_is_loaded_again(hub, folder):
     (folder / "notes.txt").write_text("not for the public")
     address = mcr.push_to_hub(folder, "lab/encoder", private=True)
     assert address == f"hf:lab/encoder@{COMMIT}" and hub.private == {"lab/encoder": True}
@@ -137,7 +137,7 @@ def test_an_untrained_encoder_is_not_uploaded(hub, tmp_path):
     assert hub.requests == []
 
 
-def test_what_is_no_export_is_not_uploaded(hub, tmp_path):
+def test_a_folder_that_is_not_an_export_is_not_uploaded(hub, tmp_path):
     with pytest.raises(UserError, match=r"has no config\.json; give a folder that"):
         mcr.push_to_hub(tmp_path, "lab/encoder")
 
@@ -149,7 +149,7 @@ def test_the_hubs_refusal_is_passed_on(hub, folder):
         mcr.push_to_hub(folder, "a/b/c")
 
 
-def test_a_hub_out_of_reach(folder, monkeypatch):
+def test_a_hub_that_cannot_be_reached_at_upload(folder, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="the Hub cannot be reached"):
         mcr.push_to_hub(folder, "lab/encoder")

@@ -1,4 +1,4 @@
-"""Programs: the files compute what the encoder computes, and cannot be fed a wrong range."""
+"""Programs: the files compute what the encoder computes, and take uint8 alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def exported(small_checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(network):
-    """By torchvision alone: normalise, then its network."""
+    """The features by torchvision alone."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     with torch.no_grad():
         return network((IMAGES / 255 - mean) / std)

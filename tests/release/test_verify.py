@@ -1,4 +1,4 @@
-"""Verify: each way in which an encoder may not be what it claims is found, and said in words."""
+"""Verify: each way in which an encoder may differ from its claims is found and named."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_sound_export(export):
     assert text.endswith(f"{export} is what it claims to be, as far as can be told")
 
 
-def test_of_a_bare_file_less_can_be_said(released):
+def test_fewer_checks_apply_to_a_bare_file(released):
     found = findings(released)
     assert found["golden features"].verdict == found["file"].verdict == UNKNOWN
     assert found["training"].verdict == SOUND and mcr.verify(released).ok
@@ -100,11 +100,13 @@ def test_a_random_initialisation_is_recognised_as_untrained(checkpoint, save, tm
     assert (
         "all" not in found["training"].text and "the encoder is untrained" in found["training"].text
     )
-    assert found["golden features"].verdict == SOUND  # it is what was exported, and that is random
+    assert (
+        found["golden features"].verdict == SOUND
+    )  # it computes what was exported, although that is random
     assert "is NOT what it should be: look at batch statistics, training" in str(verification)
 
 
-def test_a_random_vision_transformer_too(tmp_path):
+def test_a_random_vision_transformer_is_recognised_as_untrained(tmp_path):
     torch.save(build_backbone("vit_ti_16").state_dict(), tmp_path / "vit.pth")
     found = findings(tmp_path / "vit.pth")
     assert found["batch statistics"].verdict == UNKNOWN
@@ -147,7 +149,7 @@ def test_changed_preprocessing(export, tmp_path):
     assert findings(folder)["golden features"].verdict == WRONG
 
 
-def test_what_does_not_load(damaged, tmp_path):
+def test_a_file_that_does_not_load_is_a_finding(damaged, tmp_path):
     verification = mcr.verify(damaged(lambda tensors: tensors.pop("layer1.0.conv1.weight")))
     assert not verification.ok and "1 missing" in str(verification)
     with pytest.raises(UserError, match="no such file"):
@@ -155,7 +157,7 @@ def test_what_does_not_load(damaged, tmp_path):
 
 
 def test_published_hashes(released, tmp_path, monkeypatch):
-    """A catalogue with a ResNet-18 in the place of the real file."""
+    """The catalogue has the hash of a ResNet-18 instead of the real one."""
     entry = catalogue.MODELS["mcr_resnet50"]
     monkeypatch.setattr(
         verify_module, "identify", lambda digest: entry if digest == sha256(released) else None

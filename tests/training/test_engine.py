@@ -138,10 +138,11 @@ def test_bad_options_are_refused(options, message):
 
 
 def test_compile_auto_is_for_long_runs_of_one_gpu():
-    def mode(device="cuda", num_steps=5_000, world=ALONE, **options):
-        return compile_mode(EngineConfig(**options), torch.device(device), world, num_steps)
+    def mode(device="cuda", num_steps=5_000, num_clips=128, world=ALONE, **options):
+        config, where = EngineConfig(**options), torch.device(device)
+        return compile_mode(config, where, world, num_steps, num_clips)
 
-    assert mode("cpu") == mode(num_steps=300) == mode(recompute=True) == "off"
+    assert mode("cpu") == mode(num_steps=300) == mode(num_clips=32) == mode(recompute=True) == "off"
     assert mode(world=World(0, 2, 0)) == "off"
     assert mode("cpu", compile="reduce-overhead") == "reduce-overhead"
     assert mode() == ("default" if shutil.which("cc") or shutil.which("gcc") else "off")

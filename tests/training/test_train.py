@@ -119,6 +119,7 @@ def start(config, *, sleep_after_step=None):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -154,12 +155,17 @@ def test_killed_in_the_middle_then_resumed_equals_uninterrupted_bitwise(tiny, tm
     assert len(steps) == len(set(steps))
 
 
-def test_sigterm_saves_and_exits_cleanly(tiny):
-    config = tiny(steps=10_000, save_every=10_000)
+@pytest.mark.parametrize("everyone", [False, True])
+def test_sigterm_saves_and_exits_cleanly(tiny, everyone):
+    """everyone: loader processes get the signal too, as from a cluster's scheduler."""
+    config = tiny(steps=10_000, save_every=10_000, **{"data.workers": 2})
     process = start(config)
     wait_for_step(config, 2, process)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    if everyone:
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
     assert process.returncode == 0, output
     assert "stopped by SIGTERM" in output
     assert "not finished" in (Path(config.run_dir) / "summary.html").read_text()

@@ -1,4 +1,4 @@
-"""Golden features: few numbers that notice a change of any one feature."""
+"""Golden features: a few numbers that show a change of any one feature."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from mcr.errors import UserError
 from mcr.models.golden_pictures import golden_pictures
-from mcr.release.golden import golden_deviation, golden_record
+from mcr.release.golden_features import golden_deviation, golden_record
 
 FEATURES = torch.rand(4, 512, generator=torch.Generator().manual_seed(0))
 

@@ -1,8 +1,7 @@
-"""Golden features: what an encoder makes of four pictures that ship with `mcr`, in a few numbers.
+"""Golden features: an encoder's features of the golden pictures, summarised in a few numbers.
 
-An export carries them in its config.json, so that anybody can find out on another machine whether
-the encoder still computes what it did when it was exported: `release.verify` compares. The pictures
-are frames of the embedded sample data, as PNG because that decodes to the same pixels everywhere.
+An export stores them in its config.json. `release.verify` compares them with what the encoder
+computes later, on another machine or with another version of torch.
 """
 
 from __future__ import annotations
@@ -22,20 +21,20 @@ _NUM_PROJECTIONS = 8
 
 
 def golden_features(encoder: Encoder) -> Tensor:
-    """Pooled features of the golden pictures, float32 [4, D] on the CPU."""
+    """Return pooled features of the golden pictures, float32 [4, D] on the CPU."""
     with torch.inference_mode():
         return encoder(list(golden_pictures().values())).float().cpu()
 
 
 def golden_record(features: Tensor) -> dict[str, Any]:
-    """What an export stores of `golden_features`: picture -> norm and 8 projections.
+    """Return what an export stores of `golden_features`: the norm and 8 projections per picture.
 
-    Projection j is sum_i f_i cos(pi j (i + 1/2) / D), a cosine transform's coefficient: each
-    depends on every feature, so that eight numbers notice a change of any one.
+    Projection j is sum_i f_i cos(pi j (i + 1/2) / D), a coefficient of the cosine transform. Each
+    depends on every feature, so that these numbers show a change of any one.
     """
     basis = _basis(features.shape[1])
     return {
-        "pictures": _digest(),
+        "pictures": _pictures_sha256(),
         "features": {
             name: {
                 "norm": _rounded(row.norm()),
@@ -47,14 +46,17 @@ def golden_record(features: Tensor) -> dict[str, Any]:
 
 
 def golden_deviation(record: dict[str, Any], features: Tensor) -> float:
-    """The largest difference between stored and computed numbers, relative to a picture's norm.
+    """Return the largest difference between stored and computed numbers, relative to the norm.
 
-    About 1e-6 between machines. Raises UserError if the record is of other pictures or damaged.
+    It is about 1e-6 between machines.
+    Raises UserError if the record is damaged, or if it is of other pictures.
     """
     now = golden_record(features)
     try:
         if record["pictures"] != now["pictures"]:
-            raise UserError("the golden features are of other pictures than this mcr ships")
+            raise UserError(
+                "the golden features are of other pictures than those of this version of mcr"
+            )
         deviations = [
             abs(then - value) / stored["norm"]
             for name, stored in record["features"].items()
@@ -81,8 +83,8 @@ def _rounded(value: Tensor) -> float:
     return float(f"{float(value):.6g}")
 
 
-def _digest() -> str:
-    """SHA-256 of all pixels of the golden pictures."""
+def _pictures_sha256() -> str:
+    """Return the SHA-256 of all pixels of the golden pictures."""
     digest = hashlib.sha256()
     for picture in golden_pictures().values():
         digest.update(picture.tobytes())

@@ -1,0 +1,110 @@
+"""`other_data.pkl`: the signals of an episode in the PNG/pickle tree, written and read safely.
+
+Pickles are read through an unpickler that admits only NumPy arrays and builtin containers, so a
+downloaded tree cannot run code.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mcr.data.episode import Episode
+from mcr.errors import UserError
+
+OTHER_DATA = "other_data.pkl"
+
+
+def other_data(episode: Episode) -> dict[str, Any]:
+    """Return the content of `other_data.pkl` as upstream's script lays it out.
+
+    "cartesian_position" (6), "gripper_position" (1), "joint_position" (7), "action" (7): lists of
+    T float64 arrays; "action_dict": list of T dicts of arrays; "discount", "is_first", "is_last",
+    "is_terminal": lists of T scalars. We also keep "reward", "lab", "outcome" and "file_path".
+    The numbers have float32 precision because DROID's shards have, whatever their schema says.
+    """
+    signals = episode.signals
+    commands = {
+        key.removeprefix("action_dict/"): value
+        for key, value in signals.items()
+        if key.startswith("action_dict/")
+    }
+    data: dict[str, Any] = {
+        key: list(value.astype(np.float64))
+        for key, value in signals.items()
+        if value.ndim == 2 and not key.startswith("action_dict/")
+    }
+    data["action_dict"] = [
+        {key: value[step].astype(np.float64) for key, value in commands.items()}
+        for step in range(episode.length)
+    ]
+    data |= {key: value.tolist() for key, value in signals.items() if value.ndim == 1}
+    origin = episode.origin
+    return data | {"lab": origin.lab, "outcome": origin.outcome, "file_path": episode.file_path}
+
+
+def write_other_data(path: Path, episode: Episode) -> None:
+    """Write `other_data(episode)` as a pickle that NumPy 1 and 2 both load."""
+    with path.open("wb") as file:
+        _PortablePickler(file, protocol=4).dump(other_data(episode))
+
+
+class _PortablePickler(pickle.Pickler):
+    """Stores an array as a call of `numpy.frombuffer(bytes, dtype)`.
+
+    NumPy's own reduction names a private module that moved between NumPy 1 and NumPy 2.
+    """
+
+    def reducer_override(self, obj: object) -> Any:
+        if isinstance(obj, np.ndarray) and obj.ndim == 1:
+            return np.frombuffer, (obj.tobytes(), obj.dtype.str)
+        return NotImplemented
+
+
+def read_other_data(path: Path) -> dict[str, Any]:
+    """Load `other_data.pkl` without executing anything from the file.
+
+    Raises UserError for a damaged or malicious file and OSError for one that cannot be opened.
+    """
+    try:
+        data = _SafeUnpickler(io.BytesIO(path.read_bytes())).load()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise UserError(f"{path}: damaged pickle ({type(error).__name__}: {error})") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds a {type(data).__name__}, not a dict of lists")
+    return data
+
+
+_ADMITTED = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy", "frombuffer"),
+    ("_codecs", "encode"),  # how protocol 2 stores bytes
+    *(
+        (f"numpy.{core}.{module}", name)
+        for core in ("core", "_core")  # NumPy 1, NumPy 2
+        for module, name in [
+            ("multiarray", "_reconstruct"),
+            ("multiarray", "scalar"),
+            ("numeric", "_frombuffer"),
+        ]
+    ),
+}
+
+
+class _SafeUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ADMITTED:
+            raise UserError(
+                f"refuses to load {module}.{name}: only NumPy arrays and builtin containers are "
+                "admitted, so this is no episode of a robot data set; nothing was executed"
+            )
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
