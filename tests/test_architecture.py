@@ -31,6 +31,8 @@ STOREYS: tuple[tuple[str, ...], ...] = (
     ("training", "release", "features"),
     ("policies", "simulation"),
     ("evaluation", "robomimic"),
+    ("commands",),
+    ("cli",),
 )
 FLOORS = {room: floor for floor, rooms in enumerate(STOREYS) for room in rooms}
 DOORS = {"mcr.data.batch"}  # the contract between data and objectives
@@ -72,6 +74,7 @@ HOMES = {
         "mcr/evaluation/",
     ),
     "ray": ("mcr/runs/ray_engine.py",),
+    "shtab": ("mcr/cli.py",),
     "wandb": ("mcr/runs/log.py",),
     "timm": ("mcr/models/",),
     "huggingface_hub": ("mcr/models/", "mcr/release/"),

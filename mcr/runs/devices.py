@@ -23,3 +23,8 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from error
     return device
+
+
+def count_gpus() -> int:
+    """The number of GPUs that this process may use; CUDA_VISIBLE_DEVICES limits it."""
+    return torch.cuda.device_count()
