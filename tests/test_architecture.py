@@ -70,7 +70,7 @@ HOMES = {
         "mcr/data/contact_sheet.py",
         "mcr/data/inspection_picture.py",
         "mcr/training/pictures.py",
-        "mcr/training/summary.py",
+        "mcr/training/curves.py",
         "mcr/evaluation/",
     ),
     "ray": ("mcr/runs/ray_engine.py",),
