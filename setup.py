@@ -34,6 +34,7 @@ setup(
         "isal>=1.5",  # deflate ten times faster than zlib, for PNG
         "google-crc32c>=1.5",  # hardware CRC-32C of TFRecord
         "matplotlib>=3.8",
+        "jinja2>=3.1",  # the page about a run; torch needs it too
         "tqdm>=4.60",
     ],
     extras_require={

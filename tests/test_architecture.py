@@ -68,9 +68,9 @@ HOMES = {
     "torchvision": WEIGHTS,
     "matplotlib": (
         "mcr/data/contact_sheet.py",
-        "mcr/data/inspection.py",
+        "mcr/data/inspection_picture.py",
         "mcr/training/pictures.py",
-        "mcr/training/summary.py",
+        "mcr/training/curves.py",
         "mcr/evaluation/",
     ),
     "ray": ("mcr/runs/ray_engine.py",),

@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mcr.features.cache import CACHED_OUTPUTS, DTYPES, FeatureConfig, extract_features
+from mcr.features.cache import CACHED_OUTPUTS, DTYPES
+from mcr.features.extraction import FeatureConfig, extract_features
 from mcr.models.inference import ENGINES, PRECISIONS
 
 
