@@ -9,9 +9,8 @@ pictures. Typed again, it goes on where it was stopped.
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from mcr.errors import UserError, command_line, require_choice
+from mcr.errors import UserError, command_line
 from mcr.simulation.simulator import LOOKS, PictureConfig
 from mcr.simulation.tasks import SUITES
 
@@ -30,15 +29,9 @@ def main() -> None:
 
 
 def _evaluate_in_simulation(arguments: argparse.Namespace, out: Path) -> str:
-    from mcr.evaluation.results import success_rates
-    from mcr.evaluation.success_rates import PROPRIOCEPTION_ONLY, Contestant, Protocol, evaluate
+    from mcr.evaluation.success_rates import Protocol, evaluate_in_simulation
     from mcr.policies.policy import PolicyConfig
 
-    names = SUITES[arguments.suite]
-    tasks = [
-        f"{arguments.suite}/{require_choice('task', task, names)}"
-        for task in arguments.tasks or names
-    ]
     protocol = Protocol(
         demonstrations=arguments.demonstrations,
         rollouts=arguments.rollouts,
@@ -48,92 +41,30 @@ def _evaluate_in_simulation(arguments: argparse.Namespace, out: Path) -> str:
             hidden=arguments.hidden, dropout=arguments.dropout, epochs=arguments.epochs
         ),
     )
-    encoders, untrained = _encoders(arguments.encoders, out)
-    contestants = [Contestant(*named) for named in encoders + untrained]
-    if arguments.from_scratch:
-        contestants += [
-            Contestant(name.replace("untrained", "from scratch"), source, learns=True)
-            for name, source in untrained
-        ]
-    contestants.append(Contestant(PROPRIOCEPTION_ONLY, None))
-    results = evaluate(contestants, tasks, protocol, out, arguments.processes, arguments.device)
-    rows = results.rows[results.rows["task"].isin(tasks)]
-    return results.write_report(success_rates(rows), percent=True)
+    return evaluate_in_simulation(
+        arguments.encoders,
+        arguments.suite,
+        arguments.tasks,
+        protocol,
+        out,
+        arguments.from_scratch,
+        arguments.processes,
+        arguments.device,
+    )
 
 
 def _evaluate_offline(arguments: argparse.Namespace, out: Path) -> str:
-    from mcr.data.index import open_index
     from mcr.data.selection import SelectionConfig
-    from mcr.evaluation.offline import SCORES, OfflineConfig, offline_scores
-    from mcr.evaluation.results import Results
-    from mcr.evaluation.success_rates import versions
-    from mcr.features.cache import weights_fingerprint
-    from mcr.models.loading import load_model
+    from mcr.evaluation.offline import OfflineConfig, evaluate_offline
 
     if arguments.data is None:
         raise UserError("--suite offline needs --data: shards or a tree, as training reads them")
-    index = open_index(arguments.data)
-    selection = SelectionConfig(val_fraction=arguments.val_fraction)
     config = OfflineConfig(
-        cameras=arguments.cameras, selection=selection, num_seeds=arguments.seeds
+        cameras=arguments.cameras,
+        selection=SelectionConfig(val_fraction=arguments.val_fraction),
+        num_seeds=arguments.seeds,
     )
-    results = Results(out, {"data": index.fingerprint, "held out": arguments.val_fraction})
-    encoders, untrained = _encoders(arguments.encoders, out)
-    for name, source in encoders + untrained:
-        encoder = load_model(source, arguments.device)
-        weights = weights_fingerprint(encoder)
-        if results.has(name, weights, next(iter(SCORES))):
-            continue
-        print(f"{name}: encoding and probing", flush=True)
-        scores = offline_scores(encoder, index, config)
-        about = {"suite": OFFLINE, "encoder": name, "source": source, "weights": weights}
-        rows: list[dict[str, Any]] = [
-            {
-                **about,
-                "task": score,
-                "value": scores[score],
-                "low": scores[f"{score}_low"],
-                "high": scores[f"{score}_high"],
-                "versions": versions(),
-            }
-            for score in SCORES
-            if score in scores
-        ]
-        results.add(rows)
-    return results.write_report(results.rows, percent=False)
-
-
-def _encoders(
-    arguments: list[str], out: Path
-) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(name, source) of the encoders, and of an untrained one for each kind of network among them.
-
-    A kind is a network and its preprocessing.
-    """
-    from mcr.models.loading import load_model
-    from mcr.models.untrained import write_untrained_like
-
-    named = [_named(argument) for argument in arguments]
-    if doubles := {name for name, _ in named if [n for n, _ in named].count(name) > 1}:
-        raise UserError(f"two encoders are called {', '.join(sorted(doubles))}; write NAME=PATH")
-    untrained: dict[tuple, tuple[str, str]] = {}
-    for _, source in named:
-        encoder = load_model(source)
-        kind = (encoder.backbone, encoder.preprocessing)
-        if kind in untrained:
-            continue
-        size = encoder.preprocessing.image_size
-        path = out / "untrained" / f"{len(untrained)}.pt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_untrained_like(path, source)
-        untrained[kind] = (f"untrained {encoder.backbone}, {size} px", str(path))
-    return named, list(untrained.values())
-
-
-def _named(argument: str) -> tuple[str, str]:
-    """ "NAME=PATH" or "PATH" -> (name, source)."""
-    name, equals, source = argument.partition("=")
-    return (name, source) if equals else (argument, argument)
+    return evaluate_offline(arguments.encoders, arguments.data, out, config, arguments.device)
 
 
 def _parse_arguments() -> argparse.Namespace:

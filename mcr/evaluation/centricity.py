@@ -13,16 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-from matplotlib.figure import Figure
-from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
-from mcr.errors import UserError, nearest
+from mcr.errors import UserError
 from mcr.evaluation.masked_pictures import MaskedPictures
 from mcr.models.encoder import Encoder
 from mcr.models.grad_cam import grad_cam
@@ -31,7 +27,6 @@ THRESHOLD = 0.5  # of maps in [0, 1]
 THRESHOLDS = tuple(np.arange(1, 20) / 20)
 
 _IMAGES_AT_ONCE = 32
-_COLUMNS = 6
 
 
 @dataclass(frozen=True)
@@ -140,116 +135,3 @@ def _discs(areas: np.ndarray, side: int) -> np.ndarray:
     rank = np.empty(side**2, int)
     rank[order] = np.arange(side**2)
     return rank.reshape(side, side) < areas[:, None, None]
-
-
-def to_markdown(table: pd.DataFrame, threshold: float) -> str:
-    """A row per encoder and task, then each encoder's mean over tasks.
-
-    table: "encoder", "task", "frames", "unseen", "centricity", "whole", "centre", "random"
-    """
-    numbers = ["centricity", "whole", "centre", "random"]
-    means = table.groupby("encoder", sort=False)[numbers].mean()
-    lines = [
-        f"Jaccard index of maps that reach {threshold:g} with masks of gripper and objects\n",
-        f"| encoder | task | frames | {' | '.join(numbers)} |",
-        "|---|---|---|" + "---|" * len(numbers),
-    ]
-    for _, row in table.iterrows():
-        cells = " | ".join(f"{row[name]:.3f}" for name in numbers)
-        lines.append(f"| {row['encoder']} | {row['task']} | {row['frames']} | {cells} |")
-    for encoder, row in means.iterrows():
-        cells = " | ".join(f"{row[name]:.3f}" for name in numbers)
-        lines.append(f"| {encoder} | **mean of tasks** | | {cells} |")
-    return "\n".join(lines) + "\n"
-
-
-def correlate_with_success(
-    centricity: dict[str, float], results: pd.DataFrame, where: str = "results"
-) -> dict[str, float]:
-    """Over encoders: {"pearson", "pearson_p", "spearman", "spearman_p"} with success rates.
-
-    results: rows with "encoder", "task", "successes", "trials", of other encoders too; an encoder's
-    success is the mean over its tasks, which must be the same for all.
-    Raises UserError for fewer than three encoders, unknown ones, or numbers that are all equal.
-    """
-    if lacking := {"encoder", "task", "successes", "trials"} - set(results.columns):
-        raise UserError(f"{where}: lacks the columns {', '.join(sorted(lacking))}")
-    known = set(results["encoder"])
-    if unknown := sorted(set(centricity) - known):
-        raise UserError(f"{where}: has no encoder {unknown[0]!r}{nearest(unknown[0], known)}")
-    success = _success_rates(results[results["encoder"].isin(list(centricity))], where)
-    ones, others = zip(*((centricity[name], success[name]) for name in centricity), strict=True)
-    if len(ones) < 3:
-        raise UserError(f"{where}: a correlation needs three encoders or more, not {len(ones)}")
-    for what, values in (("centricities", ones), ("success rates", others)):
-        if len(set(values)) == 1:
-            raise UserError(f"{where}: all {what} are {values[0]:g}: nothing correlates with that")
-    pearson, spearman = pearsonr(ones, others), spearmanr(ones, others)
-    return {
-        "pearson": float(pearson.statistic),
-        "pearson_p": float(pearson.pvalue),
-        "spearman": float(spearman.statistic),
-        "spearman_p": float(spearman.pvalue),
-    }
-
-
-def _success_rates(results: pd.DataFrame, where: str) -> dict[str, float]:
-    """Encoder -> success rate, the mean over tasks."""
-    sums = results.groupby(["encoder", "task"])[["successes", "trials"]].sum()
-    rates = (sums["successes"] / sums["trials"]).unstack("task")
-    if rates.isna().any(axis=None):
-        encoder, task = rates.stack(future_stack=True).isna().idxmax()
-        raise UserError(f"{where}: {encoder} was not evaluated on {task}, as others were")
-    return rates.mean(axis=1).to_dict()
-
-
-# --------------------------------------------------------------------------- pictures
-
-
-def draw_saliency(
-    looks: dict[str, Saliency], path: str | Path, threshold: float = THRESHOLD
-) -> None:
-    """Write a PNG: a row per encoder, evenly chosen frames; map, its outline and the mask's.
-
-    looks: name -> of the same frames, but for those that were left out
-    """
-    columns, side = min(_COLUMNS, *(len(look.maps) for look in looks.values())), 1.9
-    figure = Figure(
-        figsize=(side * columns, (side + 0.25) * len(looks) + 0.4), layout="constrained"
-    )
-    axes = figure.subplots(len(looks), columns, squeeze=False)
-    for row, (name, look) in zip(axes, looks.items(), strict=True):
-        scores = sweep(look, [threshold])[:, 0]
-        places = np.linspace(0, len(scores) - 1, columns).astype(int)
-        for cell, place in zip(row, places.tolist(), strict=True):
-            cell.imshow(look.inputs[place])
-            cell.imshow(look.maps[place], cmap="inferno", alpha=0.5, vmin=0, vmax=1)
-            for shape, colour in ((look.masks, "lime"), (look.maps >= threshold, "white")):
-                if shape[place].any() and not shape[place].all():
-                    cell.contour(shape[place], levels=[0.5], colors=colour, linewidths=1)
-            cell.set(xticks=[], yticks=[])
-            cell.set_title(f"{scores[place]:.2f}", fontsize=8)
-        row[0].set_ylabel(f"{_label(name)}\n{scores.mean():.3f}", fontsize=8)
-    figure.suptitle(
-        f"Grad-CAM, white: reaches {threshold:g}; green: gripper and objects; numbers: Jaccard",
-        fontsize=9,
-    )
-    figure.savefig(path, dpi=110)
-
-
-def draw_sweep(curves: dict[str, np.ndarray], path: str | Path) -> None:
-    """Write a PNG of centricity over THRESHOLDS; curves: name -> float [number of THRESHOLDS]."""
-    figure = Figure(figsize=(5.5, 3.5), layout="constrained")
-    axes = figure.subplots()
-    for name, curve in curves.items():
-        axes.plot(THRESHOLDS, curve, marker=".", label=_label(name))
-    axes.set(xlabel="threshold of the map", ylabel="manipulation centricity")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-
-
-def _label(name: str) -> str:
-    """Of a path its end."""
-    return "/".join(Path(name).parts[-2:])

@@ -1,17 +1,107 @@
 """Comparison: runs of several variants and seeds -> one table and one picture.
 
 It is for what compares: held-out accuracies and probes, not losses, which differ in kind between
-variants. Called by scripts/compare_runs.py, which gathers the numbers.
+variants. Called by scripts/compare_runs.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+
+from mcr.data.index import open_index
+from mcr.data.selection import select_episodes, split_sessions
+from mcr.errors import UserError
+from mcr.evaluation.probes import probe_encoder
+from mcr.models.loading import load_model
+from mcr.runs.atomic import atomic_path, write_text
+from mcr.training.checkpoint import list_checkpoints
+from mcr.training.config import Config
+from mcr.training.run_folder import final_metrics, load_config, read_metrics
+
+MEASURES = {
+    "dynamics_alignment/accuracy": "dynamics accuracy",
+    "time_contrastive/accuracy": "time accuracy",
+    "action_prediction/r2": "action head R²",
+    "embedding/effective_rank": "effective rank",
+}
+
+
+def compare_runs(
+    folders: Sequence[Path], out: Path | None = None, first: str = "full", probe: bool = True
+) -> str:
+    """Gather runs into comparison.csv, comparison.md and comparison.png.
+
+    folders: runs, or folders of runs
+    out:     folder of the three files; None = the first of `folders`
+    first:   the variant that the others are compared with
+    probe:   also fit probes on the frozen encoders, which reads the training data
+    Returns the table in Markdown. Raises UserError if there is no run, and as `probe_encoder`.
+    """
+    out = out or folders[0]
+    runs = _gather(folders, probe)
+    metrics = list(runs.columns[2:])
+    out.mkdir(parents=True, exist_ok=True)
+    table = to_markdown(summarise_runs(runs, first))
+    with atomic_path(out / "comparison.csv") as partial:
+        runs.to_csv(partial, index=False)
+    write_text(out / "comparison.md", table)
+    plot_comparison(runs, out / "comparison.png", metrics, first)
+    return table
+
+
+def _gather(folders: Sequence[Path], probe: bool) -> pd.DataFrame:
+    """A row per run: "variant", "seed", and a column for each metric that any run has."""
+    rows = []
+    for variant, run_dir in _find_runs(folders):
+        config = load_config(run_dir)
+        held_out = final_metrics(read_metrics(run_dir))["val"]
+        row = {"variant": variant, "seed": config.seed}
+        row |= {name: held_out.get(metric) for metric, name in MEASURES.items()}
+        if probe:
+            print(f"probing {run_dir}")
+            row |= {f"{k} probe R²": v for k, v in _probe_run(run_dir, config).items()}
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{folders[0]}: no training run is in it")
+    runs = pd.DataFrame(rows)
+    metrics = [name for name in runs.columns[2:] if runs[name].notna().any()]
+    return runs[["variant", "seed", *metrics]].astype(dict.fromkeys(metrics, float))
+
+
+def _find_runs(folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+    """(variant, run_dir): the variant is the run's path without `seed<k>`."""
+    for folder in folders:
+        for config in sorted(folder.rglob("config.yaml")):
+            run_dir = config.parent
+            parts = [
+                p for p in run_dir.relative_to(folder).parts if not re.fullmatch(r"seed\d+", p)
+            ]
+            yield "/".join(parts) or run_dir.name, run_dir
+
+
+def _probe_run(run_dir: Path, config: Config) -> dict[str, float]:
+    """Probes of a run's newest encoder; kept in its probe.json."""
+    checkpoint = list_checkpoints(run_dir / "checkpoints")[-1]
+    kept = run_dir / "probe.json"
+    if kept.is_file():
+        known = json.loads(kept.read_text())
+        if known["checkpoint"] == checkpoint.name:
+            return known["scores"]
+    data = config.data
+    index = open_index(data.root, data.index or None)
+    episodes, _ = select_episodes(index, data.selection)
+    training, held_out = split_sessions(index, episodes, data.selection.val_fraction)
+    encoder = load_model(checkpoint)
+    scores = probe_encoder(encoder, index, training, held_out, data.cameras, data.state_keys)
+    write_text(kept, json.dumps({"checkpoint": checkpoint.name, "scores": scores}))
+    return scores
 
 
 def summarise_runs(runs: pd.DataFrame, first: str = "") -> pd.DataFrame:
@@ -78,4 +168,5 @@ def plot_comparison(
         axes.tick_params(axis="x", labelsize=8)
         axes.grid(alpha=0.3)
     axes.invert_yaxis()
-    figure.savefig(path, dpi=110)
+    with atomic_path(Path(path)) as partial:
+        figure.savefig(partial, dpi=110, format="png")

@@ -12,30 +12,24 @@ It is no substitute for success rates.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import permutations
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from einops import rearrange
-from scipy.stats import kendalltau, t
+from scipy.stats import kendalltau
 
-from mcr.data.index import Index
-from mcr.data.selection import SelectionConfig, select_episodes, split_sessions
-from mcr.data.spaces import action_space, signal_space
-from mcr.errors import UserError
-from mcr.evaluation.probes import (
-    choose_steps,
-    embed_steps,
-    mlp_predictions,
-    ridge_errors,
-    ridge_predictions,
-    session_folds,
-    varying,
-)
-from mcr.models.effective_rank import effective_rank
+from mcr.data.index import Index, open_index
+from mcr.evaluation.contestants import named_encoders, write_untrained_encoders
+from mcr.evaluation.feature_health import health_scores
+from mcr.evaluation.intervals import bootstrap
+from mcr.evaluation.probes import mlp_predictions, ridge_errors, ridge_predictions, varying
+from mcr.evaluation.recorded_frames import Frames, OfflineConfig, read_frames
+from mcr.evaluation.results import Results, versions
+from mcr.evaluation.retrieval import retrieval_scores
+from mcr.features.key import weights_fingerprint
 from mcr.models.encoder import Encoder
+from mcr.models.loading import load_model
 
 SCORES = {
     "state_ridge": "R² of the state by ridge regression: 1 perfect, 0 blind",
@@ -56,69 +50,52 @@ SCORES = {
     "feature_cosine": "mean cosine between features of two pictures: 1 if they do not differ",
 }
 
-_RESAMPLES = 1000
-_CONFIDENCE = 0.95
-_HEALTH_PICTURES = 2048  # evenly chosen: bounds the cost of the effective rank
-_DEAD = 1e-6  # deviation, as a share of the liveliest unit's
 
+def evaluate_offline(
+    encoders: Sequence[str],
+    data: str,
+    folder: str | Path,
+    config: OfflineConfig | None = None,
+    device: str = "cpu",
+) -> str:
+    """Score encoders on recordings, and write results.csv, results.md, results.png to `folder`.
 
-@dataclass
-class OfflineConfig:
-    """What the suite looks at.
+    An untrained encoder of each kind of network is scored, too. What the folder has is kept.
 
-    cameras:       cameras; for probes their features stand side by side, as for a policy.
-                 [] = the data set's first two. Retrieval needs two at least.
-    state_keys:  signals of the state; the action is the signal `action`
-    rotation:    of poses among them, see `data.spaces`: as "6d" no number jumps
-    selection:   which episodes, and the share of recording sessions held out. For encoders that
-                 were pretrained on the same data, use the val_fraction that they had (or a smaller
-                 one, whose sessions are among those): else they have seen the held-out pictures.
-    max_episodes, frames_per_episode: of either side, evenly chosen
-    num_seeds:   of the networks
-
-    Raises UserError for numbers that leave nothing to compare.
+    encoders: "NAME=SOURCE" or "SOURCE", what `load_model` reads
+    data:     shards or a tree, as training reads them
+    device:   of the encoder
+    Returns the table in Markdown. Raises UserError as `offline_scores`, and for a folder with
+    results of other data or of other weights under the same name.
     """
-
-    cameras: list[str] = field(default_factory=list)
-    state_keys: list[str] = field(
-        default_factory=lambda: ["cartesian_position", "gripper_position", "joint_position"]
-    )
-    rotation: str = "6d"
-    selection: SelectionConfig = field(default_factory=lambda: SelectionConfig(val_fraction=0.25))
-    max_episodes: int = 200
-    frames_per_episode: int = 32
-    num_seeds: int = 3
-
-    def __post_init__(self) -> None:
-        for name, least in (("max_episodes", 1), ("frames_per_episode", 2), ("num_seeds", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
-
-
-@dataclass(frozen=True)
-class Frames:
-    """One side's frames, n of them, episode by episode, in order.
-
-    rows: int64 [n], of the index; sessions: [n]; steps: int64 [n]; features: float32 [n, V, D];
-    targets: name -> float [n, K]
-    """
-
-    rows: np.ndarray
-    steps: np.ndarray
-    sessions: np.ndarray
-    features: np.ndarray
-    targets: dict[str, np.ndarray]
-
-    @property
-    def side_by_side(self) -> np.ndarray:
-        """Features [n, V * D]."""
-        return rearrange(self.features, "n v d -> n (v d)")
-
-    @property
-    def episodes(self) -> list[slice]:
-        """Where each episode's frames are."""
-        begins = [0, *(np.flatnonzero(np.diff(self.rows)) + 1), len(self.rows)]
-        return [slice(a, b) for a, b in zip(begins[:-1], begins[1:], strict=True)]
+    folder, config = Path(folder), config or OfflineConfig()
+    index = open_index(data)
+    held_out = config.selection.val_fraction
+    results = Results(folder, {"data": index.fingerprint, "held out": held_out})
+    sources = named_encoders(encoders)
+    sources |= write_untrained_encoders(sources.values(), folder / "untrained")
+    for name, source in sources.items():
+        encoder = load_model(source, device)
+        weights = weights_fingerprint(encoder)
+        if results.has(name, weights, next(iter(SCORES))):
+            continue
+        print(f"{name}: encoding and probing", flush=True)
+        scores = offline_scores(encoder, index, config)
+        about = {"suite": "offline", "encoder": name, "source": source, "weights": weights}
+        rows: list[dict[str, Any]] = [
+            {
+                **about,
+                "task": score,
+                "value": scores[score],
+                "low": scores[f"{score}_low"],
+                "high": scores[f"{score}_high"],
+                "versions": versions(),
+            }
+            for score in SCORES
+            if score in scores
+        ]
+        results.add(rows)
+    return results.write_report(results.rows, percent=False)
 
 
 def offline_scores(
@@ -155,67 +132,6 @@ def offline_scores(
         if name in scores
         for part, number in zip(("", "_low", "_high"), scores[name], strict=True)
     }
-
-
-def read_frames(encoder: Encoder, index: Index, config: OfflineConfig) -> tuple[Frames, Frames]:
-    """(training side, held-out side): chosen frames, their features and what to predict of them."""
-    episodes, _ = select_episodes(index, config.selection)
-    sides = split_sessions(index, episodes, config.selection.val_fraction)
-    if len(sides[1]) == 0:
-        raise UserError(
-            f"{index.source}: no episodes are held out to judge by; "
-            f"selection.val_fraction={config.selection.val_fraction} must be above 0"
-        )
-    cameras = config.cameras or index.cameras[:2]
-    spaces = {
-        "state": signal_space(index, tuple(config.state_keys), config.rotation),
-        "action": action_space(index, "default", config.rotation),
-    }
-    frames = []
-    for side in sides:
-        pairs = choose_steps(index, side, config.max_episodes, config.frames_per_episode)
-        rows, steps = pairs.T
-        targets = {k: s.read(index.signals, index.starts[rows] + steps) for k, s in spaces.items()}
-        targets["time_to_end"] = (index.lengths[rows] - 1 - steps)[:, None]
-        features = embed_steps(encoder, index, pairs, cameras)
-        features = rearrange(features, "n (v d) -> n v d", v=len(cameras))
-        sessions = index.table["session"].to_numpy()[rows]
-        frames.append(Frames(rows, steps, sessions, features, targets))
-    return frames[0], frames[1]
-
-
-# --------------------------------------------------------------------------- intervals
-
-
-def bootstrap(
-    statistic: Callable[..., float], rng: np.random.Generator, *sizes: int
-) -> tuple[float, float, float]:
-    """(value, low, high) of a statistic of index arrays, one per size, each drawn independently.
-
-    The value is that of all in order; the interval the 2.5 and 97.5 percentiles over resamples.
-    """
-    value = statistic(*(np.arange(size) for size in sizes))
-    draws = [
-        statistic(*(rng.integers(size, size=size) for size in sizes)) for _ in range(_RESAMPLES)
-    ]
-    tail = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return value, float(low), float(high)
-
-
-def jackknife(
-    statistic: Callable[[np.ndarray], float], folds: list[np.ndarray]
-) -> tuple[float, float, float]:
-    """(value, low, high) of a statistic of bool [n], leaving each fold out in turn.
-
-    The interval is Student's, with the standard error sqrt((g - 1) / g sum (x_i - mean x)^2).
-    """
-    count = len(folds)
-    value = statistic(np.ones(len(folds[0]), bool))
-    without = np.array([statistic(~fold) for fold in folds])
-    error = np.sqrt((count - 1) * without.var())
-    margin = t.ppf((1 + _CONFIDENCE) / 2, count - 1) * error
-    return value, float(value - margin), float(value + margin)
 
 
 # --------------------------------------------------------------------------- probes
@@ -283,95 +199,3 @@ def order_score(
         tau = kendalltau(predicted[episode], frames.steps[episode]).statistic
         taus.append(0.0 if np.isnan(tau) else tau)  # the same time for all frames says nothing
     return bootstrap(lambda episodes: float(np.mean(np.array(taus)[episodes])), rng, len(taus))
-
-
-# --------------------------------------------------------------------------- retrieval
-
-
-def retrieval_scores(
-    training: Frames, held_out: Frames, rng: np.random.Generator
-) -> dict[str, tuple[float, float, float]]:
-    """Recall at 1 and median rank, each camera's frames asking for every other's.
-
-    By cosine, as in time-contrastive networks (Sermanet et al. 2018) and image-text retrieval:
-    nothing is fitted, so it judges features as they are. Only each camera's mean over the training
-    side is taken off first, since a camera's own look would drown all else in raw features.
-    """
-    features = held_out.features - training.features.mean(axis=0)
-    features = features / np.linalg.norm(features, axis=-1, keepdims=True).clip(1e-12)
-    near, far = [], []  # per episode
-    for episode in held_out.episodes:
-        own = np.arange(episode.stop - episode.start)
-        near.append(camera_ranks(features[episode], features[episode], own))
-        far.append(camera_ranks(features[episode], features, own + episode.start))
-    scores = {}
-    for name, ranks in (("episode", near), ("all", far)):
-        scores[f"retrieval_{name}"] = bootstrap(
-            lambda picks, ranks=ranks: float(np.mean(_pooled(ranks, picks) == 0)), rng, len(ranks)
-        )
-        scores[f"rank_{name}"] = bootstrap(
-            lambda picks, ranks=ranks: float(np.median(_pooled(ranks, picks))), rng, len(ranks)
-        )
-    return scores
-
-
-def camera_ranks(queries: np.ndarray, candidates: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """Where candidate `answers[i]` stands for query i: 0 nearest, 1 farthest of all, float64.
-
-    Over all ordered pairs of cameras, one after the other. queries: unit features [n, V, D];
-    candidates: [m, V, D]; answers: int64 [n]. Of equally near ones each has the middle rank, so
-    that features that are all alike find nothing.
-    """
-    ranks = []
-    for asking, asked in permutations(range(queries.shape[1]), 2):
-        similarity = queries[:, asking] @ candidates[:, asked].T
-        right = np.take_along_axis(similarity, answers[:, None], axis=1)
-        ties = (similarity == right).sum(axis=1) - 1
-        nearer = (similarity > right).sum(axis=1) + ties / 2
-        ranks.append(nearer / (len(candidates) - 1))
-    return np.concatenate(ranks)
-
-
-def _pooled(ranks: list[np.ndarray], episodes: np.ndarray) -> np.ndarray:
-    return np.concatenate([ranks[episode] for episode in episodes])
-
-
-# --------------------------------------------------------------------------- health
-
-
-def health_scores(training: Frames, held_out: Frames) -> dict[str, tuple[float, float, float]]:
-    """Of the pictures of both sides and all cameras, since nothing is fitted."""
-    num_cameras = held_out.features.shape[1]
-    features = rearrange(
-        np.concatenate([training.features, held_out.features]), "n v d -> (n v) d"
-    ).astype(np.float64)
-    sessions = np.concatenate([training.sessions, held_out.sessions]).repeat(num_cameras)
-    some = np.linspace(0, len(features) - 1, min(_HEALTH_PICTURES, len(features))).astype(int)
-    features, folds = features[some], session_folds(sessions[some])
-    measures: dict[str, Callable[[np.ndarray], float]] = {
-        "effective_rank": lambda x: effective_rank(torch.from_numpy(x)).item(),
-        "dead_units": dead_share,
-        "feature_std": lambda x: float(x.std(axis=0).mean()),
-        "feature_cosine": mean_cosine,
-    }
-    scores = {}
-    for name, measure in measures.items():
-
-        def of_some(kept: np.ndarray, measure: Callable = measure) -> float:
-            return measure(features[kept])
-
-        scores[name] = jackknife(of_some, folds)
-    return scores
-
-
-def dead_share(features: np.ndarray) -> float:
-    """Share of the units of [n, D] that do not move, measured by the liveliest."""
-    std = features.std(axis=0)
-    return float(np.mean(std <= _DEAD * std.max()))
-
-
-def mean_cosine(features: np.ndarray) -> float:
-    """Mean cosine of two different rows of [n, D]."""
-    units = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
-    count = len(units)
-    return float(((units.sum(axis=0) ** 2).sum() - (units**2).sum()) / (count * (count - 1)))

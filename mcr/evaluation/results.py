@@ -10,9 +10,9 @@ Called by `success_rates` and scripts/evaluate.py.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mcr.errors import UserError
+from mcr.runs.atomic import atomic_path, write_text
 from mcr.simulation.rollouts import wilson_interval
 
 MEAN = "mean"  # over tasks, in the place of a task
 _PROTOCOL, _RESULTS = "protocol.json", "results.csv"
+_PACKAGES = ("mcr", "torch", "torchvision", "numpy", "mujoco", "metaworld", "robosuite")
 
 
 class Results:
@@ -58,22 +60,22 @@ class Results:
         new = pd.DataFrame(rows)
         # pandas makes floats of counts where the other frame has no such column
         self.rows = pd.concat([self.rows, new], ignore_index=True) if len(self.rows) else new
-        partial = self._path.with_suffix(".partial")
-        self.rows.to_csv(partial, index=False)
-        os.replace(partial, self._path)
+        with atomic_path(self._path) as partial:
+            self.rows.to_csv(partial, index=False)
 
     def write_report(self, scores: pd.DataFrame, percent: bool) -> str:
         """Write results.md and results.png of `scores`; returns the table."""
         text = to_markdown(scores, percent)
-        (self.folder / "results.md").write_text(text)
-        plot_scores(scores, self.folder / "results.png", percent)
+        write_text(self.folder / "results.md", text)
+        with atomic_path(self.folder / "results.png") as partial:
+            plot_scores(scores, partial, percent)
         return text
 
 
 def _require_protocol(path: Path, protocol: Mapping[str, Any]) -> None:
     text = json.dumps(protocol, indent=1)
     if not path.exists():
-        path.write_text(text + "\n")
+        write_text(path, text + "\n")
         return
     then, now = json.loads(path.read_text()), json.loads(text)
     changes = [
@@ -86,6 +88,17 @@ def _require_protocol(path: Path, protocol: Mapping[str, Any]) -> None:
             f"{path.parent}: holds results of another protocol ({'; '.join(changes)}); choose "
             "another --out, or the same options"
         )
+
+
+def versions() -> str:
+    """ "mcr 0.1.0, torch 2.6.0, ...": of what is installed among the packages that matter."""
+    found = []
+    for name in _PACKAGES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
 
 
 # --------------------------------------------------------------------------- success
@@ -176,4 +189,4 @@ def plot_scores(scores: pd.DataFrame, path: str | Path, percent: bool) -> None:
             axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f}%")
     panels[0].set_yticks(range(len(encoders)), encoders)
     panels[0].invert_yaxis()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format="png")

@@ -12,7 +12,6 @@ on the rollouts: the policy after the last epoch is tried, once. Called by scrip
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,10 +21,11 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from mcr.errors import UserError
-from mcr.evaluation.results import Results
-from mcr.features.cache import FeatureConfig, extract_features
-from mcr.features.cache import weights_fingerprint as fingerprint
+from mcr.errors import UserError, require_choice
+from mcr.evaluation.contestants import named_encoders, write_untrained_encoders
+from mcr.evaluation.results import Results, success_rates, versions
+from mcr.features.extraction import FeatureConfig, extract_features
+from mcr.features.key import weights_fingerprint as fingerprint
 from mcr.models.encoder import Encoder
 from mcr.models.inference import torch_network
 from mcr.models.loading import load_model
@@ -41,10 +41,10 @@ from mcr.runs.processes import processor
 from mcr.simulation.recorder import record_demonstrations
 from mcr.simulation.rollouts import Act, run_rollouts
 from mcr.simulation.simulator import Observation, PictureConfig
+from mcr.simulation.tasks import SUITES
 
 PROPRIOCEPTION_ONLY = "proprioception only"
 _SIMULATORS = 8  # at the same time: the encoder's batch
-_PACKAGES = ("mcr", "torch", "torchvision", "numpy", "mujoco", "metaworld", "robosuite")
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,45 @@ class Contestant:
     name: str
     source: str | None
     learns: bool = False
+
+
+def evaluate_in_simulation(
+    encoders: Sequence[str],
+    suite: str,
+    tasks: Sequence[str],
+    protocol: Protocol,
+    folder: str | Path,
+    from_scratch: bool = False,
+    processes: int = 0,
+    device: str = "cpu",
+) -> str:
+    """Measure encoders on a suite, and write results.csv, results.md, results.png to `folder`.
+
+    An untrained encoder of each kind of network and a policy that sees no pictures are rows, too.
+
+    encoders:     "NAME=SOURCE" or "SOURCE", what `load_model` reads
+    suite:        a key of `SUITES`
+    tasks:        names of its tasks, without the suite's; [] = all
+    from_scratch: also a row for each untrained encoder that learns with its policy
+    processes:    of simulators, 0 = one per core
+    device:       of the encoder
+    Returns the table of success rates in Markdown. Raises UserError as `evaluate`.
+    """
+    folder = Path(folder)
+    names = SUITES[suite]
+    chosen = [f"{suite}/{require_choice('task', task, names)}" for task in tasks or names]
+    sources = named_encoders(encoders)
+    untrained = write_untrained_encoders(sources.values(), folder / "untrained")
+    contestants = [Contestant(*each) for each in [*sources.items(), *untrained.items()]]
+    if from_scratch:
+        contestants += [
+            Contestant(name.replace("untrained", "from scratch"), source, learns=True)
+            for name, source in untrained.items()
+        ]
+    contestants.append(Contestant(PROPRIOCEPTION_ONLY, None))
+    results = evaluate(contestants, chosen, protocol, folder, processes, device)
+    rows = results.rows[results.rows["task"].isin(chosen)]
+    return results.write_report(success_rates(rows), percent=True)
 
 
 def evaluate(
@@ -168,17 +207,6 @@ def _about(
         "versions": versions(),
         "hardware": processor(),
     }
-
-
-def versions() -> str:
-    """ "mcr 0.1.0, torch 2.6.0, ...": of what is installed among the packages that matter."""
-    found = []
-    for name in _PACKAGES:
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return ", ".join(found)
 
 
 # --------------------------------------------------------------------------- one task, one encoder

@@ -31,7 +31,7 @@ _FURNITURE = ("tablelink", "RetainingWall", "base", "mocap")  # all else is the 
 _HORIZON = 300
 
 
-def make(name: str, pictures: PictureConfig, horizon: int) -> MetaWorld:
+def make_metaworld(name: str, pictures: PictureConfig, horizon: int) -> MetaWorld:
     return MetaWorld(name, pictures, horizon or _HORIZON)
 
 

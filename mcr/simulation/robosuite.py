@@ -42,7 +42,7 @@ _TASKS = {
 }
 
 
-def make(name: str, pictures: PictureConfig, horizon: int) -> Robosuite:
+def make_robosuite(name: str, pictures: PictureConfig, horizon: int) -> Robosuite:
     return Robosuite(name, pictures, horizon or _TASKS[name].horizon)
 
 

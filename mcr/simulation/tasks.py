@@ -7,7 +7,6 @@ scripts/evaluate.py.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import sys
@@ -46,8 +45,14 @@ def make_simulator(task: str, pictures: PictureConfig | None = None, horizon: in
     # robosuite misses macros and robots, at every import, that it can do without.
     logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
     import_extra(suite, suite)
-    module = importlib.import_module(f"mcr.simulation.tasks.{suite}")
-    return module.make(name, pictures or PictureConfig(), horizon)
+    pictures = pictures or PictureConfig()
+    if suite == "metaworld":
+        from mcr.simulation.metaworld import make_metaworld
+
+        return make_metaworld(name, pictures, horizon)
+    from mcr.simulation.robosuite import make_robosuite
+
+    return make_robosuite(name, pictures, horizon)
 
 
 def split_task(task: str) -> tuple[str, str]:
@@ -65,7 +70,9 @@ def _import_mujoco(suite: str) -> None:
     os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa renders in the thread that asks
     try:
         import_extra("mujoco", suite)
-        importlib.import_module("mcr.simulation.rendering").open_gl()
+        from mcr.simulation.rendering import open_gl
+
+        open_gl()
     except UserError:
         raise
     except (ImportError, AttributeError, OSError, RuntimeError) as error:

@@ -15,13 +15,12 @@ from mcr.errors import UserError
 from mcr.evaluation.centricity import (
     Saliency,
     baselines,
-    correlate_with_success,
-    draw_saliency,
     find_saliency,
     jaccard,
     manipulation_centricity,
     sweep,
 )
+from mcr.evaluation.centricity_report import correlate_with_success, draw_saliency
 from mcr.evaluation.masked_pictures import MaskedPictures, read_demonstrations, read_folders
 from mcr.models.grad_cam import grad_cam
 from mcr.models.loading import load_model

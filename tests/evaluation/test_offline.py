@@ -8,22 +8,11 @@ from mcr.data.frames import FrameReader
 from mcr.data.index import open_index
 from mcr.data.selection import SelectionConfig
 from mcr.errors import UserError
-from mcr.evaluation.offline import (
-    SCORES,
-    Frames,
-    OfflineConfig,
-    bootstrap,
-    camera_ranks,
-    dead_share,
-    jackknife,
-    mean_cosine,
-    offline_scores,
-    order_score,
-    probe_score,
-    read_frames,
-    retrieval_scores,
-    ridge_answers,
-)
+from mcr.evaluation.feature_health import dead_share, mean_cosine
+from mcr.evaluation.intervals import bootstrap, jackknife
+from mcr.evaluation.offline import SCORES, offline_scores, order_score, probe_score, ridge_answers
+from mcr.evaluation.recorded_frames import Frames, OfflineConfig, read_frames
+from mcr.evaluation.retrieval import camera_ranks, retrieval_scores
 from mcr.models.loading import load_model
 from mcr.models.untrained import write_untrained
 
