@@ -68,7 +68,7 @@ HOMES = {
     "torchvision": WEIGHTS,
     "matplotlib": (
         "mcr/data/contact_sheet.py",
-        "mcr/data/inspection.py",
+        "mcr/data/inspection_picture.py",
         "mcr/training/pictures.py",
         "mcr/training/curves.py",
         "mcr/evaluation/",
