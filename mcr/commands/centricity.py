@@ -6,9 +6,9 @@
         --demonstrations evaluation_metaworld/demonstrations/*.hdf5
 
 The score is the Jaccard index, 0 to 1, of each encoder's binarised Grad-CAM with masks of gripper
-and objects. Beside it stand the scores of maps that ignore the picture: the whole picture, a disc in
-its middle, and random pixels, the latter two as large as the encoder's map. Masks are rendered (mcr
-record --masks), or are PNG files with the pictures' names, for example SAM 2's.
+and objects. Beside it stand the scores of maps that ignore the picture: the whole picture, a disc
+in its middle, and random pixels, the latter two as large as the encoder's map. Masks are rendered
+(mcr record --masks), or are PNG files with the pictures' names, for example SAM 2's.
 
 --out receives centricity.csv, centricity.md, sweep.png (all thresholds) and a picture per task.
 --results is a table of `mcr evaluate`; it adds the correlation with success over the encoders.

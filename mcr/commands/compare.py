@@ -3,9 +3,9 @@
     mcr compare runs/ablation
     mcr compare runs/ablation --first full --no-probe
 
-Variants are compared by held-out accuracies and by probes of their frozen encoders. A probe's R² says
-how well something can be read linearly from the features of held-out sessions: 1 is perfect, 0 no
-better than the mean. Losses of different variants cannot be compared.
+Variants are compared by held-out accuracies and by probes of their frozen encoders. A probe's R²
+says how well something can be read linearly from the features of held-out sessions: 1 is perfect,
+0 no better than the mean. Losses of different variants cannot be compared.
 """
 
 from __future__ import annotations
