@@ -15,8 +15,8 @@ import pytest
 from mcr.data.extract import extract
 from mcr.data.index import build_index
 from mcr.errors import UserError
-from mcr.runs import ray_engine
-from mcr.runs.ray_engine import ray_cluster, ray_map
+from mcr.runs import ray_executor
+from mcr.runs.ray_executor import ray_cluster, ray_map
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "process_data_multicore.py"
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
@@ -138,7 +138,7 @@ def test_what_goes_wrong_on_a_node_is_one_sentence(cluster, tmp_path, monkeypatc
     def kill_itself(item):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(ray_engine, "_MAX_RETRIES", 1)
+    monkeypatch.setattr(ray_executor, "_MAX_RETRIES", 1)
     with (
         pytest.raises(UserError, match="lost its process 2 times.*; kept"),
         ray_cluster("; kept"),
