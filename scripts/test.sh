@@ -3,12 +3,13 @@
 # Those of robomimic alone, for which its extra is installed too:   bash scripts/test.sh robomimic
 # Those of the simulators alone, with theirs:                        bash scripts/test.sh simulators
 set -euo pipefail
+extras=dev
 if [ "${1:-}" = robomimic ]; then
-    extras=robomimic
+    extras=dev,robomimic
     shift
     set -- tests/robomimic --slow "$@"
 elif [ "${1:-}" = simulators ]; then
-    extras=metaworld,robosuite
+    extras=dev,metaworld,robosuite
     shift
     set -- tests/simulators "$@"
 fi
