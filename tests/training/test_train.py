@@ -180,11 +180,15 @@ def test_a_non_finite_loss_stops_before_the_weights_change(tiny):
 
 
 def test_training_learns(tiny):
-    config = tiny(steps=30, batch_size=8, log_every=1, validate_every=100, val_clips=0)
+    """Of the reference's pictures, which were made up, only the action can be learnt by heart."""
+    alone = {"loss_weights.dynamics_alignment": 0.0, "loss_weights.time_contrastive": 0.0}
+    config = tiny(steps=40, batch_size=8, val_clips=0, **{"optimizer.decay_steps": 20}, **alone)
     train(config)
-    # of the reference's pictures, which were made up, only the action can be learnt by heart
-    losses = [m["action_prediction/loss"] for m in metrics(config.run_dir)]
-    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    losses = [m["action_prediction/loss"] for m in metrics(config.run_dir)][-15:]
+    # Normalised actions have variance 1, which is what the best guess without a picture costs. The
+    # bound is half-way from it to what is learnt, several standard errors from both.
+    assert np.mean(losses) < 0.75
+    assert np.mean(losses) + 4 * np.std(losses, ddof=1) / len(losses) ** 0.5 < 1
 
 
 def test_validation_does_not_touch_training(tiny, tmp_path):
