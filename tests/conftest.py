@@ -12,9 +12,9 @@ from mcr.data.episode import unique_names, write_episode
 REFERENCE = Path(__file__).parent / "data" / "droid_tfds"
 SAMPLE = Path(__file__).parents[1] / "resources" / "sample_droid" / "1.0.0"
 
-# The files that take longest, the longest first; `--durations 0` shows what each test takes. Workers
-# get whole files (--dist loadfile), so that what a file's tests share is made once. A long file that
-# is begun last would keep one worker busy while the others have nothing left to do.
+# The files that take longest, longest first; `--durations 0` shows what each test takes. Workers
+# get whole files (--dist loadfile), so that what a file's tests share is made once. A long file
+# that is begun last would keep one worker busy while the others have nothing left to do.
 LONGEST_FILES = (
     "test_distributed.py",
     "test_train.py",
