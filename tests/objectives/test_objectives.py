@@ -1,4 +1,4 @@
-"""What holds for every objective: parametrised over OBJECTIVES, so a new one is covered."""
+"""What holds for every objective. The tests run over OBJECTIVES, so they cover a new one."""
 
 import dataclasses
 import math

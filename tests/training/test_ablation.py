@@ -1,4 +1,4 @@
-"""The ablation recipe: its variants, and the sweep over them as people start it."""
+"""The ablation recipe: its variants, and the sweep over them by the command that people use."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Real runs on real shards: what is trained, kept, resumed and refused."""
+"""Real runs on real shards: what they train, save, resume and refuse."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def assert_same_checkpoint(a, b):
     assert not different
 
 
-def test_a_run_leaves_everything_it_should(tiny):
+def test_a_run_writes_all_its_files(tiny):
     config = tiny()
     path = train(config)
     folder = Path(config.run_dir)
@@ -67,7 +67,7 @@ def test_a_run_leaves_everything_it_should(tiny):
     assert len(checkpoint["statistics"]["state"]["mean"]) == 17
 
 
-def test_statistics_of_the_chosen_spaces_travel_in_the_checkpoint(tiny):
+def test_a_checkpoint_holds_the_statistics_of_the_chosen_spaces(tiny):
     options = {"data.action_space": "delta", "data.selection.idle": "drop"}
     config = tiny(steps=1, **options)
     checkpoint = load_checkpoint(train(config))
@@ -101,7 +101,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_bitwise(tiny, tmp_path):
 
 
 def start(config, *, kill_at=None):
-    """The same run in a process of its own, which kills itself when it begins step `kill_at`."""
+    """Start the run of `config` in a process of its own. It kills itself as it begins `kill_at`."""
     code = (
         "import sys; from omegaconf import OmegaConf; from mcr.training.config import Config;"
         "from mcr.training.train import train; from mcr.errors import plain_errors;"
@@ -208,7 +208,7 @@ def test_other_backbones_train(tiny, backbone):
     train(tiny(steps=1, val_clips=0, **{"model.backbone": backbone}))
 
 
-def test_a_run_with_all_that_the_engine_can_do(tiny):
+def test_a_run_with_all_options_of_the_engine(tiny):
     group = {"model.ghost_batch": 2, "objectives.time_contrastive.group": 2}
     engine = {"engine.accumulate": 2, "engine.recompute": True, "precision": "bf16"}
     path = train(tiny(steps=2, deterministic=True, **group, **engine))

@@ -13,8 +13,8 @@ import pytest
 from mcr.data.extract import extract
 from mcr.data.index import build_index
 from mcr.errors import UserError
-from mcr.runs import ray_engine
-from mcr.runs.ray_engine import ray_cluster, ray_map
+from mcr.runs import ray_executor
+from mcr.runs.ray_executor import ray_cluster, ray_map
 from tests.waiting import PATIENCE_S, wait_for
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "process_data_multicore.py"
@@ -128,7 +128,7 @@ def test_what_goes_wrong_on_a_node_is_one_sentence(cluster, tmp_path, monkeypatc
     def kill_itself(item):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(ray_engine, "_MAX_RETRIES", 1)
+    monkeypatch.setattr(ray_executor, "_MAX_RETRIES", 1)
     with (
         pytest.raises(UserError, match="lost its process 2 times.*; kept"),
         ray_cluster("; kept"),
