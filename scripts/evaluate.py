@@ -30,14 +30,14 @@ def main() -> None:
 
 def _evaluate_in_simulation(arguments: argparse.Namespace, out: Path) -> str:
     from mcr.evaluation.success_rates import Protocol, evaluate_in_simulation
-    from mcr.policies.policy import PolicyConfig
+    from mcr.policies.ensemble import EnsembleConfig
 
     protocol = Protocol(
         demonstrations=arguments.demonstrations,
         rollouts=arguments.rollouts,
         seeds=arguments.seeds,
         pictures=PictureConfig(arguments.picture_size, tuple(arguments.cameras), arguments.looks),
-        policy=PolicyConfig(
+        policy=EnsembleConfig(
             hidden=arguments.hidden, dropout=arguments.dropout, epochs=arguments.epochs
         ),
     )
