@@ -200,7 +200,7 @@ def test_bash_block_would_be_accepted(block):
         ("python scripts/process_data_multicore.py a b --work 2", "no option --work"),
         ("mcr train data.root=x batchsize=3", "did you mean 'batch_size'"),
         (
-            "mcr bc demonstrations.data=x observations.encodr=y",
+            "mcr bc observations.encodr=y",
             "did you mean 'observations.encoder'",
         ),
         ("bash scripts/download_droid.sh /data --smaple", "no option --smaple"),
