@@ -34,6 +34,7 @@ setup(
         "isal>=1.5",  # deflate ten times faster than zlib, for PNG
         "google-crc32c>=1.5",  # hardware CRC-32C of TFRecord
         "matplotlib>=3.8",
+        "jinja2>=3.1",  # the page about a run; torch needs it too
         "tqdm>=4.60",
     ],
     extras_require={
@@ -66,7 +67,7 @@ setup(
         # The tests exercise every extra that installs beside the others.
         "dev": [
             "pytest>=8",
-            "pytest-xdist>=3.5",
+            "pytest-xdist>=3.7",
             "ruff>=0.9",
             "mypy>=1.13",
             "shtab>=1.6",

@@ -30,7 +30,8 @@ import torch
 import torchvision
 from PIL import Image
 
-from mcr.data.extract import Options, extract
+from mcr.data.extract import extract
+from mcr.data.extract_shard import Options
 from mcr.features.extraction import FeatureConfig, Job, Worker, make_job
 from mcr.features.recordings import open_recordings
 from mcr.models.loading import load_model

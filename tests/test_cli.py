@@ -198,8 +198,10 @@ def test_index(use, trained):
 
 
 def test_clean(use, trained):
-    assert "nothing was changed" in use("clean", "tree", "--min-words", "0")
+    assert "nothing was changed" in use("clean", "tree")
     assert len(pd.read_csv(trained / "tree.report.csv")) == 4
+    assert "words" not in use("clean", "tree"), "no instruction is asked for by default"
+    assert "0 words of 2" in use("clean", "tree", "--min-words", "2")
 
 
 def test_report(use, trained):

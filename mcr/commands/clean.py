@@ -6,8 +6,8 @@
 An episode is rejected if a camera is missing or unexpected, its cameras differ in length, frames
 are missing, a picture cannot be decoded or differs in size from the rest, or it has too few frames.
 It is rejected if other_data.pkl is missing, damaged, incomplete, not finite, or of another length
-or dimension than the rest. It is rejected if its longest instruction has fewer words than
---min-words.
+or dimension than the rest. An episode without language is kept unless --min-words asks for some,
+because no loss reads language.
 
 Extracting to the same tree again brings back what was moved or deleted here.
 
@@ -33,8 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-words",
         type=int,
-        default=2,
-        help="words that the longest instruction must have; 0 asks for none; default: %(default)s",
+        default=0,
+        help="words that the longest instruction must have; default: %(default)s, which keeps "
+        "episodes without language",
     )
     parser.add_argument(
         "--cameras",

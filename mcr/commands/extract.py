@@ -17,7 +17,8 @@ from __future__ import annotations
 import argparse
 
 from mcr.data.droid import EXTERIOR_CAMERAS
-from mcr.data.extract import ENCODERS, LANGUAGE_RULES, Options, extract
+from mcr.data.extract import extract
+from mcr.data.extract_shard import ENCODERS, LANGUAGE_RULES, Options
 from mcr.errors import UserError
 from mcr.runs.processes import EXECUTORS
 

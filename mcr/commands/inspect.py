@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mcr.data.inspection import describe, draw_inspection, inspect_dataset, open_dataset
+from mcr.data.inspection import inspect_dataset, open_dataset
+from mcr.data.inspection_picture import draw_inspection
+from mcr.data.inspection_report import describe
 from mcr.errors import UserError
 
 

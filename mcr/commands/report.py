@@ -17,7 +17,8 @@ from mcr.data.contact_sheet import draw_contact_sheet
 from mcr.data.index import open_index
 from mcr.data.loader import ClipDataset, ClipLoader
 from mcr.data.selection import select_episodes
-from mcr.training.summary import final_accuracies, load_config, read_metrics, write_summary
+from mcr.training.run_folder import final_accuracies, load_config, read_metrics
+from mcr.training.summary import write_summary
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,9 +1,9 @@
 """TFRecord files and `tf.train.Example` messages, without TensorFlow.
 
-Reading is a CRC-checked walk that copies nothing but the record itself: the encoded pictures of an
-episode are slices of its payload, and their byte positions are known, so that the index can point
-straight into the file. Writing exists for the sample data set and the tests. What the features of
-a robot's data set mean is not known here: see `droid.py`.
+Reading walks over the records, checks their CRCs and copies nothing but the payload. The encoded
+pictures of an episode are slices of its payload, and the index points to their bytes. TensorFlow's
+reader does not tell where they lie, so this one is our own. Writing exists for the sample data set
+and the tests. What the features of a data set mean is in `droid.py`.
 
     frame:   u64 length | u32 masked CRC-32C of length | payload | u32 masked CRC-32C of payload
     Example: {1: {1 (repeated): {1: key, 2: {1: bytes_list | 2: float_list | 3: int64_list}}}}
@@ -11,7 +11,6 @@ a robot's data set mean is not known here: see `droid.py`.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ import google_crc32c
 import numpy as np
 
 from mcr.errors import UserError
+from mcr.runs.atomic import atomic_path
 
 _HEADER = struct.Struct("<QI")  # length, masked CRC of length
 _FOOTER = struct.Struct("<I")  # masked CRC of payload
@@ -29,7 +29,7 @@ _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5  # protobuf wire typ
 
 
 class BadRecord(UserError):
-    """One record of a shard cannot be used; names shard, byte offset and reason."""
+    """One record of a shard cannot be used. The message names shard, byte offset and reason."""
 
     def __init__(self, path: Path, offset: int, reason: str):
         super().__init__(f"{path} at byte {offset}: {reason}")
@@ -41,7 +41,12 @@ class BadRecord(UserError):
 
 @dataclass(frozen=True)
 class Record:
-    """One record: where its payload starts in the file, and the payload or why there is none."""
+    """One record of a shard.
+
+    offset:  first byte of its payload in the file
+    payload: None if the record is damaged
+    problem: why there is no payload
+    """
 
     path: Path
     offset: int
@@ -49,7 +54,7 @@ class Record:
     problem: str = ""
 
     def example(self) -> dict[str, Feature]:
-        """The features by key, not decoded yet. Raises `BadRecord`."""
+        """Return the features by key, without decoding them. Raises BadRecord."""
         if self.payload is None:
             raise BadRecord(self.path, self.offset, self.problem)
         try:
@@ -59,11 +64,11 @@ class Record:
 
 
 def read_records(path: str | Path, check_crc: bool = True) -> Iterator[Record]:
-    """Yield every record of a shard in file order, damaged ones included (see `Record.problem`).
+    """Yield every record of a shard in file order, with damaged ones (see `Record.problem`).
 
-    A wrong payload checksum costs one record. A wrong length checksum or a truncated file costs
-    the rest of the shard, since nothing tells where the next record begins: one last damaged
-    record stands for it. `dataset_info.json` says how many there should have been.
+    A wrong checksum of a payload costs one record. A wrong checksum of a length, or a truncated
+    file, costs the rest of the shard because nothing tells where the next record begins. One last
+    damaged record stands for the rest.
     """
     path = Path(path)
     size = path.stat().st_size
@@ -87,8 +92,11 @@ def read_records(path: str | Path, check_crc: bool = True) -> Iterator[Record]:
 
 
 def _read_payload(file: BinaryIO, length: int, record: Record, check_crc: bool) -> Record:
-    """`record` with its payload. A function of its own, so that no local keeps the payload alive
-    while the next one is read: a long episode is over 100 MB."""
+    """Return `record` with its payload.
+
+    This is a function because a local variable of `read_records` would keep the payload alive while
+    the next one is read. A long episode is over 100 MB.
+    """
     payload = file.read(length)
     (payload_crc,) = _FOOTER.unpack(file.read(_FOOTER.size))
     if check_crc and _masked_crc(payload) != payload_crc:
@@ -106,14 +114,14 @@ def _masked_crc(data: bytes) -> int:
 
 @dataclass(frozen=True)
 class Feature:
-    """One feature of an Example: a list that is decoded on demand from `buffer[start:end]`."""
+    """One feature of an Example, a list that is decoded from `buffer[start:end]` on demand."""
 
     buffer: bytes
     start: int
     end: int
 
     def byte_ranges(self) -> tuple[np.ndarray, np.ndarray]:
-        """Start and length of every item of a bytes_list, int64 [n], relative to the buffer."""
+        """Return start and length in the buffer of each item of a bytes_list, both int64 [n]."""
         begins, lengths = [], []
         for field, wire, begin, end in self._items(1, "bytes_list"):
             if (field, wire) != (1, _LENGTH_DELIMITED):
@@ -123,13 +131,13 @@ class Feature:
         return np.array(begins, np.int64), np.array(lengths, np.int64)
 
     def byte_strings(self) -> list[memoryview]:
-        """The items of a bytes_list, not copied."""
+        """Return the items of a bytes_list without copying them."""
         view = memoryview(self.buffer)
         begins, lengths = self.byte_ranges()
         return [view[b : b + n] for b, n in zip(begins.tolist(), lengths.tolist(), strict=True)]
 
     def floats(self) -> np.ndarray:
-        """A float_list as float32 [n]: all the precision that the file holds."""
+        """Return a float_list as float32 [n], the precision of the file."""
         parts = [
             np.frombuffer(self.buffer, "<f4", (end - begin) // 4, begin)
             for _, _, begin, end in self._items(2, "float_list")
@@ -137,7 +145,7 @@ class Feature:
         return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
     def ints(self) -> np.ndarray:
-        """An int64_list as int64 [n]."""
+        """Return an int64_list as int64 [n]."""
         values: list[int] = []
         for _, wire, begin, end in self._items(3, "int64_list"):
             raw = np.frombuffer(self.buffer, np.uint8, end - begin, begin)
@@ -150,7 +158,7 @@ class Feature:
         return np.array(values, np.int64)
 
     def _items(self, kind: int, name: str) -> list[tuple[int, int, int, int]]:
-        """The fields inside the list; an absent list is empty, a list of another kind an error."""
+        """Return the fields inside the list, if any. Raises ValueError for another kind."""
         inside: list[tuple[int, int, int, int]] = []
         for field, _, begin, end in _fields(self.buffer, self.start, self.end):
             if field != kind:
@@ -160,9 +168,9 @@ class Feature:
 
 
 def parse_example(payload: bytes, start: int = 0, end: int | None = None) -> dict[str, Feature]:
-    """Find the features of the `tf.train.Example` in payload[start:end], without decoding them.
+    """Find the features of the `tf.train.Example` in payload[start:end] without decoding them.
 
-    `payload` may be a memory map. Raises ValueError or IndexError if it is no Example.
+    `payload` may be a memory map. Raises ValueError or IndexError if it holds no Example.
     """
     features = {}
     whole = _fields(payload, start, len(payload) if end is None else end)
@@ -176,7 +184,7 @@ def parse_example(payload: bytes, start: int = 0, end: int | None = None) -> dic
 
 
 def _fields(buffer: bytes, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """(field number, wire type, begin, end of its content) of a protobuf message."""
+    """Yield (field number, wire type, begin and end of its content) of a protobuf message."""
     while position < end:
         tag = buffer[position]  # all field numbers here fit one byte, hence one tag byte
         position += 1
@@ -254,16 +262,12 @@ def _encode_varint(value: int) -> bytes:
 
 
 def write_records(path: str | Path, payloads: Iterable[bytes]) -> int:
-    """Write a shard atomically (temporary file, then rename). Returns its size in bytes."""
+    """Write a shard atomically. Return its size in bytes."""
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with atomic_path(path) as partial, partial.open("wb") as file:
         for payload in payloads:
             header = struct.pack("<Q", len(payload))
             file.write(header + _FOOTER.pack(_masked_crc(header)))
             file.write(payload)
             file.write(_FOOTER.pack(_masked_crc(payload)))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
     return path.stat().st_size

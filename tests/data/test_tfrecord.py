@@ -105,7 +105,7 @@ def test_example_round_trip():
 
 
 def test_encoding_what_was_parsed_gives_tensorflows_records(reference, make_features):
-    """Up to the order of the features, which TensorFlow leaves open."""
+    """The records are equal up to the order of features, which TensorFlow leaves open."""
     shard = min(reference.glob("*tfrecord*"))
     payload = next(read_records(shard)).payload
     ours = encode_example(make_features(41, record=0))
@@ -117,7 +117,7 @@ def test_encoding_what_was_parsed_gives_tensorflows_records(reference, make_feat
 
 
 def test_unpacked_lists_are_read():
-    """Protocol buffers allow a repeated number to be written one by one, each with its tag."""
+    """Protocol buffers may store repeated numbers one by one, each with its tag."""
 
     def delimited(field, content):
         return bytes([field << 3 | 2, len(content)]) + content

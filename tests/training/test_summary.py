@@ -1,4 +1,4 @@
-"""Summary: the numbers that a run's log states, their picture, and the page about it all."""
+"""The summary of a run: final numbers, curves, and the page that shows them."""
 
 import base64
 import json
@@ -12,16 +12,16 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from mcr.errors import UserError
-from mcr.training.summary import (
+from mcr.training.curves import plot_curves
+from mcr.training.run_folder import (
     final_accuracies,
     final_metrics,
     hardware,
     load_config,
-    plot_curves,
     read_metrics,
     save_launch,
-    write_summary,
 )
+from mcr.training.summary import write_summary
 
 
 def line(step, split, accuracy):
@@ -39,7 +39,7 @@ def line(step, split, accuracy):
 
 @pytest.fixture
 def run_dir(tmp_path, tiny, monkeypatch):
-    """A run's folder as it is after a few steps."""
+    """The folder of a run after a few steps."""
     lines = [
         line(1, "train", 0.21),
         line(2, "train", 0.5),
@@ -108,8 +108,8 @@ def test_page_holds_all_of_it_and_needs_no_other_file(run_dir):
         "time contrastive: accuracy</td><td>0.5367</td><td>0.6</td><td>0.2",
         "<code>optimizer.lr</code></td><td>0.123</td><td>0.0001",
         "7 episodes &lt;b&gt;",
-        f'mcr.load_model("{run_dir / "checkpoints" / "step_00000005.pt"}")'.replace('"', "&quot;"),
-        "-m mcr.training.train &#x27;a.b=c d&#x27;",  # the command
+        f'mcr.load_model("{run_dir / "checkpoints" / "step_00000005.pt"}")'.replace('"', "&#34;"),
+        "-m mcr.training.train &#39;a.b=c d&#39;",  # the command
     ):
         assert fact in page, fact
     assert "run_dir" not in page.split("Changed from")[1].split("<h2>")[0]
@@ -130,7 +130,7 @@ def test_hardware_is_named():
     assert re.search(r"\w.*, \d+ cores, threads: \d+", hardware(torch.device("cpu")))
 
 
-def test_a_config_that_says_view_for_camera_is_read(tmp_path):
+def test_a_config_with_an_old_key_is_read(tmp_path):
     (tmp_path / "config.yaml").write_text("data: {views: [wrist_image_left], workers: 3}\n")
     data = load_config(tmp_path).data
     assert (data.cameras, data.workers) == (["wrist_image_left"], 3)
