@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -20,7 +21,8 @@ from PIL import Image
 
 from mcr.cli import COMMANDS, import_command, parse
 from mcr.commands.train import pop_gpus
-from mcr.policies import behaviour_cloning
+from mcr.policies.config import RENAMED as RENAMED_BC
+from mcr.policies.config import Config as BehaviourCloning
 from mcr.release.export import export_encoder
 from mcr.runs.options import check_overrides, recipes_folder
 from mcr.training.config import RENAMED, Config
@@ -35,7 +37,7 @@ WITH_PYTHON = [document for document in DOCUMENTS if document != "docs/robomimic
 # What Hydra reads -> (name of the schema, default recipe, config, renamed keys)
 SCHEMAS = {
     "train": ("config", "mcr", Config, RENAMED),
-    "bc": ("bc_config", "bc", behaviour_cloning.Config, {}),
+    "bc": ("bc_config", "bc", BehaviourCloning, RENAMED_BC),
 }
 
 
@@ -148,9 +150,17 @@ def check_flags(script: str, arguments: list[str]) -> None:
 
 @cache
 def help_of(script: str) -> str:
+    """With this Python as the active environment, so that no script makes or changes one."""
     program = ["bash"] if script.endswith(".sh") else [sys.executable]
+    folders = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    active = {"VIRTUAL_ENV": sys.prefix, "PATH": os.pathsep.join(folders), "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
-        [*program, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        [*program, script, "--help"],
+        cwd=ROOT,
+        env=os.environ | active,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return result.stdout
 
@@ -198,7 +208,10 @@ def test_bash_block_would_be_accepted(block):
         ("python scripts/export.py a b --forse", "no option --forse"),
         ("python scripts/process_data_multicore.py a b --work 2", "no option --work"),
         ("mcr train data.root=x batchsize=3", "did you mean 'batch_size'"),
-        ("mcr bc data=x encodr=y", "did you mean 'encoder'"),
+        (
+            "mcr bc observations.encodr=y",
+            "did you mean 'observations.encoder'",
+        ),
         ("bash scripts/download_droid.sh /data --smaple", "no option --smaple"),
         ("bash scripts/train_mcr.sh data.root=x batchsize=3", "did you mean 'batch_size'"),
         ("bash scripts/train_mcr.sh data.root=x steps=many", "many"),

@@ -32,7 +32,7 @@ def write_summary(run_dir: str | Path) -> Path:
     curves = run_dir / "summary.png"
     if len(metrics):
         plot_curves(metrics, curves)
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True)
     environment.filters |= {"number": _number, "base64": _base64}
     page = environment.from_string(_PAGE).render(
         run_dir=run_dir,
