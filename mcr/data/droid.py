@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from mcr.data.episode import FLAGS, LANGUAGES, OBSERVATIONS, Episode
-from mcr.data.tfrecord import BadRecord, Feature, Record, parse_example, read_records
+from mcr.data.tf_example import Feature, parse_example
+from mcr.data.tfrecord import BadRecord, Record, read_records
 from mcr.errors import UserError
 
 EXTERIOR_CAMERAS = ("exterior_image_1_left", "exterior_image_2_left")

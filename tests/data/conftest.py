@@ -11,7 +11,8 @@ import pytest
 from mcr.data.droid import RldsDataset
 from mcr.data.index import build_index
 from mcr.data.pictures import decode
-from mcr.data.tfrecord import encode_example, parse_example, read_records, write_records
+from mcr.data.tf_example import encode_example, parse_example
+from mcr.data.tfrecord import read_records, write_records
 
 REFERENCE = Path(__file__).parent / "droid_tfds"
 

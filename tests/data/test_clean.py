@@ -21,7 +21,8 @@ from mcr.data.droid import EXTERIOR_CAMERAS, RldsDataset
 from mcr.data.episode import LANGUAGES
 from mcr.data.other_data import OTHER_DATA, read_other_data
 from mcr.data.sources.tree import write_episode
-from mcr.data.tfrecord import Record, encode_example
+from mcr.data.tf_example import encode_example
+from mcr.data.tfrecord import Record
 from mcr.errors import UserError
 from tests.waiting import PATIENCE_S
 

@@ -6,7 +6,8 @@ import pytest
 
 from mcr.data.droid import RldsDataset, missing_shards, scan_file_paths
 from mcr.data.episode import LANGUAGES, OBSERVATIONS
-from mcr.data.tfrecord import BadRecord, encode_example, read_records, write_records
+from mcr.data.tf_example import encode_example
+from mcr.data.tfrecord import BadRecord, read_records, write_records
 from mcr.errors import UserError
 
 
