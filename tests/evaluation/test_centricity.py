@@ -34,7 +34,7 @@ def rng():
     return np.random.default_rng(0)
 
 
-def looks_of(maps, masks):
+def saliency_of(maps, masks):
     inputs = np.zeros((*masks.shape, 3), np.uint8)
     return Saliency(inputs, maps.astype(np.float32), masks, num_unseen=0)
 
@@ -52,12 +52,12 @@ def test_jaccard_by_hand():
 
 def test_sweep_by_hand():
     maps = np.array([[[0.2, 0.5], [0.8, 1.0]]])
-    looks = looks_of(maps, np.array([[[False, False], [True, True]]]))
+    saliency = saliency_of(maps, np.array([[[False, False], [True, True]]]))
     # reached by 4, 3, 2 and 1 pixels
-    np.testing.assert_allclose(sweep(looks, [0.1, 0.5, 0.6, 1.0]), [[2 / 4, 2 / 3, 1, 1 / 2]])
+    np.testing.assert_allclose(sweep(saliency, [0.1, 0.5, 0.6, 1.0]), [[2 / 4, 2 / 3, 1, 1 / 2]])
     for threshold in (0, 1.5):
         with pytest.raises(UserError, match=f"threshold {threshold} must"):
-            sweep(looks, [threshold])
+            sweep(saliency, [threshold])
 
 
 def test_baselines(rng):
@@ -65,7 +65,7 @@ def test_baselines(rng):
     maps[0, :, :5], maps[1, 3:8, 0] = 1, 1  # 100 and 5 pixels, elsewhere than in the middle
     masks = np.zeros((2, 20, 20), bool)
     masks[:, 5:15, 5:15] = True  # the 100 in the middle
-    found = baselines(looks_of(maps, masks))
+    found = baselines(saliency_of(maps, masks))
     np.testing.assert_allclose(found["whole"], [100 / 400] * 2)
     assert found["centre"][1] == pytest.approx(5 / 100)
     # a disc of 100 pixels has radius 5.64: beyond the square's sides by 0.64, short of its corners
@@ -149,18 +149,18 @@ def test_frames_whose_crop_shows_nothing_are_left_out(encoder, images):
     masks[0, :, :5] = True  # beside the central square
     masks[1:, 40:50, 60:70] = True
     frames = MaskedPictures("lift", ["a", "b", "c"], list(images), list(masks))
-    looks = find_saliency(encoder, frames)
-    assert looks.num_unseen == 1 and looks.inputs.shape == (2, 64, 64, 3)
+    saliency = find_saliency(encoder, frames)
+    assert saliency.num_unseen == 1 and saliency.inputs.shape == (2, 64, 64, 3)
     expected = grad_cam(encoder, encoder.preprocess(images)).numpy()[1:]
-    np.testing.assert_allclose(looks.maps, expected, atol=1e-5)
+    np.testing.assert_allclose(saliency.maps, expected, atol=1e-5)
     with pytest.raises(UserError, match="lift: in all 1 frames the masks lie outside"):
         find_saliency(encoder, MaskedPictures("lift", ["a"], [images[0]], [masks[0]]))
 
 
 def test_what_is_shown_is_what_enters_the_network(encoder, images):
     masks = np.ones((1, 64, 64), bool)
-    looks = find_saliency(encoder, MaskedPictures("t", ["a"], [images[0, :64, :64]], list(masks)))
-    np.testing.assert_array_equal(looks.inputs[0], images[0, :64, :64])
+    saliency = find_saliency(encoder, MaskedPictures("t", ["a"], [images[0, :64, :64]], list(masks)))
+    np.testing.assert_array_equal(saliency.inputs[0], images[0, :64, :64])
 
 
 def test_pictures_of_other_sizes_in_one_task(encoder, images):
@@ -169,13 +169,13 @@ def test_pictures_of_other_sizes_in_one_task(encoder, images):
     assert found.shape == (2,) and (found > 0).all()
 
 
-def test_picture_of_looks(tmp_path, rng):
-    looks = looks_of(rng.random((4, 32, 32)), rng.random((4, 32, 32)) < 0.3)
-    empty = looks_of(np.zeros((4, 32, 32)), np.ones((4, 32, 32), bool))  # nothing to outline
+def test_picture_of_saliency(tmp_path, rng):
+    saliency = saliency_of(rng.random((4, 32, 32)), rng.random((4, 32, 32)) < 0.3)
+    empty = saliency_of(np.zeros((4, 32, 32)), np.ones((4, 32, 32), bool))  # nothing to outline
     sizes = []
-    for rows in ({"a": looks}, {"a": looks, "b/c": empty}):
-        draw_saliency(rows, tmp_path / "looks.png")
-        with Image.open(tmp_path / "looks.png") as image:
+    for rows in ({"a": saliency}, {"a": saliency, "b/c": empty}):
+        draw_saliency(rows, tmp_path / "saliency.png")
+        with Image.open(tmp_path / "saliency.png") as image:
             sizes.append(image.size)
     assert sizes[0][0] == sizes[1][0] and sizes[0][1] < sizes[1][1]
 
