@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 
 setup(
     name="mcr",
-    version="0.1.0",
+    version="0.2.0",
     description="Robots pre-train robots: manipulation-centric visual encoders from robot data",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -34,9 +34,11 @@ setup(
         "isal>=1.5",  # deflate ten times faster than zlib, for PNG
         "google-crc32c>=1.5",  # hardware CRC-32C of TFRecord
         "matplotlib>=3.8",
+        "jinja2>=3.1",  # the page about a run; torch needs it too
         "tqdm>=4.60",
     ],
     extras_require={
+        "completion": ["shtab>=1.6"],  # the shell's completion of `mcr`
         "ray": ["ray>=2.9"],
         "wandb": ["wandb>=0.17"],
         "timm": ["timm>=1.0"],
@@ -68,6 +70,7 @@ setup(
             "pytest-xdist>=3.5",
             "ruff>=0.9",
             "mypy>=1.13",
+            "shtab>=1.6",
             "ray>=2.9",
             "wandb>=0.17",
             "timm>=1.0",
@@ -79,5 +82,6 @@ setup(
             "av>=12",
         ],
     },
-    entry_points={"console_scripts": ["mcr-train=mcr.training.train:main"]},
+    # `mcr-train` is 0.1's name of `mcr train`, on one GPU.
+    entry_points={"console_scripts": ["mcr=mcr.cli:main", "mcr-train=mcr.training.train:main"]},
 )

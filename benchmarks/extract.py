@@ -57,7 +57,7 @@ def ours(source: Path, output: Path, format: str) -> None:
 
     from mcr.data.droid import RldsDataset, scan_file_paths
     from mcr.data.episode import unique_names
-    from mcr.data.extract import Options, ShardTask, extract_shard
+    from mcr.data.extract_shard import Options, ShardTask, extract_shard
     from mcr.data.manifest import Manifest
 
     manifest = Manifest(output.with_name(f"{output.name}.manifest"), output)

@@ -30,8 +30,9 @@ import torch
 import torchvision
 from PIL import Image
 
-from mcr.data.extract import Options, extract
-from mcr.features.cache import FeatureConfig, Job, Worker, make_job
+from mcr.data.extract import extract
+from mcr.data.extract_shard import Options
+from mcr.features.extraction import FeatureConfig, Job, Worker, make_job
 from mcr.features.recordings import open_recordings
 from mcr.models.loading import load_model
 from mcr.runs.processes import num_cores, process_pool, processor

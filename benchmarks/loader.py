@@ -36,7 +36,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 from mcr.data.batch import NUM_FRAMES
 from mcr.data.droid import EXTERIOR_CAMERAS, RldsDataset
 from mcr.data.episode import LANGUAGES, OBSERVATIONS, Episode
-from mcr.data.extract import Options, extract
+from mcr.data.extract import extract
+from mcr.data.extract_shard import Options
 from mcr.data.index import open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
 from mcr.data.other_data import other_data

@@ -49,8 +49,8 @@ from mcr.objectives import ObjectivesConfig
 from mcr.runs.processes import num_cores, processor
 from mcr.training.distributed import World
 from mcr.training.engine import Engine, EngineConfig, OptimizerConfig, make_deterministic, on_device
+from mcr.training.monitor import StepMonitor
 from mcr.training.pretrainer import Pretrainer
-from mcr.training.watch import Watch
 
 SOURCE = Path(__file__).parents[1] / "resources/sample_droid/1.0.0"
 WEIGHTS = {"dynamics_alignment": 1.0, "action_prediction": 1.0, "time_contrastive": 1.0}
@@ -192,17 +192,17 @@ def our_engine(model: Pretrainer, row: Row, device: torch.device) -> Engine:
 
 
 def our_step(engine: Engine, num_parts: int) -> Step:
-    """As in the training loop: what became of a step is looked at one step later."""
-    watch, numbers = Watch(engine.device), itertools.count()
+    """A step as in the training loop, which reads the flags of a step one step later."""
+    monitor, numbers = StepMonitor(engine.device), itertools.count()
 
     def step(batch: Batch) -> object:
         size = len(batch.samples) // num_parts
         parts = [slice(n * size, (n + 1) * size) for n in range(num_parts)]
-        watch.add(
+        monitor.add(
             next(numbers),
             engine.step(Batch(**{k: v[part] for k, v in vars(batch).items()}) for part in parts),
         )
-        return watch.verdicts(all_steps=False)
+        return monitor.finished(wait=False)
 
     return step
 

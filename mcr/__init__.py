@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mcr.release.hub_upload import push_to_hub
     from mcr.release.verify import verify
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Encoder",
     "UserError",

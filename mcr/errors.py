@@ -1,8 +1,8 @@
 """Errors that a user can fix, and how a command line shows them.
 
-`UserError` carries one sentence that names the file, the value and the fix. Everything else that
-escapes is a defect of ours and keeps its traceback. This is the ground floor: every module may
-import it, it imports nothing of `mcr`.
+A `UserError` carries one sentence that names the file, the value and the fix. Any other exception
+that reaches the command line is a bug in `mcr` and keeps its traceback. Every module may import
+this one; it imports nothing of `mcr`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ class UserError(ValueError):
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the closest candidate, or the list of all when none is close."""
+    """Return `"; did you mean 'x'?"` for the closest candidate, or list all if none is close."""
     names = sorted(candidates)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; choose from: {', '.join(names)}"
 
 
 def require_choice(what: str, value: str, choices: Iterable[str]) -> str:
-    """Return `value` if it is one of `choices`; raise `UserError` naming the nearest otherwise."""
+    """Return `value` if it is one of `choices`; otherwise raise a UserError that names the nearest.
+
+    what: how the message calls the value, for example "data.on_error"
+    """
     choices = list(choices)
     if value not in choices:
         raise UserError(f"{what}={value!r} is unknown{nearest(str(value), choices)}")
@@ -37,9 +40,10 @@ def require_choice(what: str, value: str, choices: Iterable[str]) -> str:
 
 
 def import_extra(module: str, extra: str) -> ModuleType:
-    """Import what only `pip install mcr[extra]` brings; `UserError` with that line if it is absent.
+    """Import a module that only `pip install mcr[extra]` installs.
 
-    A module that is there but breaks while it is imported keeps its own error.
+    Raises UserError with that command if it is not installed. A module that is installed but fails
+    while it is imported raises its own error.
     """
     try:
         return importlib.import_module(module)
@@ -53,7 +57,10 @@ def import_extra(module: str, extra: str) -> ModuleType:
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn errors a user can fix into one line on stderr and exit code 2, without a traceback."""
+    """Print an error that a user can fix as one line on stderr, and exit with code 2.
+
+    Such errors are UserError, Ctrl-C, and the system errors in `_FIXES`, such as a full disk.
+    """
     try:
         yield
     except UserError as error:
@@ -68,7 +75,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def command_line(main: Callable[[], int | None]) -> Callable[[], None]:
-    """Run `main` as a program: its return value is the exit code, its `UserError` one line."""
+    """Make a program of `main`: its return value is the exit code, and its errors are plain."""
 
     @functools.wraps(main)
     def run() -> None:

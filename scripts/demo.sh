@@ -20,7 +20,7 @@ python scripts/process_data_multicore.py "$sample" "$out/tree" --workers 2 \
     --cameras exterior_image_1_left exterior_image_2_left wrist_image_left
 
 banner "2/6  clean: report, then move what is too short or incomplete to quarantine"
-python scripts/delete_short_videos.py "$out/tree" --min-words 0 --quarantine "$out/quarantine"
+python scripts/delete_short_videos.py "$out/tree" --quarantine "$out/quarantine"
 
 banner "3/6  train: index the tree, then three losses on a ResNet-18"
 python -m mcr.training.train --config-name demo data.root="$out/tree" run_dir="$out/run"

@@ -9,7 +9,7 @@ import pandas as pd
 from mcr.data.droid import RldsDataset
 from mcr.data.index import Index
 from mcr.errors import command_line
-from mcr.training.summary import final_accuracies, read_metrics
+from mcr.training.run_folder import final_accuracies, read_metrics
 
 
 def count_folders(root: Path) -> int:

@@ -31,6 +31,8 @@ STOREYS: tuple[tuple[str, ...], ...] = (
     ("training", "release", "features"),
     ("policies", "simulation"),
     ("evaluation", "robomimic"),
+    ("commands",),
+    ("cli",),
 )
 FLOORS = {room: floor for floor, rooms in enumerate(STOREYS) for room in rooms}
 DOORS = {"mcr.data.batch"}  # the contract between data and objectives
@@ -66,12 +68,13 @@ HOMES = {
     "torchvision": WEIGHTS,
     "matplotlib": (
         "mcr/data/contact_sheet.py",
-        "mcr/data/inspection.py",
+        "mcr/data/inspection_picture.py",
         "mcr/training/pictures.py",
-        "mcr/training/summary.py",
+        "mcr/training/curves.py",
         "mcr/evaluation/",
     ),
     "ray": ("mcr/runs/ray_engine.py",),
+    "shtab": ("mcr/cli.py",),
     "wandb": ("mcr/runs/log.py",),
     "timm": ("mcr/models/",),
     "huggingface_hub": ("mcr/models/", "mcr/release/"),

@@ -36,7 +36,8 @@ from train_step import Bench, Row, images_per_second, resident_batch, synchronis
 
 from mcr.data.batch import NUM_FRAMES
 from mcr.data.droid import RldsDataset
-from mcr.data.extract import Options, extract
+from mcr.data.extract import extract
+from mcr.data.extract_shard import Options
 from mcr.data.index import Index, open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
 from mcr.data.selection import Episodes

@@ -1,12 +1,12 @@
-"""The manifest of an extraction: what the tree beside it was made from, and what became of it.
+"""The manifest of an extraction: what a tree was made from, and the result of each record.
 
-    <output>.manifest/options.json    what decides the tree's bytes; a run with others is refused
+    <output>.manifest/options.json    options that decide the tree's bytes; others are refused
                       names.json      shard -> the episode folder of each of its records, and the
                                       shard's size and date when it was scanned
-                      <shard>.json    the outcome of each record, once the shard is done
-                      *.lock          held by whoever is at work; freed by the system when it dies
+                      <shard>.json    the result of each record, once the shard is done
+                      *.lock          held by a run at work; the system frees it when the run dies
 
-Only `extract.py` writes it. Reading the tree needs none of it.
+Only extraction writes it. Readers of the tree do not need it.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from pathlib import Path
 from typing import Any
 
 from mcr.errors import UserError
+from mcr.runs.atomic import write_text
 
 WRITTEN, ALREADY_THERE, SKIPPED, FAILED = "written", "already there", "skipped", "failed"
 STATUSES = (WRITTEN, ALREADY_THERE, SKIPPED, FAILED)
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one record.
+class RecordResult:
+    """The result of one record.
 
     status: one of STATUSES
-    name:   its folder in the tree, "" if its file_path cannot be used
-    offset: where its payload starts in the shard, in bytes
-    steps:  its length, 0 where it was not read
-    reason: the rule that skipped it or the error it failed with
+    name:   folder in the tree; "" if its file_path cannot be used
+    offset: first byte of its payload in the shard
+    steps:  number of steps; 0 if it was not read
+    reason: the rule that skipped it, or the error
     """
 
     status: str
@@ -47,9 +48,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The folder above, for the tree `output`.
+    """The manifest of the tree `output`.
 
-    patience_s: how long to wait for a lock before calling it another run's
+    patience_s: seconds to wait for a lock before another run is assumed to hold it
     """
 
     folder: Path
@@ -57,7 +58,7 @@ class Manifest:
     patience_s: float = 10.0
 
     def begin(self, options: dict[str, Any]) -> None:
-        """Start a tree, or make sure that this run continues the one begun. Raises UserError."""
+        """Start a tree. Raises UserError if it was started with other options."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "options.json"
         with self.exclusive("options"):
@@ -83,7 +84,7 @@ class Manifest:
             )
 
     def known_names(self, shards: tuple[Path, ...]) -> list[list[str]] | None:
-        """The folder names of every shard; None if one is new or has changed: scan again."""
+        """Return the folder names of each shard; None if a shard is new or has changed."""
         kept = self._kept_names()
         pages = [kept.get(shard.name, {}) for shard in shards]
         if any(
@@ -93,14 +94,14 @@ class Manifest:
         return [page["names"] for page in pages]
 
     def keep_names(self, shards: tuple[Path, ...], names: list[list[str]]) -> None:
-        """Keep the folder names of every shard; raise UserError if one has changed since.
+        """Keep the folder names of each shard. Raises UserError if one differs from before.
 
-        That happens when shards arrive later that bring a second recording of the same name.
+        That happens if shards arrive later that hold a second episode of the same name.
         """
         with self.exclusive("options"):
             kept = self._kept_names()
             for shard, shard_names in zip(shards, names, strict=True):
-                # Lengths differ where a truncated shard has been completed since.
+                # The lengths differ if a truncated shard has been completed since.
                 earlier = kept.get(shard.name, {}).get("names", [])
                 for old, new in zip(earlier, shard_names, strict=False):
                     if old not in ("", new):
@@ -115,19 +116,19 @@ class Manifest:
         path = self.folder / "names.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def write_outcomes(self, shard: Path, outcomes: tuple[Outcome, ...], complete: bool) -> None:
-        """Write the shard's page. `complete`: these are all its records."""
+    def write_results(self, shard: Path, results: tuple[RecordResult, ...], complete: bool) -> None:
+        """Write the page of a shard. `complete` says that these are all its records."""
         page = {
             "bytes": shard.stat().st_size,
             "complete": complete,
-            "records": [asdict(outcome) for outcome in outcomes],
+            "records": [asdict(result) for result in results],
         }
         _write_json(self._page(shard), page)
 
-    def finished_outcomes(self, shard: Path, limit: int | None) -> tuple[Outcome, ...] | None:
-        """The first `limit` outcomes, if nothing is left to do in this shard; else None.
+    def finished_results(self, shard: Path, limit: int | None) -> tuple[RecordResult, ...] | None:
+        """Return the first `limit` results of a shard that needs no more work, otherwise None.
 
-        Something is left if the shard has changed, a record failed, or a folder is gone.
+        A shard needs work if it has changed, a record has failed, or a folder is gone.
         """
         path = self._page(shard)
         if not path.exists():
@@ -135,23 +136,23 @@ class Manifest:
         page = json.loads(path.read_text())
         if not page["complete"] or page["bytes"] != shard.stat().st_size:
             return None
-        outcomes = []
+        results = []
         for record in itertools.islice(page["records"], limit):
-            outcome = Outcome(**record)
-            if outcome.status == WRITTEN:
-                outcome = replace(outcome, status=ALREADY_THERE)
-            gone = outcome.status == ALREADY_THERE and not (self.output / outcome.name).is_dir()
-            if outcome.status == FAILED or gone:
+            result = RecordResult(**record)
+            if result.status == WRITTEN:
+                result = replace(result, status=ALREADY_THERE)
+            gone = result.status == ALREADY_THERE and not (self.output / result.name).is_dir()
+            if result.status == FAILED or gone:
                 return None
-            outcomes.append(outcome)
-        return tuple(outcomes)
+            results.append(result)
+        return tuple(results)
 
     def _page(self, shard: Path) -> Path:
         return self.folder / f"{shard.name}.json"
 
     @contextlib.contextmanager
     def exclusive(self, what: str) -> Iterator[None]:
-        """Keep other runs out of `what`. Raises UserError if one stays in it."""
+        """Hold the lock `what`. Raises UserError if another run keeps it."""
         deadline = time.monotonic() + self.patience_s
         path = self.folder / f"{what}.lock"
         with path.open("a") as file:
@@ -175,12 +176,10 @@ class Manifest:
 
 
 def _stamp(shard: Path) -> list[int]:
-    """Size and date: enough to see that a shard is not the one that was scanned."""
+    """Return size and date, which tell whether a shard is the one that was scanned."""
     status = shard.stat()
     return [status.st_size, status.st_mtime_ns]
 
 
 def _write_json(path: Path, content: Any) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False))

@@ -23,7 +23,7 @@ from mcr.models.loading import load_model
 from mcr.runs.atomic import atomic_path, write_text
 from mcr.training.checkpoint import list_checkpoints
 from mcr.training.config import Config
-from mcr.training.summary import final_metrics, load_config, read_metrics
+from mcr.training.run_folder import final_metrics, load_config, read_metrics
 
 MEASURES = {
     "dynamics_alignment/accuracy": "dynamics accuracy",

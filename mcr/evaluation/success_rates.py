@@ -25,8 +25,8 @@ from einops import rearrange
 from mcr.errors import UserError, require_choice
 from mcr.evaluation.contestants import named_encoders, write_untrained_encoders
 from mcr.evaluation.results import Results, success_rates, versions
-from mcr.features.cache import FeatureConfig, extract_features
-from mcr.features.cache import weights_fingerprint as fingerprint
+from mcr.features.extraction import FeatureConfig, extract_features
+from mcr.features.key import weights_fingerprint as fingerprint
 from mcr.models.encoder import Encoder
 from mcr.models.inference import torch_network
 from mcr.models.loading import load_model

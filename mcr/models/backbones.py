@@ -19,6 +19,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from mcr.errors import UserError, require_choice
 
+TIMM = "timm:"  # what precedes the names of timm's networks, which are not in `BACKBONES`
 Network = TypeVar("Network", bound=nn.Module)
 
 

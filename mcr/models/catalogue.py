@@ -108,7 +108,7 @@ def weight_folders() -> list[Path]:
 
 
 def identify(digest: str) -> Model | None:
-    """Return the published encoder whose file has this SHA-256; None if no one has it."""
+    """Return the published encoder whose file has this SHA-256; None if there is none."""
     return next((model for model in MODELS.values() if model.sha256 == digest), None)
 
 
@@ -143,10 +143,7 @@ def _r3m(depth: int, drive_id: str) -> Model:
     return Model(
         name=f"r3m_resnet{depth}",
         backbone=f"resnet{depth}",
-        files=(
-            f"r3m_resnet{depth}.pt",
-            f"r3m_{depth}/model.pt",
-        ),  # the second is its path in ~/.r3m
+        files=(f"r3m_resnet{depth}.pt", f"r3m_{depth}/model.pt"),  # the latter as in ~/.r3m
         source=f"https://drive.google.com/uc?id={drive_id}",
         code_licence="MIT",
         weights_licence=_NOT_STATED,
@@ -213,7 +210,7 @@ MODELS = {
         Model(
             name="vip_resnet50",
             backbone="resnet50_fc1024",
-            files=("vip_resnet50.pt", "resnet50/model.pt"),  # the second is its path in ~/.vip
+            files=("vip_resnet50.pt", "resnet50/model.pt"),  # the latter as in ~/.vip
             source="https://pytorch.s3.amazonaws.com/models/rl/vip/model.pt",
             code_licence="CC BY-NC 4.0",
             weights_licence=_NOT_STATED,

@@ -16,11 +16,8 @@ import mcr
 
 def golden_pictures() -> dict[str, Image.Image]:
     """Return {name: RGB picture of 180 x 320 pixels}, sorted by name."""
-    return {path.stem: Image.open(path).convert("RGB") for path in sorted(_folder().glob("*.png"))}
-
-
-def _folder() -> Path:
-    """The folder inside the installed package, or `resources/golden/` of a source tree."""
     package = Path(mcr.__file__).parent
-    installed = package / "golden"
-    return installed if installed.is_dir() else package.parent / "resources" / "golden"
+    folder = package / "golden"  # of an installed package
+    if not folder.is_dir():
+        folder = package.parent / "resources" / "golden"  # of a source tree
+    return {path.stem: Image.open(path).convert("RGB") for path in sorted(folder.glob("*.png"))}

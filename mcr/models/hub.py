@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcr.errors import UserError, import_extra
+from mcr.models.layouts import CONFIG_NAME, WEIGHTS_NAME
 
 SCHEME = "hf:"
-_EXPORT = ("config.json", "model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def download(text: str) -> Path:
     address = parse(text)
     if address.file:
         return _download(address, address.file)
-    return [_download(address, name) for name in _EXPORT][-1].parent
+    return [_download(address, name) for name in (CONFIG_NAME, WEIGHTS_NAME)][-1].parent
 
 
 def cached(text: str) -> Path | None:

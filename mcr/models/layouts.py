@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from mcr.errors import UserError, require_choice
-from mcr.models.backbones import BACKBONES, identify_backbone
+from mcr.models.backbones import BACKBONES, TIMM, identify_backbone
 from mcr.models.preprocessing import Preprocessing
 from mcr.models.tensor_files import WRAPPERS, clean, read_content, require_tensors, unwrap
 from mcr.models.vision_transformer import to_torchvision
@@ -183,7 +183,7 @@ def _read_export(path: Path) -> Weights:
 
 def _described(encoder_config: Any) -> tuple[str, Preprocessing]:
     backbone, preprocessing = Preprocessing.from_config(encoder_config)
-    if not backbone.startswith("timm:"):
+    if not backbone.startswith(TIMM):
         require_choice("backbone", backbone, BACKBONES)
     return backbone, preprocessing
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torchvision.models import ResNet, VisionTransformer
 
 from mcr.errors import UserError
-from mcr.models.backbones import BACKBONES, Network, construct, freeze_batch_norm
+from mcr.models.backbones import BACKBONES, TIMM, Network, construct, freeze_batch_norm
 from mcr.models.encoder import Encoder, ResNetEncoder, VisionTransformerEncoder, shorten
 from mcr.models.layouts import Weights
-from mcr.models.sources import TIMM, import_timm_encoder, read_source
+from mcr.models.sources import import_timm_encoder, read_source
 
 logger = logging.getLogger(__name__)
 

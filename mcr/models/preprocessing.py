@@ -155,7 +155,12 @@ def _stack(pictures: list[Tensor]) -> Tensor:
 def _channels_first(images: Any) -> Tensor:
     """Return the pictures as a tensor [..., 3, H, W] with unchanged values."""
     if isinstance(images, PIL.Image.Image):
-        images = np.array(_rgb(images))
+        if images.mode.startswith(("I", "F")):
+            raise UserError(
+                f"the picture has the mode {images.mode!r} (depth?), not 8-bit colour: convert it "
+                "first"
+            )
+        images = np.array(images.convert("RGB"))
     is_numpy = isinstance(images, np.ndarray)
     if is_numpy and images.dtype.kind in "biuf":
         images = torch.from_numpy(np.array(images))  # a copy, because strides may be negative
@@ -176,14 +181,6 @@ def _channels_first(images: Any) -> Tensor:
             "colours; pass pictures more than 3 pixels wide and high"
         )
     return images.movedim(-1, -3) if shape[-1] == 3 else images
-
-
-def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    if image.mode.startswith(("I", "F")):
-        raise UserError(
-            f"the picture has the mode {image.mode!r} (depth?), not 8-bit colour: convert it first"
-        )
-    return image.convert("RGB")
 
 
 def _shape_advice(shape: tuple[int, ...]) -> str:

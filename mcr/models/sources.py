@@ -21,11 +21,10 @@ import torchvision
 
 from mcr.errors import UserError, import_extra, nearest, require_choice
 from mcr.models import catalogue, hub
-from mcr.models.backbones import BACKBONES
+from mcr.models.backbones import BACKBONES, TIMM
 from mcr.models.layouts import Weights, read_weights
 from mcr.models.preprocessing import Preprocessing
 
-TIMM = "timm:"
 TORCHVISION = "torchvision:"
 _CLASSIFIERS = [name for name in torchvision.models.list_models() if name in BACKBONES]
 
@@ -53,7 +52,10 @@ def _read_name(name: str, backbone: str | None) -> Weights:
     elif name.startswith(TORCHVISION):
         weights = _read_torchvision(name)
     else:
-        weights = _read_published(catalogue.MODELS[name])
+        model = catalogue.MODELS[name]
+        weights = read_weights(catalogue.find(model), model.backbone)
+        if model.preprocessing is not None:
+            weights = replace(weights, preprocessing=model.preprocessing)
     if backbone not in (None, weights.backbone):
         raise UserError(f"{name} is a {weights.backbone}, not the {backbone} that was asked for")
     return weights
@@ -81,11 +83,6 @@ def _read_path(path: Path, backbone: str | None) -> Weights:
     if weights.layout == "torchvision classifier":
         return replace(weights, preprocessing=_recorded(path.name) or weights.preprocessing)
     return weights
-
-
-def _read_published(model: catalogue.Model) -> Weights:
-    weights = read_weights(catalogue.find(model), model.backbone)
-    return replace(weights, preprocessing=model.preprocessing or weights.preprocessing)
 
 
 def import_timm_encoder() -> Any:

@@ -6,7 +6,6 @@ They are DINOv3 and hundreds of others, with the preprocessing that timm records
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,11 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from mcr.errors import UserError, nearest
-from mcr.models.backbones import freeze_batch_norm
+from mcr.models.backbones import TIMM, freeze_batch_norm
 from mcr.models.encoder import Encoder
 from mcr.models.layouts import Weights
 from mcr.models.preprocessing import Preprocessing
 from mcr.models.tensor_files import read_tensors
-
-_SCHEME = "timm:"
 
 
 class TimmEncoder(Encoder):
@@ -122,7 +119,10 @@ def read_file(path: Path, backbone: str) -> Weights:
     architecture, preprocessing = _architecture(backbone), _preprocessing(backbone)
     tensors = read_tensors(path)
     recorded = _recorded(backbone)
-    classes = recorded.num_classes if _has_classifier(recorded.classifier, tensors) else 0
+    names = recorded.classifier or ()
+    names = (names,) if isinstance(names, str) else names
+    has_classifier = any(f"{name}.weight" in tensors for name in names)
+    classes = recorded.num_classes if has_classifier else 0
     try:
         network = timm.create_model(
             architecture,
@@ -134,11 +134,6 @@ def read_file(path: Path, backbone: str) -> Weights:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: the tensors do not fill a {backbone}: {reason}") from error
     return _weights(path, backbone, network, preprocessing)
-
-
-def _has_classifier(names: str | tuple[str, ...] | None, tensors: Mapping[str, Tensor]) -> bool:
-    names = (names,) if isinstance(names, str) else names or ()
-    return any(f"{name}.weight" in tensors for name in names)
 
 
 def _weights(path: Path, backbone: str, network: Any, preprocessing: Preprocessing) -> Weights:
@@ -173,7 +168,7 @@ def _recorded(name: str) -> Any:
 
 
 def _architecture(name: str) -> str:
-    architecture = name.removeprefix(_SCHEME)
+    architecture = name.removeprefix(TIMM)
     if not timm.is_model(architecture):
         raise UserError(
             f"{name}: timm has no such network{nearest(architecture, timm.list_models())}"

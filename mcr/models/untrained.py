@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from mcr.models.backbones import build_backbone
+from mcr.models.backbones import TIMM, build_backbone
 from mcr.models.encoder import Encoder
 from mcr.models.layouts import CHECKPOINT_FORMAT, Weights
 from mcr.models.loading import build_encoder, load_model
 from mcr.models.preprocessing import Preprocessing
-from mcr.models.sources import TIMM, import_timm_encoder
+from mcr.models.sources import import_timm_encoder
 
 
 def build_untrained(backbone: str, preprocessing: Preprocessing) -> Encoder:

@@ -1,11 +1,11 @@
-"""The pre-training objectives by name, their configuration, and how to build the ones in use.
+"""The pre-training objectives: their names, their configs, and how to build them.
 
-One file per objective holds its equation, configuration and head. A new objective is a new file,
-one line in `OBJECTIVES` and one in `ObjectivesConfig`. The pretrainer calls `build_objectives`
-and weighs the losses; nothing here knows about the encoder or the optimiser.
+Each objective has a file with its equation, config and head. A new objective is a new file, a line
+in `OBJECTIVES` and a line in `ObjectivesConfig`. The pretrainer calls `build_objectives` and sums
+the weighted losses. Nothing here depends on the encoder or the optimiser.
 
-Every objective is `Objective(config, embed_dim, dims)` and maps embeddings [B, F, D] and a Batch
-to (loss, metrics): float32 scalars, also under autocast, the metrics without gradient.
+An objective is built as `Objective(config, embed_dim, dims)`. It maps embeddings [B, F, D] and a
+Batch to (loss, metrics), all float32 scalars, also under autocast. Metrics have no gradient.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class ObjectivesConfig:
 def build_objectives(
     config: ObjectivesConfig, loss_weights: dict[str, float], embed_dim: int, dims: Dimensions
 ) -> nn.ModuleDict:
-    """The objectives whose weight is above 0, by name, in `OBJECTIVES`' order.
+    """Build the objectives whose weight is above 0, by name, in the order of `OBJECTIVES`.
 
-    A weight of 0 builds no head. Raises UserError if the names in `loss_weights` are not exactly
-    those of `OBJECTIVES`, if a weight is negative or not finite, or if all are 0.
+    Raises UserError if the names in `loss_weights` are not exactly those of `OBJECTIVES`, if a
+    weight is negative or not finite, or if all weights are 0.
     """
     _check_weights(loss_weights)
     return nn.ModuleDict(

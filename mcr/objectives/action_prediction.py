@@ -1,7 +1,7 @@
-"""Action prediction: the robot's action, regressed from a single image's embedding.
+"""Action prediction: regression of the robot's action from the embedding of a single image.
 
-An actor head that pulls what matters for control into the embedding; it is thrown away after
-pre-training and is not a policy. Built by `build_objectives`, called by the pretrainer.
+The actor head makes the embedding hold what matters for control. It is not a policy and is
+discarded after pre-training.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class ActionPrediction(nn.Module):
 
         L = mean over all five frames and action dimensions of  (pi(z_t) - a_t)^2
 
-    The loss is in the squared units of `batch.actions`: 1 is the level of a blind guess if they
-    are standardised, while raw poses mix metres with radians.
+    The loss is in the squared units of `batch.actions`. If actions are standardised, predicting
+    their mean gives a loss of 1. Raw poses mix metres with radians.
 
-    Metrics: r2 = 1 - L / L0, where L0 is the loss of always answering this batch's mean action:
-    0 for a blind guess, 1 for a perfect one, negative if worse than blind. Judge it on batches of
-    some tens of clips: a small batch's mean flatters the blind guess.
+    Metrics: r2 = 1 - L / L0, where L0 is the loss of predicting the batch's mean action: 1 is
+    perfect, 0 equals that constant prediction, and negative values are worse. It needs batches of
+    some tens of clips, because the mean of a small batch fits the batch too well.
     """
 
     def __init__(self, config: ActionPredictionConfig, embed_dim: int, dims: Dimensions) -> None:
@@ -66,13 +66,13 @@ class ActionPrediction(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             actions = batch.actions.float()
             loss = F.mse_loss(self.actor(self.trunk(embeddings.float())), actions)
-            # Against the variance of the global batch, so that the mean of r2 over processes is
+            # The variance is that of the global batch, so that the mean of r2 over processes is
             # the r2 of one process.
             everyones, _ = gather_rows(actions)
             return loss, {"r2": explained_variance(loss.detach(), everyones)}
 
 
 def explained_variance(error: Tensor, targets: Tensor) -> Tensor:
-    """R^2 of a mean squared error over targets [..., A]; -inf or NaN if the targets never vary."""
+    """R^2 of a mean squared error over targets [..., A]; -inf or NaN if targets are constant."""
     blind = targets.flatten(0, -2).var(dim=0, correction=0).mean()
     return 1 - error / blind

@@ -1,9 +1,9 @@
 """What the contrastive objectives share: similarity, loss over candidates, choice of other clips.
 
-An objective scores one positive and some negatives for every anchor and stacks the scores to
-logits [..., 1 + num_negatives] with **the positive in column 0**. From there all of them are the
-same. Nothing here has parameters or knows about frames; the objectives in this folder call it,
-nobody else does. Everything expects float32: the objectives leave autocast before they call.
+An objective scores one positive and some negatives for every anchor, and stacks the scores to
+logits [..., 1 + num_negatives] with **the positive in column 0**. Loss and metrics are then the
+same for all. Nothing here has parameters. All tensors are float32: the objectives leave autocast
+before they call these functions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FORMS = ("log_softmax", "epsilon")
 SELECTIONS = ("others", "permutation")
 
 EPSILON = 1e-8  # of the "epsilon" form, as in R3M and MCR
-MIN_NORM = 1e-6  # below it "cosine" stops normalising, which keeps the gradient at 0 finite
+MIN_NORM = 1e-6  # "cosine" does not normalise shorter vectors, so that the gradient stays finite
 
 
 @dataclass
@@ -32,8 +32,8 @@ class ContrastConfig:
     """The options that every contrastive objective has.
 
     similarity:  "l2" = -||a - b||_2, or "cosine"
-    temperature: similarities are divided by it; 1 is upstream's, "cosine" wants about 0.1
-    form:        "log_softmax", or "epsilon" for the loss that trained the released weights
+    temperature: divides similarities; 1 is upstream's, about 0.1 suits "cosine"
+    form:        "log_softmax", or "epsilon", the loss that trained the released weights
 
     Raises UserError for an unknown name or a temperature that is not positive.
     """
@@ -50,10 +50,10 @@ class ContrastConfig:
 
 
 def similarity(a: Tensor, b: Tensor, config: ContrastConfig) -> Tensor:
-    """Score of each row of `a` [..., D] with the same row of `b` [..., D] (broadcasting): [...].
+    """Similarity of each row of `a` [..., D] with the same row of `b` [..., D]: [...].
 
-    Where a == b the gradient of "l2" is 0, not NaN. That happens: LATE may be the MIDDLE frame,
-    and a random permutation may pair a clip with itself.
+    The shapes are broadcast. Where a == b, the gradient of "l2" is 0 and not NaN. Such pairs occur:
+    LATE may be the MIDDLE frame, and a random permutation may pair a clip with itself.
     """
     if config.similarity == "l2":
         score = -torch.linalg.vector_norm(a - b, dim=-1)
@@ -63,9 +63,9 @@ def similarity(a: Tensor, b: Tensor, config: ContrastConfig) -> Tensor:
 
 
 def pairwise_similarity(a: Tensor, b: Tensor, config: ContrastConfig) -> Tensor:
-    """Score of every row of `a` [N, D] with every row of `b` [M, D]: [N, M]."""
+    """Similarity of every row of `a` [N, D] with every row of `b` [M, D]: [N, M]."""
     if config.similarity == "l2":
-        # |a|^2 + |b|^2 - 2ab would be faster, but loses the distance of close pairs to rounding.
+        # |a|^2 + |b|^2 - 2ab is faster, but rounding errors exceed the distance of close pairs.
         score = -torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
     else:
         score = _unit(a) @ _unit(b).mT
@@ -77,16 +77,16 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def contrastive_loss(logits: Tensor, config: ContrastConfig) -> Tensor:
-    """Mean over all rows of how badly the positive stands out: logits [..., 1 + N] -> scalar.
+    """Contrastive loss of logits [..., 1 + N], as a mean over all rows: a scalar.
 
-    log_softmax:  -log(e^p / sum_j e^j), finite with a finite gradient at any distance.
+    log_softmax:  -log(e^p / sum_j e^j); loss and gradient are finite at any distance.
     epsilon:      -log(eps + e^p / (eps + sum_j e^j)), eps = 1e-8.
 
-    The epsilon form takes the exponentials literally, as upstream does. Beyond a distance of about
-    18 (e^-18 = eps) the loss no longer compares candidates, beyond about 40 it stands at
-    -log(eps) = 18.42 and its gradient vanishes: at 42.4 it is 200 times weaker than that of
-    log_softmax, and a random ResNet-50's embeddings, of norm 40 to 50, start at such distances
-    from their dynamics. Kept to reproduce the released weights.
+    The epsilon form computes the exponentials themselves, as upstream does. Beyond a distance of
+    about 18 (e^-18 = eps), its loss no longer compares candidates. Beyond about 40, it is
+    -log(eps) = 18.42 and its gradient vanishes: at 42.4 the gradient is 200 times weaker than that
+    of log_softmax. The embeddings of a random ResNet-50, whose norm is 40 to 50, begin at such
+    distances from their dynamics. The form is kept to reproduce the released weights.
     """
     if config.form == "log_softmax":
         # Upstream: only the epsilon form, whose gradient vanishes where training starts.
@@ -96,29 +96,29 @@ def contrastive_loss(logits: Tensor, config: ContrastConfig) -> Tensor:
 
 
 def contrastive_metrics(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(accuracy, chance) of logits [..., 1 + N]: float32 scalars in [0, 1], without gradient.
+    """Return (accuracy, chance) of logits [..., 1 + N]: float32 scalars in [0, 1], no gradient.
 
-    Accuracy is the share of rows whose positive is strictly the largest, so a collapsed encoder,
-    for which all candidates tie, scores 0 and not 1. Chance is 1 / (1 + N).
+    accuracy: share of rows in which the positive is strictly the largest. A collapsed encoder, for
+              which all candidates are equal, scores 0.
+    chance:   1 / (1 + N)
     """
     logits = logits.detach()
     accuracy = (logits[..., 0] > logits[..., 1:].amax(-1)).float().mean()
-    # full() fills on the device; copying a number there would make the host wait.
+    # full() fills on the device; copying a number to it would make the host wait.
     return accuracy, torch.full((), 1 / logits.shape[-1], device=logits.device)
 
 
 def gather_candidates(embeddings: Tensor) -> tuple[Tensor, int]:
-    """The embeddings that may serve as negatives, and where among them the given ones begin.
+    """Gather the embeddings that may serve as negatives: those of the global batch of N clips.
 
-    embeddings [B, D] -> (candidates [N, D], first), with candidates[first : first + B] being the
-    embeddings themselves. All negatives from other clips come through here, those of other
-    processes included: N is the size of the global batch, and gradients flow back to its owners.
+    embeddings [B, D] -> (candidates [N, D], first), where candidates[first : first + B] are
+    `embeddings`. Gradients flow back to the processes that computed the candidates.
     """
     return gather_rows(embeddings)
 
 
 def positives_first(logits: Tensor, first: int) -> Tensor:
-    """Rotate each row of logits [R, N] so that its positive, row i's column first + i, leads."""
+    """Rotate each row i of logits [R, N] so that its positive, column first + i, comes first."""
     rows, columns = (torch.arange(n, device=logits.device) for n in logits.shape)
     return logits.gather(1, (first + rows[:, None] + columns) % logits.shape[1])
 
@@ -126,18 +126,17 @@ def positives_first(logits: Tensor, first: int) -> Tensor:
 def choose_other_clips(
     num_clips: int, num_negatives: int, selection: str, device: torch.device, group: int = 0
 ) -> Tensor:
-    """For each of `num_clips` clips, which clips are its negatives: int64 [num_clips, n].
+    """Choose the clips that serve as negatives of each clip: int64 [num_clips, n].
 
-    others:       n distinct clips, never the clip itself: random cyclic shifts of the batch;
-                  n = min(num_negatives, num_clips - 1).
-    permutation:  n = num_negatives random permutations of the batch.
-    group:        negatives come from the same `group` consecutive clips, as if each group were a
-                  batch of its own; 0 = from all
+    selection: "others" takes n = min(num_negatives, num_clips - 1) distinct clips, never the clip
+               itself, by random cyclic shifts of the batch; "permutation" takes n = num_negatives
+               random permutations of the batch
+    group:     negatives come from the same `group` consecutive clips, as if each group were a batch
+               of its own; 0 = from all clips
 
-    A pure function of the arguments and of the state of `device`'s global random generator; drawn
-    on the device, so that the host does not wait for it.
-
-    Raises UserError if there is no other clip to choose, or if groups do not divide the clips.
+    The choice is drawn on `device`, so that the host does not wait, from its global random
+    generator. Raises UserError if there is no other clip to choose, or if groups do not divide the
+    clips.
     """
     size = group or num_clips
     if num_clips % size:

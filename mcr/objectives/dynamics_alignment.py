@@ -1,8 +1,8 @@
-"""Dynamics alignment: the image at a step and the robot's motion around it, brought together.
+"""Dynamics alignment: a contrast between an image and the robot's motion around its step.
 
-The encoder must see in a picture what the robot is doing: its embedding is pulled to a projection
-of the states and actions around the same step and pushed from those of other steps. The
-projection lives only during pre-training. Built by `build_objectives`, called by the pretrainer.
+The embedding of an image is pulled towards a projection of the states and actions around the same
+step, and pushed away from those of other steps. The encoder must therefore see in a picture what
+the robot is doing. The projection is discarded after pre-training.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from mcr.objectives.contrast import (
 
 @dataclass
 class DynamicsAlignmentConfig(ContrastConfig):
-    """What the pictures' embeddings are told apart from, and the size of the projection.
+    """The negatives of an image, and the size of the projection.
 
-    negatives:  "pair" = only the same episode's other window (the paper); or "batch" = that one
-                and both windows of all other clips, from images to dynamics and back
+    negatives:  "pair" = the other window of the same clip (the paper); "batch" = also both windows
+                of all other clips, in both directions between images and dynamics
     hidden_dim: width of the projection's hidden layer
     """
 
@@ -50,11 +50,12 @@ class DynamicsAlignment(nn.Module):
         d_t = (s, a, s, a, ..., s) around step t          t, k = EARLY, LATE and LATE, EARLY
         L = mean over t of  -log( e^S(z_t, H(d_t)) / (e^S(z_t, H(d_t)) + e^S(z_t, H(d_k))) )
 
-    "batch" sums the denominator over both windows of all clips, and adds the same loss with images
-    and dynamics exchanged; L is the mean of the two directions.
+    With "batch", the denominator is a sum over both windows of all clips, and L is the mean of this
+    loss and of the same loss with images and dynamics exchanged.
 
-    Metrics: accuracy (own window against the same episode's other one; chance 0.5, whatever the
-    negatives) and for "batch" also batch_accuracy, batch_chance (own among all, both directions).
+    Metrics: accuracy and chance (own window against the other one of the same clip, for either
+    choice of negatives; chance is 0.5). With "batch" also batch_accuracy and batch_chance (own
+    window among those of all clips, in both directions).
     """
 
     def __init__(self, config: DynamicsAlignmentConfig, embed_dim: int, dims: Dimensions) -> None:
@@ -80,19 +81,19 @@ class DynamicsAlignment(nn.Module):
             if self.config.negatives == "pair":
                 return contrastive_loss(pair_logits, self.config), metrics
 
-            # Upstream: the pair only, which teaches at most one bit per image.
+            # Upstream: the pair only, which holds at most one bit of information per image.
             batch_logits = self._batch_logits(images, dynamics)
             metrics["batch_accuracy"], metrics["batch_chance"] = contrastive_metrics(batch_logits)
             return contrastive_loss(batch_logits, self.config), metrics
 
     def _pair_logits(self, images: Tensor, dynamics: Tensor) -> Tensor:
-        """images, dynamics [B, 2, D] -> [B, 2, 2]: own window, then the episode's other one."""
+        """images, dynamics [B, 2, D] -> [B, 2, 2]: own window, then the other one of the clip."""
         own = similarity(images, dynamics, self.config)
         other = similarity(images, dynamics.flip(1), self.config)
         return torch.stack([own, other], dim=-1)
 
     def _batch_logits(self, images: Tensor, dynamics: Tensor) -> Tensor:
-        """images, dynamics [B, 2, D] -> [2 directions, 2B, 2N]: own, then all others of N clips."""
+        """images, dynamics [B, 2, D] -> [2 directions, 2B, 2N]: own, then the others of N clips."""
         directions = []
         for anchors, positives in ((images, dynamics), (dynamics, images)):
             candidates, first = gather_candidates(positives.flatten(0, 1))

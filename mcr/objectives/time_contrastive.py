@@ -1,7 +1,7 @@
-"""Time contrast: frames close in time are embedded closer than distant ones and other clips.
+"""Time contrast: embeddings of frames that are close in time are closer than those of others.
 
-It orders a clip's embeddings in time without looking at the robot's state or action. It has no
-parameters. Built by `build_objectives`, called by the pretrainer.
+The others are distant frames of the same clip, and frames of other clips. The objective reads
+neither states nor actions, and has no parameters.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from mcr.objectives.contrast import (
 
 @dataclass
 class TimeContrastiveConfig(ContrastConfig):
-    """Which other clips, and how many, a frame is told apart from.
+    """The negatives of a frame that come from other clips.
 
-    negatives:     which other clips: "others" = never the clip itself, or "permutation" = random
-                   permutations of the batch (the paper's code)
-    num_negatives: how many other clips each anchor is compared with; 0 = only its own clip
-    group:         they come from the same `group` consecutive clips; 0 = from the whole global
+    negatives:     "others" = never the clip itself; "permutation" = random permutations of the
+                   batch (the paper's code)
+    num_negatives: number of other clips for each anchor; 0 = negatives from its own clip only
+    group:         negatives come from the same `group` consecutive clips; 0 = from the global
                    batch, whichever processes hold it
     """
 
@@ -55,8 +55,8 @@ class TimeContrastive(nn.Module):
         anchor EARLY:  S(EARLY, MIDDLE) against  S(EARLY, LATE), S(EARLY, EARLY of 3 other clips)
         L = mean over both anchors of  -log softmax(positive; positive and negatives)
 
-    Metrics: accuracy, chance (the positive among all candidates); order_accuracy (MIDDLE against
-    the same clip's far end only; chance 0.5).
+    Metrics: accuracy and chance (the positive among all candidates); order_accuracy (MIDDLE against
+    the far end of the same clip only; chance is 0.5).
     """
 
     def __init__(self, config: TimeContrastiveConfig, embed_dim: int, dims: Dimensions) -> None:

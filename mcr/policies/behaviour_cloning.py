@@ -37,7 +37,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import mcr
 from mcr.errors import UserError, nearest, plain_errors, require_choice
-from mcr.features.cache import FeatureConfig, extract_features
+from mcr.features.extraction import FeatureConfig, extract_features
 from mcr.models.backbones import BACKBONES
 from mcr.models.fine_tuning import count_parameters, param_groups
 from mcr.models.layouts import CHECKPOINT_FORMAT, Weights

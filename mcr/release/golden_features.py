@@ -32,7 +32,10 @@ def golden_record(features: Tensor) -> dict[str, Any]:
     Projection j is sum_i f_i cos(pi j (i + 1/2) / D), a coefficient of the cosine transform. Each
     depends on every feature, so that these numbers show a change of any one.
     """
-    basis = _basis(features.shape[1])
+    width = features.shape[1]
+    positions = (torch.arange(width, dtype=torch.float64) + 0.5) / width
+    frequencies = torch.arange(_NUM_PROJECTIONS, dtype=torch.float64)
+    basis = torch.cos(math.pi * frequencies[:, None] * positions).float()
     return {
         "pictures": _pictures_sha256(),
         "features": {
@@ -71,12 +74,6 @@ def golden_deviation(record: dict[str, Any], features: Tensor) -> float:
 
 def _numbers(picture: dict[str, Any]) -> list[float]:
     return [picture["norm"], *picture["projections"]]
-
-
-def _basis(width: int) -> Tensor:
-    positions = (torch.arange(width, dtype=torch.float64) + 0.5) / width
-    frequencies = torch.arange(_NUM_PROJECTIONS, dtype=torch.float64)
-    return torch.cos(math.pi * frequencies[:, None] * positions).float()
 
 
 def _rounded(value: Tensor) -> float:

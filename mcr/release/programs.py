@@ -55,7 +55,10 @@ def write_program(path: Path, suffix: str, encoder: Encoder, description: dict[s
         write_onnx(path, program, images, "images", description)
         computed = onnx_network(path, num_threads=0)(images)
     else:
-        _write_torch_program(path, program, images, description)
+        shapes = {"images": {0: torch.export.Dim("batch")}}
+        exported = torch.export.export(program, (images,), dynamic_shapes=shapes)
+        with path.open("wb") as file:  # a path would have to end in .pt2
+            torch.export.save(exported, file, extra_files={DESCRIPTION: json.dumps(description)})
         with torch.no_grad(), path.open("rb") as file:
             computed = torch.export.load(file).module()(images)
     with torch.no_grad():
@@ -67,12 +70,3 @@ def cropped_golden_pictures(preprocessing: Preprocessing) -> Tensor:
     unnormalised = dataclasses.replace(preprocessing, mean=(0, 0, 0), std=(1, 1, 1))
     pixels = unnormalised(list(golden_pictures().values()))
     return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
-
-
-def _write_torch_program(
-    path: Path, network: nn.Module, example: Tensor, description: dict[str, Any]
-) -> None:
-    shapes = {"images": {0: torch.export.Dim("batch")}}
-    program = torch.export.export(network, (example,), dynamic_shapes=shapes)
-    with path.open("wb") as file:  # a path would have to end in .pt2
-        torch.export.save(program, file, extra_files={DESCRIPTION: json.dumps(description)})

@@ -139,7 +139,7 @@ def _golden(claims: dict[str, Any], features: Tensor) -> Finding:
 
 
 def _statistics(encoder: Encoder) -> Finding:
-    """Check batch statistics: positive variances, and no layer as in a new network."""
+    """Find layers whose variances are not positive, or whose statistics are as initialised."""
     layers = _batch_statistics(encoder)
     if not layers:
         return Finding("batch statistics", UNKNOWN, "it has no batch normalisation")

@@ -1,7 +1,7 @@
-"""Atomic writes: what carries its name is complete.
+"""Atomic writes: a file or folder that has its final name is complete.
 
 Everything that `mcr` writes goes through here. It is written under a temporary name beside its
-destination, brought to the disk, and renamed. A process that is killed therefore leaves either the
+destination, synced to the disk, and renamed. A process that is killed therefore leaves either the
 old content or the new one, and perhaps a `.NAME.partial`, which the next write replaces.
 """
 
@@ -16,14 +16,14 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_path(path: Path, replace_folder: bool = False) -> Iterator[Path]:
-    """Yield a temporary path to write a file or folder to; it becomes `path` when the block ends.
+    """Yield a temporary path to write a file or folder to, and rename it `path` after the block.
 
-    A file that `path` names is replaced. A folder must be empty or absent, unless `replace_folder`:
-    then it is renamed to `.NAME.replaced` first and deleted afterwards. If the block raises, what
-    it has written is deleted and `path` stays as it was.
+    An existing file at `path` is replaced. A folder at `path` must be empty, unless
+    `replace_folder`: then it is renamed to `.NAME.replaced` first and deleted afterwards. If the
+    block raises, what it has written is deleted and `path` stays as it was.
     """
     partial = path.with_name(f".{path.name}.partial")
-    remove(partial)  # of a process that was killed
+    remove(partial)  # left by a process that was killed
     try:
         yield partial
         sync(partial)
@@ -46,7 +46,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or a folder with all its files, to the disk."""
+    """Flush a file, or all files of a folder, to the disk."""
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)
@@ -57,7 +57,7 @@ def sync(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or folder if it is there."""
+    """Delete a file or folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,4 +1,4 @@
-"""Which device a run computes on."""
+"""The choice of the device that a run computes on."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from mcr.errors import UserError
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
-    """The device called `name`: "auto" (a GPU if there is one, else the CPU), "cpu", "cuda", ...
+    """Return the device called `name`: "auto" (a GPU if there is one, else the CPU), "cpu", ...
 
-    local_rank: number of this process on its machine, where each process has a GPU of its own
+    local_rank: the number of this process on its machine, if each process has a GPU of its own
     Raises UserError if the device cannot be used.
     """
     if name == "auto":
@@ -23,3 +23,8 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from error
     return device
+
+
+def count_gpus() -> int:
+    """The number of GPUs that this process may use; CUDA_VISIBLE_DEVICES limits it."""
+    return torch.cuda.device_count()

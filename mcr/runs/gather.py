@@ -1,12 +1,11 @@
-"""Rows of all processes, with gradient: how one process sees the batch of the others.
+"""Gathering rows from all processes, with gradients.
 
-Everything that an objective or a metric needs of clips that another process reads comes through
-here. The contrasts call it (`contrast.gather_candidates`), so do metrics over the whole batch and
-batch normalisation; one process alone gets its own rows back.
+Contrastive losses, metrics over the whole batch and batch normalisation need the rows that other
+processes compute. A run of one process gets its own rows back.
 
-Gradients are those of the **sum** of all processes' losses: what other processes did with a row
-comes back to the process that made it. Averaged over processes, as DistributedDataParallel does,
-they are the gradients of the mean loss, which is what one process with all rows would compute.
+The gradient of a row is that of the **sum** of the losses of all processes, which all use the row.
+DistributedDataParallel then averages over processes, which gives the gradient of the mean loss: the
+same that one process with all rows would compute.
 """
 
 from __future__ import annotations
@@ -19,14 +18,16 @@ from torch import Tensor
 
 
 def num_processes() -> int:
-    """Processes that share the batch; 1 without a process group."""
+    """Return the number of processes that share the batch: 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
-    """(the rows of all processes in the order of their ranks, where this process's begin).
+    """Gather the rows of all processes.
 
-    rows: [N, ...] of the same shape on every process -> [N * processes, ...]
+    rows: [N, ...], of the same shape on every process
+    Returns (all rows in the order of ranks, [N * processes, ...]; where those of this process
+    begin).
     """
     if num_processes() == 1:
         return rows, 0

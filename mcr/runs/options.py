@@ -1,7 +1,7 @@
-"""A run's options: overrides on the command line, and what a continued run may change.
+"""The options of a run: overrides on the command line, and what a resumed run may change.
 
 Configs are nested dataclasses. Their keys are written with dots: "data.cameras". Hydra reads the
-command line; this module checks it first, because Hydra's own messages name no alternative.
+command line; this module checks it first, because Hydra's own messages suggest no alternative.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, get_type_hints
 import mcr
 from mcr.errors import UserError, nearest, require_choice
 
-RESUME = ("auto", "never")  # continue the run that the folder holds, or refuse a used folder
+RESUME = ("auto", "never")  # "auto" continues the run in the folder, "never" refuses such a folder
 
 
 def recipes_folder() -> Path:
-    """The folder of recipes: inside the installed package, or `cfgs/` of a source tree."""
+    """Return the folder of recipes: inside the installed package, or `cfgs/` of a source tree."""
     package = Path(mcr.__file__).parent
     installed = package / "cfgs"
     return installed if installed.is_dir() else package.parent / "cfgs"
@@ -28,9 +28,11 @@ def recipes_folder() -> Path:
 def check_overrides(
     arguments: Iterable[str], config_class: type, renamed: Mapping[str, str] | None = None
 ) -> None:
-    """Raise UserError for a `key=value` whose key the config does not have; name the nearest one.
+    """Raise UserError for a `key=value` whose key the config does not have.
 
-    renamed: keys of earlier versions -> today's; the error for one of them names the new key
+    The message names the nearest key.
+
+    renamed: keys of earlier versions -> their present names; the message names the present one
     """
     renamed = renamed or {}
     groups = {path.name for path in recipes_folder().iterdir() if path.is_dir()}
@@ -48,7 +50,7 @@ def check_overrides(
 
 
 def known_keys(config_class: type, prefix: str = "") -> set[str]:
-    """All keys that can be overridden. Of nested dataclasses only the fields count."""
+    """Return all keys that can be overridden: the fields that are not dataclasses themselves."""
     types = get_type_hints(config_class)
     keys = set()
     for part in fields(config_class):
@@ -60,7 +62,7 @@ def known_keys(config_class: type, prefix: str = "") -> set[str]:
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dataclasses or dicts as {"data.root": ..., ...}."""
+    """Turn nested dataclasses or dicts into {"data.root": ..., ...}."""
     if is_dataclass(config) and not isinstance(config, type):
         config = dataclasses.asdict(config)
     flat: dict[str, Any] = {}
@@ -73,7 +75,10 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def check_resume(run_dir: Path, resume: str, is_used: bool) -> None:
-    """Raise UserError if `run_dir` holds a run (is_used) that `resume` forbids to continue."""
+    """Raise UserError if `resume` is unknown, or is "never" although `run_dir` holds a run.
+
+    is_used: whether `run_dir` holds a run
+    """
     require_choice("resume", resume, RESUME)
     if is_used and resume == "never":
         raise UserError(f"{run_dir}: holds a run; choose another run_dir or resume=auto")
@@ -87,7 +92,7 @@ def require_same_config(
     renamed: Mapping[str, str] | None = None,
     fix: str = "choose another run_dir",
 ) -> None:
-    """Raise UserError if the run in `run_dir` cannot go on with the config `new`.
+    """Raise UserError if the run in `run_dir` cannot be resumed with the config `new`.
 
     fix: what the user can do about it; the other arguments are those of `config_difference`
     """
@@ -102,11 +107,11 @@ def config_difference(
     free: Collection[str],
     renamed: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Lines "key: old -> new" for what differs between two configs and may not.
+    """Return a line "key: old -> new" for each key that differs between two configs and must not.
 
-    old, new: as `dataclasses.asdict` gives them
-    free:     keys that may differ, because they change how a run is done and not what it computes
-    renamed:  keys of earlier versions -> today's
+    old, new: as `dataclasses.asdict` returns them
+    free:     keys that may differ, because they change how a run computes, not what
+    renamed:  keys of earlier versions -> their present names
     """
     renamed = renamed or {}
     before = {renamed.get(key, key): value for key, value in flatten(old).items()}

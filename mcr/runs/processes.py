@@ -1,8 +1,8 @@
-"""Worker processes for work on data, and the progress bar over it.
+"""Worker processes of one machine, and the progress bar that shows their work.
 
 Workers are spawned, not forked: a fork copies the locks of the parent's threads and, once torch or
-an index is loaded, its memory. They end with their parent, however it ends. `extract.py`,
-`index.py` and `clean.py` use it; there is nothing of episodes here. Several machines: `ray_engine`.
+an index is loaded, its memory. Workers end when their parent ends, also when it is killed. For
+several machines see `ray_engine`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,17 @@ EXECUTORS = ("local", "ray")  # the cores of this machine, or of a Ray cluster
 
 
 def num_cores() -> int:
-    """Cores that this process may use; fewer than the machine has under a cluster's scheduler."""
+    """Return the number of cores that this process may use.
+
+    A cluster's scheduler may allow fewer than the machine has.
+    """
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def processor() -> str:
-    """Name of this machine's processor and its number of cores, for people."""
+    """Return the name of this machine's processor and its number of cores, for people to read."""
     model = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
         lines = info.read_text().splitlines()
@@ -51,10 +54,13 @@ def process_pool(
     initializer: Callable[..., None] | None = None,
     initargs: tuple = (),
 ) -> Iterator[ProcessPoolExecutor]:
-    """A pool of `workers` processes, one per core if None.
+    """Open a pool of `workers` processes, one per core if None.
 
-    Leaving it cancels what has not begun and waits for the rest. A killed worker, Ctrl-C and a
-    system error (disk full, ...) leave it as a UserError that ends with `reassurance`.
+    When the block ends, work that has not begun is cancelled, and work that has begun is waited
+    for. A killed worker, Ctrl-C and system errors such as a full disk are raised as a UserError
+    whose message ends with `reassurance`.
+
+    initializer, initargs: what each worker calls first
     """
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: give at least 1")
@@ -100,10 +106,10 @@ def ordered_map(
 
 
 class _Worker(SpawnProcess):
-    """A worker deaf to Ctrl-C, which is the parent's business, from its first instruction on."""
+    """A worker that ignores Ctrl-C from its first instruction on, because the parent handles it."""
 
     def start(self) -> None:
-        previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the child inherits
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited
         try:
             super().start()
         finally:
@@ -121,7 +127,7 @@ def _start_worker(initializer: Callable[..., None] | None, initargs: tuple) -> N
 
 
 def _die_with_parent() -> None:
-    """A worker whose parent was killed would otherwise wait for work forever."""
+    """Exit when the parent ends. Otherwise the worker of a killed parent waits forever for work."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -129,7 +135,11 @@ def _die_with_parent() -> None:
 
 
 def progress_bar(iterable: Iterable | None, what: str, unit: str, total: int) -> tqdm:
-    """A bar with the time left on a terminal, a line every 30 s in a log file."""
+    """Show progress and the time left: a bar on a terminal, a line every 30 s in a log file.
+
+    iterable: what the bar iterates over; None = the caller calls `update`
+    what, unit, total: the label, and how many of what there are
+    """
     interval = 0.1 if sys.stderr.isatty() else 30
     return tqdm(
         iterable,

@@ -1,12 +1,11 @@
-"""Work on a Ray cluster: a function mapped over items, by all cores of all nodes.
+"""Work on a Ray cluster: a function is mapped over items by all cores of all nodes.
 
-The only place that knows Ray (`pip install 'mcr[ray]'`). There is nothing of robots here: what is
-mapped is `extract.py`'s and `index.py`'s, the same functions that a pool of processes runs. Data
-sets and outputs must lie on a file system that all nodes see under the same paths; the package
-`mcr` itself travels to them.
+This is the only module that imports Ray (`pip install 'mcr[ray]'`). It maps the same functions that
+a pool of processes runs on one machine. All nodes must see data sets and outputs under the same
+paths of a shared file system. The package `mcr` is sent to them.
 
-A function must leave the world right when it is killed anywhere and run again, for so does Ray: the
-work of a lost process or node is done elsewhere.
+Ray repeats the work of a lost process or node elsewhere. A function must therefore give the right
+result when it has been killed at any point and is called again.
 """
 
 from __future__ import annotations
@@ -24,23 +23,25 @@ from mcr.errors import UserError, import_extra
 
 ray = import_extra("ray", "ray")
 
-# Of one item, when its process or node dies. Endless retries would hide an item that kills.
+# How often one item is tried again when its process or node dies. The limit reveals an item that
+# kills its process every time.
 _MAX_RETRIES = 5
 
 
 @contextlib.contextmanager
 def ray_cluster(reassurance: str = "") -> Iterator[None]:
-    """A connection to the cluster at $RAY_ADDRESS, or that of this machine, or a new one here.
+    """Connect to the cluster at $RAY_ADDRESS, or else to this machine's, or else start one here.
 
-    Leaving it ends what is not done. A UserError or system error of a call, work that killed its
-    process every time, and Ctrl-C leave it as a UserError that ends with `reassurance`.
+    When the block ends, unfinished work is stopped. A UserError or system error of a call, work
+    that killed its process every time, and Ctrl-C are raised as a UserError whose message ends with
+    `reassurance`.
     """
     _connect()
     try:
         yield
     except ray.exceptions.RayTaskError as error:
         if not isinstance(error.cause, UserError):
-            raise  # a defect of ours, with Ray's account of it
+            raise  # a bug in mcr, with Ray's report of it
         raise UserError(f"{error.cause}{reassurance}") from error
     except (
         ray.exceptions.WorkerCrashedError,
@@ -54,12 +55,14 @@ def ray_cluster(reassurance: str = "") -> Iterator[None]:
     except KeyboardInterrupt:
         raise UserError(f"interrupted{reassurance}") from None
     finally:
-        ray.shutdown()  # Ray ends a program's work with it; ray.cancel may crash in Ray 2.60
+        ray.shutdown()  # stops the work of this program; ray.cancel may crash in Ray 2.60
 
 
 def ray_map(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """`function` of each item, in order, inside `ray_cluster`. What a call raises is raised as soon
-    as it is known. Results that are ready before their turn wait in this process.
+    """Yield `function(item)` of each item, in order. Call it inside `ray_cluster`.
+
+    What a call raises is raised as soon as it is known. Results that are ready before their turn
+    are kept in this process.
     """
     ready: dict[int, Any] = {}
     due = 0
@@ -73,14 +76,14 @@ def ray_map(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[An
 def ray_completed(
     function: Callable[[Any], Any], items: Iterable[Any]
 ) -> Iterator[tuple[int, Any]]:
-    """(position, function of the item) as they are done, in any order, inside `ray_cluster`.
+    """Yield (position, `function(item)`) as soon as each is done. Call it inside `ray_cluster`.
 
-    Only so many items are on their way that every core has its next one waiting: memory does not
-    grow with their number, and nodes that join later get their share.
+    At most two items per core are submitted at a time. Memory therefore does not grow with the
+    number of items, and nodes that join later get their share.
     """
     remote = ray.remote(_say_where).options(name=function.__name__, max_retries=_MAX_RETRIES)
     numbered = enumerate(items)
-    running: dict[Any, int] = {}  # reference to a result to be -> position of its item
+    running: dict[Any, int] = {}  # reference to a future result -> position of its item
     while True:
         room = 2 * _num_cores() - len(running)
         for position, item in itertools.islice(numbered, max(0, room)):
@@ -93,7 +96,7 @@ def ray_completed(
 
 def _connect() -> None:
     _check_address(os.environ.get("RAY_ADDRESS", ""))
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of ours reports to nobody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # sends nothing to Ray
     ray.init(
         runtime_env={"py_modules": [str(Path(mcr.__file__).parent)]},
         logging_level="WARNING",
@@ -102,7 +105,7 @@ def _connect() -> None:
 
 
 def _check_address(address: str) -> None:
-    """Raise UserError if nobody answers at host:port; Ray itself would try for minutes."""
+    """Raise UserError if nothing answers at host:port, which Ray itself tries for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():  # none given, or "auto", "local"
         return
@@ -120,7 +123,7 @@ def _num_cores() -> int:
 
 
 def _say_where(function: Callable[[Any], Any], item: Any) -> Any:
-    """`function(item)`, on some node: a system error says on which."""
+    """Return `function(item)`; a system error is raised as a UserError that names the node."""
     try:
         return function(item)
     except OSError as error:

@@ -1,19 +1,19 @@
-"""Whose images share a batch-norm statistic: all of the global batch, or groups of fixed size.
+"""Batch normalisation over the global batch, or over groups of fixed size.
 
-What the statistics are taken over must not depend on how many processes share the work, so there
-is no "local" batch normalisation here:
+The result must not depend on the number of processes, so there is no "local" batch normalisation
+over the images of one process:
 
-- **global**, the default: over the whole batch, whichever processes hold it.
-- **ghost batches** (Hoffer et al. 2017): over groups of consecutive clips, each inside one process.
-  Nothing is sent between processes but the running statistics, which only evaluation uses.
+- **global**, the default: statistics are those of the whole batch, whichever processes hold it.
+- **ghost batches** (Hoffer et al. 2017): statistics are those of groups of consecutive clips, each
+  inside one process. Processes exchange the running statistics only, which evaluation uses.
 
-Beware of ghost batches and contrasts between images: two images of one group share its statistics,
-and so a trace that tells them from images of other groups. Negatives have to come from the same
-group (`time_contrastive.group`); training refuses the rest. Contrasts between images and dynamics
-leak nothing: dynamics pass no batch normalisation.
+Ghost batches leak into contrasts between images: the images of one group share its statistics, by
+which a network can tell them from images of other groups. Negatives must therefore come from the
+same group (`time_contrastive.group`), and training refuses other settings. Contrasts between images
+and dynamics leak nothing, because dynamics pass no batch normalisation.
 
-As in `models.backbones.freeze_batch_norm`, layers change class in place: names, tensors and how
-the network is taken apart stay the same. `pretrainer.py` and `engine.py` call this.
+As in `models.backbones.freeze_batch_norm`, layers change their class in place, so that the names of
+tensors and modules stay the same. `pretrainer.py` and `engine.py` call this.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from mcr.runs.gather import gather_rows, num_processes
 
 
 def synchronise_batch_norm(network: nn.Module) -> None:
-    """Batch norm over the images of all processes; each must hold the same number of them."""
+    """Normalise over the images of all processes, each of which must hold the same number."""
     for module in network.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = GlobalBatchNorm2d
 
 
 def use_ghost_batches(network: nn.Module, num_images: int) -> None:
-    """Batch norm over groups of `num_images` consecutive images."""
+    """Normalise over groups of `num_images` consecutive images."""
     for module in network.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = GhostBatchNorm2d
@@ -46,10 +46,10 @@ def use_ghost_batches(network: nn.Module, num_images: int) -> None:
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """Equal to BatchNorm2d on the concatenated images of all processes, gradients included.
+    """BatchNorm2d of the concatenated images of all processes, with the same gradients.
 
-    torch's SyncBatchNorm refuses the CPU, and on a GPU makes the host wait in every layer to find
-    processes without images; here all have as many.
+    torch's SyncBatchNorm does not run on a CPU. On a GPU it makes the host wait in every layer, to
+    find processes that have no images; here all processes have the same number.
     """
 
     momentum: float
@@ -75,7 +75,7 @@ def _global_norm(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """The plain form, differentiated by autograd; images [N, C, H, W] of this process."""
+    """The plain form, differentiated by autograd. images: [N, C, H, W] of this process."""
     variance, mean = torch.var_mean(images.to(weight.dtype), dim=(0, 2, 3), correction=0)
     everyones, _ = gather_rows(torch.stack([mean, variance])[None])  # [processes, 2, C]
     means, variances = everyones.unbind(1)
@@ -90,7 +90,7 @@ def _global_norm(
 
 
 class _FusedGlobalNorm(torch.autograd.Function):
-    """The same by torch's kernels for it: one pass over the images per step, any memory layout."""
+    """The same with torch's kernels: one pass over the images per step, in any memory layout."""
 
     @staticmethod
     def forward(
@@ -117,7 +117,7 @@ class _FusedGlobalNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         images, weight, mean, inverse_std, counts = ctx.saved_tensors
-        # Both tensors must lie in memory alike.
+        # Both tensors must have the same memory layout.
         is_last = images.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if is_last else torch.contiguous_format
         gradient = gradients[0].contiguous(memory_format=layout)
@@ -133,9 +133,9 @@ class _FusedGlobalNorm(torch.autograd.Function):
 
 
 class GhostBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d in training for each group of `num_images` consecutive images by itself.
+    """BatchNorm2d that in training normalises each group of `num_images` consecutive images alone.
 
-    Running statistics move once per call, towards the mean of the groups' statistics.
+    Running statistics are updated once per call, with the mean of the statistics of the groups.
     """
 
     num_images: int
@@ -163,10 +163,10 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
 
 
 def average_running_statistics(network: nn.Module) -> None:
-    """Of ghost batches: the mean over processes, each of which has seen its own groups only.
+    """Average the running statistics of ghost batches over processes, which saw different groups.
 
-    Running statistics are linear in what they have seen, so their mean is what one process with
-    all groups would have.
+    Running statistics are linear in the statistics of the groups, so their mean equals what one
+    process with all groups would have.
     """
     layers = [module for module in network.modules() if isinstance(module, GhostBatchNorm2d)]
     if not layers or num_processes() == 1:
@@ -181,9 +181,9 @@ def average_running_statistics(network: nn.Module) -> None:
 
 @contextlib.contextmanager
 def statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Inside, training passes are as ever but move copies of the running statistics.
+    """Keep the running statistics as they are: passes inside the block update copies of them.
 
-    For passes that are computed a second time, and for those that do not count.
+    For passes that are computed a second time, and for those that are not part of training.
     """
     kept = [
         (layer, name, buffer)

@@ -1,7 +1,7 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped.
+"""Checkpoints: everything that a run needs to continue as if it had never stopped.
 
-Written to a temporary file, synced, renamed: whatever carries a checkpoint's name is whole. Holds
-plain containers and tensors only, so that it loads with `weights_only=True`.
+A checkpoint is written atomically. It holds only plain containers and tensors, so that it loads
+with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in `folder`, oldest first."""
+    """Return the checkpoints in `folder`, oldest first."""
     return sorted(path for path in folder.glob("step_*.pt") if _NAME.search(path.name))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU. Raises UserError if it is damaged or of another kind."""
+    """Load a checkpoint to the CPU. Raises UserError if it is damaged or of another kind."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged files

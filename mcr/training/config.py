@@ -1,7 +1,7 @@
-"""Config: everything a run can be told, typed; the recipes in `cfgs/` are differences from it.
+"""The options of a pre-training run. The recipes in `cfgs/` change some of them.
 
-Each part owns its own config beside its code (`DataConfig` in `data/loader.py`, ...). This file
-puts them together and says which options a continued run may change.
+Each part has its own config beside its code (`DataConfig` in `data/loader.py`, ...). This file puts
+them together, checks what concerns several parts, and says what a resumed run may change.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mcr.data.loader import DataConfig
+from mcr.errors import UserError, require_choice
 from mcr.objectives import ObjectivesConfig
-from mcr.training.engine import EngineConfig, OptimizerConfig
+from mcr.runs.options import RESUME
+from mcr.training.engine import PRECISIONS, EngineConfig, OptimizerConfig
 
 
 @dataclass
@@ -18,11 +20,12 @@ class ModelConfig:
     """The network that is trained.
 
     backbone:    resnet18, resnet34, resnet50, vit_s_16, ... (`mcr.models.backbones.BACKBONES`)
-    image_size:  pixels per side that enter it; 176 costs 1.6 times less than 224
+    image_size:  pixels per side of the network's input; 176 costs 1.6 times less than 224
     frozen_bn:   batch normalisation keeps its initial statistics (for fine-tuning)
-    ghost_batch: clips whose images share a batch-norm statistic; 0 = all of the global batch,
-                 however many processes hold it. 32 (160 images) trains a larger batch with the
-                 statistics of upstream's; needs objectives.time_contrastive.group
+    ghost_batch: number of clips whose images share batch-norm statistics; 0 = the global batch,
+                 whichever processes hold it. 32 clips (160 images) is upstream's batch, so that a
+                 larger batch is trained with the same statistics. It needs
+                 objectives.time_contrastive.group
     """
 
     backbone: str = "resnet50"
@@ -33,26 +36,27 @@ class ModelConfig:
 
 @dataclass
 class Config:
-    """One training run.
+    """One pre-training run.
 
-    run_dir:            everything the run writes: config, checkpoints, logs
-    resume:             "auto" continues what `run_dir` holds; "never" refuses a used `run_dir`
+    run_dir:            folder of everything that the run writes: config, checkpoints, logs
+    resume:             "auto" continues the run in `run_dir`; "never" refuses a used `run_dir`
     allow_config_change: resume although the config differs from the one the run began with
     seed:               of initialisation and sampling
-    steps:              optimiser steps in all
-    batch_size:         clips per step, of all processes together; five images each
+    steps:              optimiser steps of the whole run
+    batch_size:         clips per step, over all processes; a clip is five images
     device:             "auto" (a GPU if there is one), "cpu", "cuda", ...
     precision:          "auto" (bf16 on a GPU, else fp32), "fp32", "bf16"
     deterministic:      the same bits on the same machine every time, also on a GPU; slower there
-    normalise_signals:  states and actions by the data set's mean and standard deviation.
-                        Upstream: raw, so that radians, metres and gripper weigh as they happen to
-    loss_weights:       per objective; 0 leaves it out
+    normalise_signals:  normalise states and actions by their mean and standard deviation over the
+                        data set. Upstream: raw values, so that the units of a signal (radians,
+                        metres, opening of the gripper) decide how much it counts
+    loss_weights:       weight of each objective; 0 leaves it out
     log_every, validate_every, save_every: in steps
     pictures_every:     steps between pictures (run_dir/pictures and TensorBoard); 0 draws none
-    log_wandb:          log to Weights & Biases too: pip install 'mcr[wandb]'; its own environment
+    log_wandb:          log to Weights & Biases too: pip install 'mcr[wandb]'. Its environment
                         variables apply (WANDB_MODE=offline, WANDB_PROJECT, ...)
-    val_clips:          held-out clips per validation
-    keep_checkpoints:   the newest k are kept
+    val_clips:          held-out clips per validation; 0 = no validation
+    keep_checkpoints:   number of newest checkpoints that are kept
     """
 
     run_dir: str = "runs/mcr"
@@ -86,7 +90,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
 
 
-# May differ between a run and its continuation: they change how it is run, not what it computes.
+# A resumed run may change these. They change how a run computes, not what.
 FREE_TO_CHANGE = (
     "run_dir",
     "resume",
@@ -111,11 +115,48 @@ FREE_TO_CHANGE = (
 )
 
 
-# Keys of configs that runs were begun with -> what they are called now.
+# Keys of earlier versions -> their present names.
 RENAMED = {"data.views": "data.cameras"}
 
 
 def free_to_change(config: Config) -> set[str]:
-    """Keys that may differ between a run and its continuation under `config`."""
-    # A rate that falls towards the last step depends on which step is the last.
+    """Return the keys that a run may change when it is resumed with `config`."""
+    # Under learning-rate decay, the number of steps changes what is computed.
     return {*FREE_TO_CHANGE} - ({"steps"} if config.optimizer.decay_steps else set())
+
+
+def check_config(config: Config, num_processes: int) -> None:
+    """Raise UserError for values that cannot work for a run of `num_processes` processes."""
+    require_choice("resume", config.resume, RESUME)
+    require_choice("precision", config.precision, PRECISIONS)
+    if not config.data.root:
+        raise UserError("data.root is not set: give the RLDS version folder or a tree's root")
+    for name in (
+        "steps", "batch_size", "log_every", "validate_every", "save_every", "keep_checkpoints"
+    ):  # fmt: skip
+        if getattr(config, name) < 1:
+            raise UserError(f"{name}={getattr(config, name)} must be at least 1")
+    pieces = config.engine.accumulate * num_processes
+    if config.batch_size % pieces:
+        raise UserError(
+            f"batch_size={config.batch_size} clips do not divide by {num_processes} processes "
+            f"times engine.accumulate={config.engine.accumulate}"
+        )
+    if config.model.ghost_batch:
+        _check_ghost_batch(config, config.batch_size // pieces)
+
+
+def _check_ghost_batch(config: Config, share: int) -> None:
+    """share: the clips that one process computes at a time."""
+    ghost, contrast = config.model.ghost_batch, config.objectives.time_contrastive
+    if ghost < 0 or share % ghost:
+        raise UserError(
+            f"model.ghost_batch={ghost} must divide the {share} clips that a process has at a time"
+        )
+    is_on = config.loss_weights.get("time_contrastive", 0) > 0 and contrast.num_negatives > 0
+    if is_on and (contrast.group == 0 or ghost % contrast.group):
+        raise UserError(
+            f"model.ghost_batch={ghost} with negatives from other ghost batches would let the "
+            "network tell them by their batch statistics; "
+            f"set objectives.time_contrastive.group={ghost}"
+        )

@@ -1,9 +1,9 @@
-"""The processes of a run: which of them this one is, and the few things they have to agree on.
+"""The processes of a run: the rank of this one, and what they send each other besides gradients.
 
-torchrun starts them and tells each its place in the environment. A run without torchrun is a run of
-one process, which needs no process group: everything here then returns what it was given, and the
-code around it is the same. Only `train.py` and `engine.py` call this. Gradients are averaged by
-DistributedDataParallel, rows of other processes come through `runs.gather`.
+torchrun starts the processes and describes each in its environment variables. A run without
+torchrun has one process and no process group. The methods of `World` then send nothing, so that the
+calling code is the same. DistributedDataParallel averages gradients, and `runs.gather` collects
+rows from other processes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,12 +23,15 @@ from mcr.errors import UserError
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(days=2)  # while one process indexes a data set, the others wait
+_PATIENCE = timedelta(days=2)  # how long processes wait while one of them indexes a data set
 
 
 def _check_restarts() -> None:
-    """torchrun keeps one store of addresses over all its restarts, so that the restarted processes
-    may look for the dead ones and hang (pytorch issue 135712). Better to say so at the start."""
+    """Raise UserError if torchrun is to restart processes in a way that may hang.
+
+    It keeps one store of addresses over all restarts, so that the restarted processes may look for
+    the dead ones and hang (pytorch issue 135712).
+    """
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
     if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         raise UserError(
@@ -42,8 +45,8 @@ def _check_restarts() -> None:
 class World:
     """The processes of a run, seen by one of them.
 
-    rank:       0 .. size - 1; rank 0 is the one that writes and talks
-    local_rank: the same among the processes of this machine: the number of its GPU
+    rank:       0 .. size - 1; rank 0 alone writes and prints
+    local_rank: rank among the processes of this machine, which is the number of its GPU
     """
 
     rank: int = 0
@@ -52,7 +55,7 @@ class World:
 
     @classmethod
     def of_environment(cls) -> World:
-        """As torchrun's variables say; alone without them."""
+        """Read torchrun's environment variables; without them, one process is alone."""
         names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
         return cls(*(int(os.environ.get(name, default)) for name, default in names.items()))
 
@@ -62,10 +65,10 @@ class World:
 
     @contextlib.contextmanager
     def connected(self, device: torch.device) -> Iterator[None]:
-        """Processes can talk inside: by NCCL between GPUs, by gloo between CPUs.
+        """Connect the processes inside the block: by NCCL between GPUs, by gloo between CPUs.
 
-        Left by an exception, the connections are not taken down in order, because the others may be
-        waiting in them: this process ends, and its end is what wakes them.
+        An exception leaves the process group as it is, because destroying it would wait for other
+        processes. They notice when this process exits.
         """
         if self.size == 1:
             yield
@@ -79,19 +82,19 @@ class World:
         dist.destroy_process_group()
 
     def say(self, text: str) -> None:
-        """Print once, not once per process."""
+        """Print on rank 0 only."""
         if self.is_main:
             print(text)
 
     def in_turn(self, act: Callable[[], T]) -> T:
-        """`act()` by rank 0 first, then by the first process of each machine, then by the rest.
+        """Call `act()` on rank 0, then on the first process of each machine, then on the rest.
 
-        What the first one builds, on a disk that all share or each machine has, the others find.
-        Each returns its own result; a UserError of one is raised by all.
+        Processes therefore find what an earlier one has built, on a shared disk or on the disk of
+        their machine. Each process returns its own result. All raise the UserError of any of them.
         """
         if self.size == 1:
             return act()
-        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
         my_turn = 0 if self.is_main else 1 if self.local_rank == 0 else 2
         for turn in range(3):
             error = ""
@@ -101,13 +104,13 @@ class World:
                 except UserError as problem:
                     error = str(problem)
             errors = [""] * self.size
-            dist.all_gather_object(errors, error, group)  # type: ignore[arg-type]
+            dist.all_gather_object(errors, error, group)
             if any(errors):
                 raise UserError(next(filter(None, errors)))
         return result
 
     def of_main(self, value: T) -> T:
-        """What rank 0 passed, on every process."""
+        """Return the value that rank 0 passed, on every process."""
         if self.size == 1:
             return value
         values = [value]
@@ -115,7 +118,7 @@ class World:
         return values[0]
 
     def mean(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Mean of each scalar over processes, by one message; all must pass the same names."""
+        """Return the mean of each scalar over processes. All must pass the same names."""
         if self.size == 1:
             return metrics
         values = torch.stack([value.float() for value in metrics.values()])
@@ -123,7 +126,7 @@ class World:
         return dict(zip(metrics, values / self.size, strict=True))
 
     def any(self, flags: Tensor) -> Tensor:
-        """Where flags, float [N] of 0 and 1, is 1 on any process; not waited for on a GPU."""
+        """Return flags, float [N], as 1 where any process passed 1. A GPU's host does not wait."""
         if self.size > 1:
             dist.all_reduce(flags, dist.ReduceOp.MAX)
         return flags

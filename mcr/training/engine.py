@@ -1,8 +1,9 @@
-"""Engine: one optimiser step of a Pretrainer, on one process or as one of many.
+"""The engine: one optimiser step of a Pretrainer, in one process or in one of several.
 
-Precision, memory layout, compilation, accumulation, averaging over processes and the optimiser are
-here; what is computed is in `pretrainer.py`, and when, in `train.py`. On a GPU nothing in a step
-makes the host wait: what it has to know of the step it reads later, see `watch.py`.
+It decides how a step is computed: precision, memory layout, compilation, accumulation, averaging
+over processes, and the optimiser. What a step computes is in `pretrainer.py`; the loop over steps
+is in `train.py`. On a GPU nothing in a step makes the host wait. `monitor.py` reads later what the
+host must know.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +36,7 @@ from mcr.training.batch_norm import (
 from mcr.training.distributed import World
 from mcr.training.pretrainer import Pretrainer
 
+_CHANNELS_LAST: dict[str, Any] = {"memory_format": torch.channels_last}  # not in torch 2.11's types
 PRECISIONS = ("auto", "fp32", "bf16")
 COMPILE_MODES = ("auto", "off", "default", "reduce-overhead", "max-autotune")
 
@@ -42,7 +45,7 @@ COMPILE_MODES = ("auto", "off", "default", "reduce-overhead", "max-autotune")
 class OptimizerConfig:
     """Adam. Paper: a constant rate of 1e-4.
 
-    decay_steps: the rate falls linearly to 0 over so many steps at the end; 0 = constant
+    decay_steps: number of steps at the end over which the rate falls linearly to 0; 0 = constant
     """
 
     lr: float = 1e-4
@@ -54,7 +57,7 @@ class OptimizerConfig:
             raise UserError(f"optimizer.decay_steps={self.decay_steps} must not be negative")
 
     def rate(self, step: int, num_steps: int) -> float:
-        """The learning rate of a step, 0 .. num_steps - 1."""
+        """Return the learning rate of a step, 0 .. num_steps - 1."""
         if num_steps - step >= self.decay_steps:
             return self.lr
         return self.lr * (num_steps - step) / self.decay_steps
@@ -62,23 +65,25 @@ class OptimizerConfig:
 
 @dataclass
 class EngineConfig:
-    """How a step is computed: time, memory and network traffic.
+    """How a step is computed: its time, memory and network traffic.
 
-    accumulate:         the batch is computed in this many parts, one after the other, and their
-                        gradients added: memory for one part. Batch statistics and negatives are
-                        those of a part; without them (frozen batch norm or ghost batches, negatives
-                        within the clip or a group) the step equals that of the whole batch
+    accumulate:         compute the batch in this many parts, one after the other, and add their
+                        gradients, which takes the memory of one part. Batch statistics and
+                        negatives are then those of a part. Without either (frozen batch norm or
+                        ghost batches; negatives within the clip or a group) the step equals that
+                        of the whole batch
     recompute:          keep only the inputs of the encoder's blocks and compute the rest again for
                         the gradient: a fraction of the memory, a third more arithmetic
     compile:            torch.compile the crops and the encoder: "off", "default", "reduce-overhead"
                         (CUDA graphs) or "max-autotune". "auto" is "default" where compiling was
-                        measured to pay, and "off" elsewhere: one process with a GPU and a C
-                        compiler, at least 64 clips at a time, at least 2,000 steps, neither
-                        recomputing nor deterministic. See resources/gpu.md. Batch norm over several
-                        processes splits what can be compiled; ghost batches do not
-    bucket_mb:          gradients are averaged over processes in pieces of this size, while the
-                        next ones are being computed; larger ones suit a slow network
-    compress_gradients: average them as bfloat16: half the traffic, rounded
+                        measured to pay: one process with a GPU and a C compiler, at least 64 clips
+                        at a time, at least 2,000 steps, neither recomputing nor deterministic. See
+                        resources/gpu.md. Elsewhere it is "off". Batch norm over several processes
+                        is not compiled and splits the network in parts that are; ghost batches do
+                        not
+    bucket_mb:          processes average gradients in pieces of this size, while the next ones are
+                        being computed; larger pieces suit a slow network
+    compress_gradients: average gradients as bfloat16: half the traffic, but rounded
     """
 
     accumulate: int = 1
@@ -101,14 +106,14 @@ class EngineConfig:
 
 @dataclass
 class Step:
-    """What a step has left on the device.
+    """The results of a step, on the device.
 
-    metrics:    scalars of this process's share: "loss", what the Pretrainer measures, and
-                "gradient_norm", which is of the whole batch
-    embeddings: float32 [b, F, D] of this process's share (of its last part)
-    batch:      what they were computed from
-    flags:      float32 [3], the same on all processes: 1 where, on any of them, the loss was not
-                finite, the gradient norm was not, or a stop was asked for
+    metrics:    scalars of this process's share of the batch: "loss" and those of the Pretrainer;
+                "gradient_norm" is that of the whole batch
+    embeddings: float32 [b, F, D] of the last part of this process's share
+    batch:      the part that they were computed from
+    flags:      float32 [3], the same on all processes; 1 where, on any process, (0) the loss was
+                not finite, (1) the gradient norm was not finite, (2) a stop was asked for
     """
 
     metrics: dict[str, Tensor]
@@ -118,7 +123,7 @@ class Step:
 
 
 class Engine:
-    """Owns the network as it is trained, its optimiser, and how both run on `device`."""
+    """Holds the network, its optimiser, and how both run on `device`."""
 
     def __init__(
         self,
@@ -129,7 +134,7 @@ class Engine:
         device: torch.device,
         world: World,
     ):
-        self.model = model.to(device).to(memory_format=torch.channels_last)
+        self.model = model.to(device).to(**_CHANNELS_LAST)
         self.device = device
         self._config, self._world = config, world
         self.autocast = torch.autocast(
@@ -139,7 +144,7 @@ class Engine:
         self.optimizer = torch.optim.Adam(
             trainable, lr=optimizer.lr, weight_decay=optimizer.weight_decay, fused=True
         )
-        # From the first step on that is not finite, fused Adam leaves the weights as they are.
+        # Fused Adam changes no weight while this is 1, as it is from the first non-finite step on.
         self._broken = torch.zeros((), device=device)
         self.optimizer.found_inf = self._broken  # type: ignore[attr-defined]
         if config.recompute:
@@ -155,10 +160,10 @@ class Engine:
             group["lr"] = rate
 
     def step(self, parts: Iterable[Batch], wants_to_stop: bool = False) -> Step:
-        """One optimiser step over `config.accumulate` parts of the batch, taken as needed.
+        """Make one optimiser step with the next `config.accumulate` parts of the batch.
 
-        A step whose loss or gradient is not finite, on whichever process, changes no weight, nor
-        does any after it; its flags say so.
+        A step whose loss or gradient is not finite on any process sets a flag and changes no
+        weight; neither does any step after it.
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -181,11 +186,12 @@ class Engine:
         return Step(metrics | {"gradient_norm": norm}, embeddings, part, flags)
 
     def _rehearse(self, part: Batch) -> None:
-        """A pass that does not count, the first time several processes work together.
+        """Compute gradients once and discard them, before the first step of several processes.
 
-        From the first one DistributedDataParallel learns how to lay out its messages. Sums over
-        three or more processes round differently in another layout, so without this the first step
-        after a resume would not be, bit for bit, that of a run that was never interrupted.
+        During its first backward pass, DistributedDataParallel learns the order in which gradients
+        become ready, and arranges its messages by it. Sums over three or more processes round
+        differently in another arrangement. Without this pass, the first step after a resume would
+        not equal, bit for bit, that of a run that was never interrupted.
         """
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices), statistics_kept(self.model):
@@ -194,7 +200,10 @@ class Engine:
         self._is_rehearsed = True
 
     def _add_gradients(self, part: Batch, is_last: bool) -> tuple[dict[str, Tensor], Tensor]:
-        """(metrics, embeddings); processes average what has added up after the last part."""
+        """Add the gradients of a part; after the last part, average the sum over processes.
+
+        Returns (metrics, embeddings).
+        """
         if self._config.compile == "reduce-overhead":
             torch.compiler.cudagraph_mark_step_begin()
         alone = isinstance(self._network, DistributedDataParallel) and not is_last
@@ -206,7 +215,7 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """(metrics, embeddings) with the running statistics; all processes must call it."""
+        """Return (metrics, embeddings) in eval mode. All processes must call this."""
         self.model.eval()
         with self.autocast:
             loss, metrics, embeddings = self.model(batch)
@@ -216,7 +225,7 @@ class Engine:
 def compile_mode(
     config: EngineConfig, device: torch.device, world: World, num_steps: int, num_clips: int
 ) -> str:
-    """What `config.compile` means for a run of `num_steps` steps; see EngineConfig.
+    """Return the mode that `config.compile` stands for in a run of `num_steps` steps.
 
     num_clips: clips that a process computes at a time
     """
@@ -237,7 +246,8 @@ def _wants_bf16(precision: str, device: torch.device) -> bool:
 
 
 def _averaging_gradients(model: Pretrainer, config: EngineConfig) -> DistributedDataParallel:
-    # Buffers are equal already, see batch_norm.py. The option not to send them was renamed.
+    # Buffers are equal on all processes already, see batch_norm.py, and need not be sent. The
+    # option for that has different names in different versions of torch.
     names = signature(DistributedDataParallel).parameters
     sending = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     network = DistributedDataParallel(
@@ -259,9 +269,9 @@ def _compile(model: Pretrainer, mode: str) -> None:
 
 
 def recompute_blocks(encoder: nn.Module) -> None:
-    """Let each residual or transformer block keep its input only, and compute the rest twice.
+    """Let each residual or transformer block keep only its input, and compute the rest twice.
 
-    The second time leaves the running statistics of batch normalisation alone.
+    The second pass does not update the running statistics of batch normalisation.
     """
     for block in encoder.modules():
         if isinstance(block, (BasicBlock, Bottleneck, EncoderBlock)):
@@ -270,13 +280,14 @@ def recompute_blocks(encoder: nn.Module) -> None:
                 block.forward,
                 use_reentrant=False,
                 preserve_rng_state=False,  # nothing inside is random
-                context_fn=partial(_first_and_second_pass, block),
+                context_fn=partial(_contexts_of_passes, block),
             )
 
 
-def _first_and_second_pass(
+def _contexts_of_passes(
     block: nn.Module,
 ) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+    """The contexts of the block's first pass and of the second one, which computes it again."""
     return contextlib.nullcontext(), statistics_kept(block)
 
 
@@ -287,7 +298,7 @@ def _mean(of_parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Each batch on `device`; a GPU copies it beside what it is computing, not in between."""
+    """Yield each batch on `device`. A GPU copies it while it computes the previous one."""
     if device.type != "cuda":
         yield from (batch.to(device) for batch in batches)
         return
@@ -297,17 +308,18 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
             moved = batch.to(device)
         computing = torch.cuda.current_stream(device)
         computing.wait_stream(copies)
-        for field in fields(moved):  # their memory is free only when the computing is done, too
+        for field in fields(moved):  # its memory is in use until the computation is done
             getattr(moved, field.name).record_stream(computing)
         yield moved
 
 
 def make_deterministic(wanted: bool) -> None:
-    """Let torch use only kernels that give the same bits every time, and refuse others; or not."""
-    if wanted:  # read when CUDA starts
+    """Switch deterministic algorithms on or off. If on, torch refuses operations that have none."""
+    if wanted:  # CUDA reads this when it starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted)
     torch.backends.cudnn.deterministic = wanted
-    # Trying all of cuDNN's kernels took 12 s before the first step of a ResNet-50 on an H200, and
-    # then ran as fast as the ones that cuDNN chooses by itself (4,752 against 4,740 images/s).
+    # With benchmark = True, cuDNN tried all its kernels for 12 s before the first step of a
+    # ResNet-50 on an H200. The fastest ran as fast as those that cuDNN chooses without trying
+    # (4,752 against 4,740 images/s).
     torch.backends.cudnn.benchmark = False

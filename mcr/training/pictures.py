@@ -1,9 +1,8 @@
-"""Pictures of a run: what enters the network, where it looks, how it orders an episode.
+"""Pictures of a run: what enters the network, where it looks, and how it orders an episode.
 
-Two figures, always of the same clips and episodes (held-out ones if there are any), so that those
-of different steps can be laid side by side. Drawing leaves the run as it was: it draws no random
-number and changes no gradient, mode or batch-norm statistic. Called by the training loop every
-`pictures_every` steps.
+The training loop draws two figures every `pictures_every` steps. They always show the same clips
+and episodes (held-out ones if there are any), so that different steps can be compared. Drawing does
+not affect training: it uses no random number and changes no gradient, mode or batch-norm statistic.
 """
 
 from __future__ import annotations
@@ -43,15 +42,16 @@ _GAP = 3  # white pixels between pictures
 
 
 class Painter:
-    """Draws the figures of a run into `folder`, as step_<step>_<name>.png."""
+    """Draws the figures of a run and saves them in `folder` as step_<step>_<name>.png."""
 
     def __init__(
         self, folder: Path, index: Index, episodes: Episodes, config: DataConfig, seed: int
     ):
-        """episodes: some are shown whole, by the first camera, and clips of all are drawn.
+        """Read everything that the figures show.
 
-        Reads all that will be shown. Raises UserError for unreadable frames, unless they shall be
-        skipped (data.on_error).
+        episodes: the clips are drawn from these, and some of them are shown whole, as the first
+                  camera saw them
+        Raises UserError for unreadable frames, unless data.on_error="skip".
         """
         self._folder = folder
         clips = ClipDataset(index, episodes, config, seed, VALIDATION)
@@ -60,7 +60,7 @@ class Painter:
         self._episodes = [_read_episode(index, int(row), config) for row in episodes.rows[chosen]]
 
     def draw(self, model: Pretrainer, step: int) -> dict[str, np.ndarray]:
-        """Draw and save; returns the figures by name, uint8 [H, W, 3]."""
+        """Draw and save the figures. Returns {name: uint8 [H, W, 3]}."""
         with in_eval_mode(model):
             figures = {"clips": self._draw_clips(model), "episodes": self._draw_episodes(model)}
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ class Painter:
 
 @contextlib.contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode inside, each in its own again after."""
+    """Put every module in eval mode inside the block, and back in its own mode after it."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -103,7 +103,7 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _read_episode(index: Index, row: int, config: DataConfig) -> tuple[np.ndarray, Tensor]:
-    """(times float [n] in [0, 1], frames uint8 [n, 3, H, W]) of an episode, evenly spaced."""
+    """Read evenly spaced frames: (times, float [n] in [0, 1]; frames, uint8 [n, 3, H, W])."""
     length = int(index.lengths[row])
     camera = index.cameras.index(config.cameras[0])
     times, frames = [], []
@@ -124,7 +124,7 @@ def _device(model: Pretrainer) -> torch.device:
 
 
 def _denormalise(model: Pretrainer, inputs: Tensor) -> np.ndarray:
-    """Network input [N, 3, S, S] -> uint8 [N, S, S, 3]."""
+    """Turn network inputs [N, 3, S, S] back into pictures, uint8 [N, S, S, 3]."""
     mean, std = (torch.tensor(v) for v in (model.preprocessing.mean, model.preprocessing.std))
     colours = rearrange(inputs.float().cpu(), "n c h w -> n h w c") * std + mean
     return (255 * colours.clamp(0, 1)).round().byte().numpy()
@@ -134,14 +134,16 @@ def _denormalise(model: Pretrainer, inputs: Tensor) -> np.ndarray:
 
 
 def compose_clips(
-    inputs: np.ndarray, looks: np.ndarray, features: np.ndarray, names: list[str]
+    inputs: np.ndarray, saliency: np.ndarray, features: np.ndarray, names: list[str]
 ) -> Figure:
-    """Side by side: what enters the network, Grad-CAM over it, the features' first components.
+    """Compose a figure of network inputs, their Grad-CAM, and the last feature map, side by side.
 
-    inputs: uint8 [B * F, S, S, 3]; looks: float [B * F, S, S] in [0, 1]; features: float
-    [B * F, C, h, w]; names: of the B clips
+    inputs:   uint8 [B * F, S, S, 3]
+    saliency: Grad-CAM, float [B * F, S, S] in [0, 1]
+    features: float [B * F, C, h, w]
+    names:    of the B clips
     """
-    heat = (255 * matplotlib.colormaps["turbo"](looks)[..., :3]).astype(np.uint8)
+    heat = (255 * matplotlib.colormaps["turbo"](saliency)[..., :3]).astype(np.uint8)
     overlays = (0.5 * inputs + 0.5 * heat).astype(np.uint8)
     colours = rearrange(torch.from_numpy(colour_features(features)), "n h w c -> n c h w")
     enlarged = F.interpolate(colours, inputs.shape[1:3], mode="nearest").movedim(1, -1).numpy()
@@ -161,7 +163,7 @@ def compose_clips(
 
 
 def _show_tiles(axes: Axes, images: np.ndarray, row_names: list[str] | None) -> None:
-    """images [B * F, s, s, 3] as B rows of F."""
+    """Show images [B * F, s, s, 3] as B rows of F."""
     size = images.shape[1]
     images = np.pad(images, ((0, 0), (0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
     axes.imshow(rearrange(images, "(b f) h w c -> (b h) (f w) c", f=NUM_FRAMES))
@@ -177,11 +179,12 @@ def _show_tiles(axes: Axes, images: np.ndarray, row_names: list[str] | None) -> 
 
 
 def colour_features(features: np.ndarray) -> np.ndarray:
-    """float [N, C, h, w] -> uint8 [N, h, w, 3]: the first three principal components as colours.
+    """Show the first three principal components of feature maps as red, green and blue.
 
-    Common to all N maps, so that the same colour is the same content. What all maps have in common
-    at a place is taken off, or the picture's borders are all that shows. Each component is
-    stretched from its 1st to its 99th percentile.
+    float [N, C, h, w] -> uint8 [N, h, w, 3]. The components are those of all N maps together, so
+    that the same colour means the same content. The mean over maps is subtracted at each place,
+    because otherwise the borders of the pictures dominate. Colours span the 1st to the 99th
+    percentile of each component.
     """
     height = features.shape[2]
     features = features - features.mean(axis=0)
@@ -193,7 +196,7 @@ def colour_features(features: np.ndarray) -> np.ndarray:
 
 
 def compose_episodes(embeddings: list[np.ndarray], times: list[np.ndarray]) -> Figure:
-    """Embeddings of whole episodes on their two first components: by time, and by episode.
+    """Plot the two first principal components of embeddings, coloured by time and by episode.
 
     embeddings: float [T, D] per episode; times: float [T] in [0, 1]
     """
@@ -219,9 +222,10 @@ def compose_episodes(embeddings: list[np.ndarray], times: list[np.ndarray]) -> F
 
 
 def principal_components(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(float [N, count], share of the variance [count]) of rows [N, D]; 0 where there are too few.
+    """Return the first principal components of rows [N, D], and their shares of the variance.
 
-    A component's largest weight is positive, so that pictures of successive steps do not flip.
+    Returns (float [N, count], float [count]). Components that do not exist are 0. The largest
+    weight of a component is positive, so that pictures of successive steps are not mirrored.
     """
     centred = rows.astype(np.float64) - rows.mean(axis=0)
     _, values, directions = np.linalg.svd(centred, full_matrices=False)

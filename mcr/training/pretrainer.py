@@ -1,8 +1,8 @@
-"""Pretrainer: encoder + objectives -> losses. The whole method on one screen.
+"""The pretrainer: encoder + objectives -> losses. This is the whole method on one screen.
 
-A clip's five frames go through one encoder; three heads ask of the embeddings where the robot is
-and what it does (dynamics alignment, action prediction) and when (time contrast). Everything but
-the encoder is thrown away after training.
+One encoder embeds the five frames of a clip. Three objectives make the embeddings hold what the
+robot does (dynamics alignment, action prediction) and the order of frames in time (time contrast).
+After training, everything but the encoder is discarded.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from mcr.training.batch_norm import synchronise_batch_norm, use_ghost_batches
 
 
 class SignalNormaliser(nn.Module):
-    """States and actions to zero mean and unit variance, by statistics that travel in checkpoints.
+    """Normalises states and actions to zero mean and unit variance over the data set.
 
-    statistics: {"state" | "action": {"mean": [D], "std": [D]}}. A signal that never changes is only
-    shifted.
+    statistics: {"state" | "action": {"mean": [D], "std": [D]}}; checkpoints hold them. A number
+    that never changes is only shifted.
     """
 
     def __init__(self, statistics: dict[str, dict[str, list[float]]]):
@@ -51,13 +51,13 @@ class SignalNormaliser(nn.Module):
 
 
 class Pretrainer(nn.Module):
-    """What the training loop optimises.
+    """The encoder with its objectives: the module that is optimised.
 
     forward(batch) -> (loss, metrics, embeddings [B, F, D]); the loss is the weighted sum of
     metrics["<objective>/loss"].
-    """
 
-    compiled_encode: Callable[..., Tensor] | None = None  # used in training if there is one
+    compiled_encode: replaces `encode` in training; None = nothing is compiled
+    """
 
     def __init__(
         self,
@@ -70,12 +70,13 @@ class Pretrainer(nn.Module):
         frozen_bn: bool = False,
         ghost_batch: int = 0,
     ):
-        """statistics: None = states and actions as they are (the `paper` recipe).
+        """statistics: see SignalNormaliser; None = raw states and actions (the `paper` recipe)
 
-        frozen_bn, ghost_batch: see ModelConfig.
+        frozen_bn, ghost_batch: see ModelConfig
         """
         super().__init__()
         self.preprocessing = preprocessing
+        self.compiled_encode: Callable[..., Tensor] | None = None
         self.encoder = build_backbone(backbone, preprocessing.image_size)
         if frozen_bn:
             freeze_batch_norm(self.encoder)
@@ -101,17 +102,17 @@ class Pretrainer(nn.Module):
         return loss, metrics, embeddings
 
     def embed(self, batch: Batch) -> Tensor:
-        """Embeddings float32 [B, F, D] of a batch's frames."""
+        """Return the embeddings of a batch's frames, float32 [B, F, D]."""
         encode = (self.compiled_encode if self.training else None) or self.encode
         embeddings = encode(batch.frames, batch.crops, batch.colors)
         return rearrange(embeddings, "(b f) d -> b f d", f=NUM_FRAMES)
 
     def encode(self, frames: Tensor, crops: Tensor, colors: Tensor) -> Tensor:
-        """Embeddings float32 [B * F, D] of frames as they are stored."""
+        """Return the embeddings of stored frames, float32 [B * F, D]."""
         return self.encoder(self.network_input(frames, crops, colors)).float()
 
     def network_input(self, frames: Tensor, crops: Tensor, colors: Tensor | None = None) -> Tensor:
-        """`crops.network_input` for this encoder; everything on its device."""
+        """Call `crops.network_input` for this encoder. All tensors are on its device."""
         p = self.preprocessing
         return network_input(frames, crops, p.image_size, p.mean, p.std, colors)
 
@@ -133,11 +134,15 @@ def embedding_health(embeddings: Tensor) -> dict[str, Tensor]:
 
 
 def embedding_gradients(model: Pretrainer, embeddings: Tensor, batch: Batch) -> dict[str, Tensor]:
-    """How hard each objective pulls: the norm of the gradient of its weighted loss with respect to
-    an image's embedding, as a mean over images (each as if its own share were the loss).
+    """How strongly each objective changes the embeddings: {"<objective>/embedding_gradient": norm}.
 
-    embeddings: float32 [B, F, D] of `batch`. Runs the heads once more, but not the encoder; changes
-    no gradient. Draws random numbers as a step does; all processes must call it.
+    The norm is that of the gradient of the weighted loss with respect to the embedding of an image,
+    summed over images. Because the loss is a mean over images, this is the mean norm for the loss
+    of a single image.
+
+    embeddings: float32 [B, F, D] of `batch`
+    This runs the heads once more, but not the encoder, and changes no gradient. It draws random
+    numbers as a step does. All processes must call it.
     """
     batch = model.normalise(batch)
     embeddings = embeddings.detach().requires_grad_()

@@ -1,66 +1,56 @@
-"""The training run: one readable loop around the engine's step.
+"""The pre-training run: one loop around the engine's step.
 
     python -m mcr.training.train --config-name mcr data.root=/data/droid/1.0.1
     torchrun --nproc-per-node 8 -m mcr.training.train data.root=/data/droid/1.0.1
 
-The order of a start: 1. data is opened, 2. the model is built from the seed, 3. config and versions
-are saved (bad input leaves nothing behind), 4. the newest checkpoint, if there is one, replaces
-weights, optimiser and step. After that, step s trains on the samples from number s * batch_size on
-and draws what it draws at random from (seed, s), whatever happened before and however many
-processes there are. All of them run this file; rank 0 writes and talks.
+A run starts in this order:
+
+1. It opens the data.
+2. It builds the network from the seed.
+3. It saves config and versions. Bad input is refused before, so that it leaves nothing behind.
+4. It restores weights, optimiser and step from the newest checkpoint, if there is one.
+
+Step s then trains on the samples from number s * batch_size on, and every random number that it
+draws is a function of (seed, s). Interruptions and the number of processes change neither. All
+processes of a run execute this file; rank 0 alone writes and prints.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import platform
 import signal
 import sys
-from functools import cached_property
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 
-import mcr
 from mcr.data.batch import NUM_FRAMES
-from mcr.data.index import open_index
-from mcr.data.loader import ClipDataset, ClipLoader
-from mcr.data.sampling import VALIDATION
-from mcr.data.selection import select_episodes, split_sessions
-from mcr.data.statistics import space_statistics
-from mcr.errors import UserError, require_choice
+from mcr.data.loader import ClipLoader
+from mcr.errors import UserError
 from mcr.models.preprocessing import Preprocessing
 from mcr.runs.devices import choose_device
 from mcr.runs.hydra_command import hydra_command
-from mcr.runs.options import RESUME, check_resume, require_same_config
+from mcr.runs.options import check_resume, require_same_config
 from mcr.training.checkpoint import (
     checkpoint_path,
     list_checkpoints,
     load_checkpoint,
     save_checkpoint,
 )
-from mcr.training.config import RENAMED, Config, free_to_change
+from mcr.training.config import RENAMED, Config, check_config, free_to_change
 from mcr.training.distributed import World
-from mcr.training.engine import (
-    PRECISIONS,
-    Engine,
-    Step,
-    compile_mode,
-    make_deterministic,
-    on_device,
-)
+from mcr.training.engine import Engine, Step, compile_mode, make_deterministic, on_device
+from mcr.training.monitor import NonFinite, StepMonitor, StepStatus, report_non_finite
 from mcr.training.pictures import Painter
 from mcr.training.pretrainer import Pretrainer, embedding_gradients, embedding_health
 from mcr.training.progress import Meter, TrainingLog, mean_of, to_numbers
-from mcr.training.summary import hardware, save_launch, write_summary
-from mcr.training.watch import NonFinite, Verdict, Watch, report_non_finite
+from mcr.training.run_folder import hardware, save_description, versions
+from mcr.training.summary import write_summary
+from mcr.training.training_data import TrainingData
 
 
 def train(config: Config) -> Path:
@@ -69,7 +59,7 @@ def train(config: Config) -> Path:
     Raises UserError for anything wrong with config, data or checkpoints, before or during the run.
     """
     world = World.of_environment()
-    _check(config, world)
+    check_config(config, world.size)
     device = choose_device(config.device, world.local_rank if world.size > 1 else None)
     make_deterministic(config.deterministic)
     with world.connected(device):
@@ -83,29 +73,28 @@ def train(config: Config) -> Path:
 
 
 class Run:
-    """One run's state: data, model, optimiser, step."""
+    """What is trained in one run, and how far it is: network, optimiser, step."""
 
     def __init__(self, config: Config, world: World, device: torch.device):
         self.config, self.world, self.device = config, world, device
         self.folder = Path(config.run_dir)
-        self.part_size = config.batch_size // config.engine.accumulate
-        self.stopped_by_signal = False
         self.step = 0
-        checkpoints = list_checkpoints(self.folder / "checkpoints")
-        newest = world.of_main(checkpoints[-1] if checkpoints else None)
-        check_resume(self.folder, config.resume, newest is not None)
-        checkpoint = load_checkpoint(newest) if newest else None
+        self.stopped_by_signal = False
+        self._painter: Painter | None = None  # opened when it first draws
+        checkpoint = self._newest_checkpoint()
+        self.data = TrainingData(config, world)
         if checkpoint:
-            self._check_unchanged(checkpoint)
-        self._open_data()
-        self._build()
+            self._require_same_data(checkpoint)
+        self.model = self._build_model()
+        self.engine = self._build_engine()
         if world.is_main:
-            self._save_description()
-        if checkpoint and newest:
-            self._restore(checkpoint, newest)
+            where = {"processes": world.size, "device": hardware(device)}
+            save_description(self.folder, config, self.data.identity(), self.data.report, where)
+        if checkpoint:
+            self._restore(checkpoint)
 
     def open_log(self) -> contextlib.AbstractContextManager[TrainingLog | None]:
-        """The run's log on rank 0, None on the others."""
+        """The log of the run on rank 0, None on the other processes."""
         if not self.world.is_main:
             return contextlib.nullcontext()
         wandb_config = dataclasses.asdict(self.config) if self.config.log_wandb else None
@@ -113,71 +102,25 @@ class Run:
 
     # --- building
 
-    def _save_description(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        text = OmegaConf.to_yaml(OmegaConf.structured(self.config))
-        (self.folder / "config.yaml").write_text(text)
-        where = {"processes": self.world.size, "device": hardware(self.device)}
-        (self.folder / "versions.json").write_text(json.dumps(_versions() | where, indent=1))
-        (self.folder / "dataset.json").write_text(json.dumps(self._dataset(), indent=1))
-        save_launch(self.folder, self.data_report)
-
-    def _dataset(self) -> dict[str, Any]:
-        return {
-            "name": self.index.source.name,
-            "fingerprint": self.index.fingerprint,
-            "episodes": self.num_train_episodes,
-        }
-
-    def _open_data(self) -> None:
-        config = self.config
-        self.index = self.world.in_turn(
-            lambda: open_index(config.data.root, config.data.index or None)
-        )
-        selection = config.data.selection
-        episodes, report = select_episodes(self.index, selection)
-        training, held_out = split_sessions(self.index, episodes, selection.val_fraction)
-        parts = f"{len(training)} episodes to train on, {len(held_out)} held out by session"
-        self.data_report = [f"{self.index.source} ({self.index.kind})", *report, parts]
-        self.world.say("data: " + "\n  ".join(self.data_report))
-        self.shown = held_out if len(held_out) else training
-        self.num_train_episodes = len(training)
-        self.train_set = ClipDataset(self.index, training, config.data, config.seed)
-        self.val_loader: ClipLoader | None = None
-        if len(held_out) and config.val_clips:
-            # drawn as in training, so that losses compare; the same clips every time, and read in
-            # this process, because validation is rare and short
-            val_config = dataclasses.replace(config.data, workers=0)
-            val_set = ClipDataset(self.index, held_out, val_config, config.seed, VALIDATION)
-            self.val_loader = ClipLoader(
-                val_set,
-                val_config,
-                self.part_size,
-                num_samples=config.val_clips,
-                rank=self.world.rank,
-                world_size=self.world.size,
-            )
-
-    def _build(self) -> None:
+    def _build_model(self) -> Pretrainer:
         config = self.config
         torch.manual_seed(config.seed)
-        self.statistics = None
-        if config.normalise_signals:
-            self.statistics = self.world.in_turn(self._statistics)
-        self.model = Pretrainer(
+        return Pretrainer(
             backbone=config.model.backbone,
             preprocessing=Preprocessing.for_size(config.model.image_size),
             objectives=config.objectives,
             loss_weights=config.loss_weights,
-            dimensions=self.train_set.dimensions,
-            statistics=self.statistics,
+            dimensions=self.data.clips.dimensions,
+            statistics=self.data.statistics,
             frozen_bn=config.model.frozen_bn,
             ghost_batch=config.model.ghost_batch,
         )
-        mode = compile_mode(
-            config.engine, self.device, self.world, config.steps, self.part_size // self.world.size
-        )
-        self.engine = Engine(
+
+    def _build_engine(self) -> Engine:
+        config = self.config
+        num_clips = config.batch_size // config.engine.accumulate // self.world.size
+        mode = compile_mode(config.engine, self.device, self.world, config.steps, num_clips)
+        return Engine(
             self.model,
             dataclasses.replace(config.engine, compile=mode),
             config.optimizer,
@@ -186,13 +129,16 @@ class Run:
             self.world,
         )
 
-    def _statistics(self) -> dict[str, dict[str, list[float]]]:
-        spaces = {"state": self.train_set.state_space, "action": self.train_set.action_space}
-        return {name: space_statistics(self.index, space) for name, space in spaces.items()}
-
     # --- stopping and going on
 
-    def _check_unchanged(self, checkpoint: dict[str, Any]) -> None:
+    def _newest_checkpoint(self) -> dict[str, Any] | None:
+        """The checkpoint to continue from, or None for a new run; refuses one of another config."""
+        paths = list_checkpoints(self.folder / "checkpoints")
+        newest = self.world.of_main(paths[-1] if paths else None)
+        check_resume(self.folder, self.config.resume, is_used=newest is not None)
+        if newest is None:
+            return None
+        checkpoint = load_checkpoint(newest)
         if not self.config.allow_config_change:
             require_same_config(
                 self.folder,
@@ -202,18 +148,22 @@ class Run:
                 RENAMED,
                 "choose another run_dir, or set allow_config_change=true to go on regardless",
             )
+        return checkpoint
 
-    def _restore(self, checkpoint: dict[str, Any], path: Path) -> None:
-        if checkpoint["dataset"]["fingerprint"] != self.index.fingerprint:
+    def _require_same_data(self, checkpoint: dict[str, Any]) -> None:
+        old, new = checkpoint["dataset"]["fingerprint"], self.data.index.fingerprint
+        if old != new:
             raise UserError(
-                f"{path} was trained on other data (fingerprint "
-                f"{checkpoint['dataset']['fingerprint'][:12]}, {self.index.source} has "
-                f"{self.index.fingerprint[:12]}); choose another run_dir"
+                f"{self.folder} was trained on other data (fingerprint {old[:12]}, "
+                f"{self.data.index.source} has {new[:12]}); choose another run_dir"
             )
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
         self.model.encoder.load_state_dict(checkpoint["encoder"])
         self.model.objectives.load_state_dict(checkpoint["objectives"])
         self.engine.optimizer.load_state_dict(checkpoint["optimizer"])
         self.step = checkpoint["step"]
+        path = checkpoint_path(self.folder / "checkpoints", self.step)
         self.world.say(f"resumed from {path} at step {self.step}")
 
     def save(self) -> Path:
@@ -228,49 +178,46 @@ class Run:
             "objectives": model.objectives.state_dict(),
             "optimizer": self.engine.optimizer.state_dict(),
             "config": dataclasses.asdict(self.config),
-            "statistics": self.statistics or {},
-            "dataset": self._dataset(),
-            "versions": _versions(),
+            "statistics": self.data.statistics or {},
+            "dataset": self.data.identity(),
+            "versions": versions(),
         }
         return save_checkpoint(folder, self.step, content, self.config.keep_checkpoints)
-
-    def _stop_on_sigterm(self) -> None:
-        def stop(signum: int, frame: object) -> None:
-            self.stopped_by_signal = True
-
-        signal.signal(signal.SIGTERM, stop)
 
     # --- the loop
 
     def loop(self, log: TrainingLog | None) -> None:
-        """Train up to `config.steps`, or until SIGTERM to any process."""
+        """Train up to `config.steps`, or until any process receives SIGTERM."""
         config = self.config
-        self._stop_on_sigterm()
+        signal.signal(signal.SIGTERM, self._stop)
         if self.step >= config.steps:
             self.world.say(f"nothing to do: {self.folder} is at step {self.step} of {config.steps}")
             return
         if self.step == 0:
             self.validate(log)
             self.draw(log)
-        loader = self._loader()
-        meter, watch = Meter(), Watch(self.device)
+        loader = self.data.loader(
+            first_sample=self.step * config.batch_size, pin_memory=self.device.type == "cuda"
+        )
+        meter, monitor = Meter(), StepMonitor(self.device)
         parts = meter.waiting_for(on_device(loader, self.device))
         stopping = False
         while self.step < config.steps and not stopping:
             seed_draws(config.seed, self.step)
             self.engine.set_rate(config.optimizer.rate(self.step, config.steps))
             step = self.engine.step(islice(parts, config.engine.accumulate), self.stopped_by_signal)
-            watch.add(self.step, step)
+            monitor.add(self.step, step)
             self.step += 1
             meter.count(config.batch_size * NUM_FRAMES)
             if log:
                 log.advance()
-            logs, validates = self._is_due(config.log_every), self._is_due(config.validate_every)
-            saves = self.step % config.save_every == 0
-            draws = config.pictures_every > 0 and self.step % config.pictures_every == 0
-            stopping = self._judge(watch, all_steps=logs or validates or saves)
+            is_last = self.step == config.steps
+            logs = self._is_due(config.log_every) or is_last
+            validates = self._is_due(config.validate_every) or is_last
+            draws, saves = self._is_due(config.pictures_every), self._is_due(config.save_every)
+            stopping = self._check_steps(monitor, wait=logs or validates or saves)
             if logs:
-                self._log_training(log, step, meter, loader)
+                self._log_training(log, step, loader, meter)
             if validates:
                 self.validate(log)
             if draws:
@@ -279,46 +226,38 @@ class Run:
                 self.save()
             if validates or draws or saves:
                 meter.reset()
-        self._judge(watch, all_steps=True)
+        self._check_steps(monitor, wait=True)
         if stopping:
             self.world.say(
                 f"stopped by SIGTERM after step {self.step}; the same command goes on from there"
             )
 
+    def _stop(self, signum: int, frame: object) -> None:
+        self.stopped_by_signal = True
+
     def _is_due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.config.steps
+        return every > 0 and self.step % every == 0
 
-    def _loader(self) -> ClipLoader:
-        return ClipLoader(
-            self.train_set,
-            self.config.data,
-            self.part_size,
-            first_sample=self.step * self.config.batch_size,
-            rank=self.world.rank,
-            world_size=self.world.size,
-            pin_memory=self.device.type == "cuda",
-        )
+    def _check_steps(self, monitor: StepMonitor, wait: bool) -> bool:
+        """Whether a process was asked to stop. Raises NonFinite if a step went wrong."""
+        statuses = monitor.finished(wait)
+        for status in statuses:
+            if status.bad_loss or status.bad_gradient:
+                losses = to_numbers(self.world.mean(status.losses))
+                raise NonFinite(self.world.of_main(self._report(status, losses)))
+        return any(status.wants_to_stop for status in statuses)
 
-    def _judge(self, watch: Watch, all_steps: bool) -> bool:
-        """Whether a process was asked to stop; raises NonFinite if a step went wrong."""
-        verdicts = watch.verdicts(all_steps)
-        for verdict in verdicts:
-            if verdict.bad_loss or verdict.bad_gradient:
-                losses = to_numbers(self.world.mean(verdict.losses))
-                raise NonFinite(self.world.of_main(self._report(verdict, losses)))
-        return any(verdict.wants_to_stop for verdict in verdicts)
-
-    def _report(self, verdict: Verdict, losses: dict[str, float]) -> str:
-        """Write down which samples a step that went wrong was computed from; rank 0 only."""
+    def _report(self, status: StepStatus, losses: dict[str, float]) -> str:
+        """Write down, on rank 0, which samples a step that went wrong was computed from."""
         if not self.world.is_main:
             return ""
-        first = verdict.number * self.config.batch_size
-        batch = self.train_set.load(list(range(first, first + self.config.batch_size))).batch
+        first = status.number * self.config.batch_size
+        batch = self.data.clips.load(list(range(first, first + self.config.batch_size))).batch
         assert batch is not None  # it has been read before
-        return report_non_finite(self.folder / "non_finite.json", verdict, losses, batch)
+        return report_non_finite(self.folder / "non_finite.json", status, losses, batch)
 
     def _log_training(
-        self, log: TrainingLog | None, step: Step, meter: Meter, loader: ClipLoader
+        self, log: TrainingLog | None, step: Step, loader: ClipLoader, meter: Meter
     ) -> None:
         skipped = torch.full((), float(loader.num_errors * self.world.size), device=self.device)
         gradients = embedding_gradients(self.model, step.embeddings, step.batch)
@@ -330,84 +269,31 @@ class Run:
 
     def validate(self, log: TrainingLog | None) -> None:
         """Log the metrics of the held-out clips; they are the same for any number of processes."""
-        if self.val_loader is None:
+        if self.data.validation is None:
             return
         torch.manual_seed(self.config.seed)  # training seeds each of its steps
         results = []
-        for batch in on_device(self.val_loader, self.device):
+        for batch in on_device(self.data.validation, self.device):
             metrics, embeddings = self.engine.evaluate(batch)
             results.append(to_numbers(self.world.mean(metrics) | embedding_health(embeddings)))
         if log:
             log.write(self.step, "val", mean_of(results))
 
     def draw(self, log: TrainingLog | None) -> None:
-        """Draw the pictures of this step; rank 0 does, and the run is as it was."""
-        if log and self.config.pictures_every > 0:
-            log.pictures(self.step, self.painter.draw(self.model, self.step))
-
-    @cached_property
-    def painter(self) -> Painter:
-        return Painter(
-            self.folder / "pictures", self.index, self.shown, self.config.data, self.config.seed
-        )
-
-
-# --------------------------------------------------------------------------- details
+        """Draw the pictures of this step, on rank 0. Training goes on as if this had not been."""
+        config = self.config
+        if log is None or not config.pictures_every:
+            return
+        if self._painter is None:
+            folder, index = self.folder / "pictures", self.data.index
+            self._painter = Painter(folder, index, self.data.shown, config.data, config.seed)
+        log.pictures(self.step, self._painter.draw(self.model, self.step))
 
 
 def seed_draws(seed: int, step: int) -> None:
     """Make what a step draws a function of (seed, step), the same on all processes."""
     high, low = np.random.SeedSequence((seed, step)).generate_state(2).tolist()
     torch.manual_seed(high << 32 | low)
-
-
-def _check(config: Config, world: World) -> None:
-    require_choice("resume", config.resume, RESUME)
-    require_choice("precision", config.precision, PRECISIONS)
-    if not config.data.root:
-        raise UserError("data.root is not set: give the RLDS version folder or a tree's root")
-    for name in ("steps", "batch_size", "log_every", "validate_every", "save_every"):
-        if getattr(config, name) < 1:
-            raise UserError(f"{name}={getattr(config, name)} must be at least 1")
-    if config.keep_checkpoints < 1:
-        raise UserError(f"keep_checkpoints={config.keep_checkpoints} must be at least 1")
-    pieces = config.engine.accumulate * world.size
-    if config.batch_size % pieces:
-        raise UserError(
-            f"batch_size={config.batch_size} clips do not divide by {world.size} processes "
-            f"times engine.accumulate={config.engine.accumulate}"
-        )
-    _check_ghost_batch(config, config.batch_size // pieces)
-
-
-def _check_ghost_batch(config: Config, share: int) -> None:
-    """share: clips that one process computes at a time"""
-    ghost, contrast = config.model.ghost_batch, config.objectives.time_contrastive
-    if ghost == 0:
-        return
-    if ghost < 0 or share % ghost:
-        raise UserError(
-            f"model.ghost_batch={ghost} must divide the {share} clips that a process has at a time"
-        )
-    is_on = config.loss_weights.get("time_contrastive", 0) > 0 and contrast.num_negatives > 0
-    if is_on and (contrast.group == 0 or ghost % contrast.group):
-        raise UserError(
-            f"model.ghost_batch={ghost} with negatives from other ghost batches would let the "
-            "network tell them by their batch statistics; "
-            f"set objectives.time_contrastive.group={ghost}"
-        )
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "torchvision", "numpy")
-    return {
-        "mcr": mcr.__version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }
-
-
-# --------------------------------------------------------------------------- command line
 
 
 def main() -> None:
@@ -418,7 +304,7 @@ def main() -> None:
 def _train_or_stop(config: Config) -> None:
     path = train(config)
     if path.name < checkpoint_path(path.parent, config.steps).name:
-        sys.exit(0)  # what stopped this run stops a sweep, too
+        sys.exit(0)  # a signal that stops this run stops a sweep, too
 
 
 if __name__ == "__main__":

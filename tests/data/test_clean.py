@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from mcr.data import pictures
-from mcr.data.clean import RULES, delete, expect, inspect_episode, judge, quarantine, report
+from mcr.data.clean import delete, judge, quarantine, report
+from mcr.data.clean_facts import inspect_episode
+from mcr.data.clean_rules import RULES, expect
 from mcr.data.droid import EXTERIOR_CAMERAS, RldsDataset
 from mcr.data.episode import LANGUAGES
 from mcr.data.other_data import OTHER_DATA, read_other_data
@@ -64,8 +66,8 @@ def rejected(
     """Episode -> rule -> reason, of the episodes that break one; as `report`, in this process."""
     facts = [inspect_episode(folder, quick) for folder in sorted(root.iterdir())]
     expected = expect(facts, min_frames, min_words, cameras)
-    verdicts = [judge(f, expected) for f in facts]
-    return {verdict.facts.name: verdict.reasons for verdict in verdicts if verdict.reasons}
+    findings = [judge(f, expected) for f in facts]
+    return {found.facts.name: found.reasons for found in findings if found.reasons}
 
 
 def change_data(episode: Path, change) -> None:
@@ -413,6 +415,16 @@ def test_the_script_reports_then_moves_then_deletes(sound, tmp_path):
     result = script(sound, "--delete", "--report", tmp_path / "table.csv")  # 40 frames: too short
     assert result.returncode == 0 and "deleted 1 episodes" in result.stdout
     assert list(sound.iterdir()) == [] and (tmp_path / "table.csv").exists()
+
+
+def test_the_script_keeps_episodes_without_language_unless_told_otherwise(sound):
+    for path in sound.glob("*/language_instruction*/0.txt"):
+        path.write_text("")
+    result = script(sound, "--min-frames", LENGTH, "--delete")
+    assert result.returncode == 0 and "deleted 0 episodes" in result.stdout
+    assert len(list(sound.iterdir())) == 3
+    result = script(sound, "--min-frames", LENGTH, "--min-words", 2)
+    assert "3 short instruction\n" in result.stdout and "nothing was changed" in result.stdout
 
 
 @pytest.mark.parametrize(

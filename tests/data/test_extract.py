@@ -19,7 +19,8 @@ from PIL import Image
 
 from mcr.data.droid import EXTERIOR_CAMERAS, RldsDataset
 from mcr.data.episode import LANGUAGES
-from mcr.data.extract import Options, ShardTask, extract, extract_shard
+from mcr.data.extract import extract
+from mcr.data.extract_shard import Options, ShardTask, extract_shard
 from mcr.data.manifest import Manifest
 from mcr.errors import UserError
 
@@ -218,7 +219,7 @@ def test_a_shard_that_grew_since_the_scan_is_not_misnamed(
     manifest = Manifest(tmp_path / "manifest", tmp_path / "tree")
     manifest.begin({})
     names = ("2023-07-07_Fri_Jul__7_09_42_00_2023",)
-    first, second = extract_shard(ShardTask(dataset, names, None, Options(), manifest)).outcomes
+    first, second = extract_shard(ShardTask(dataset, names, None, Options(), manifest)).records
     assert (first.status, second.status) == ("written", "failed")
     assert "has changed since it was scanned" in second.reason
 

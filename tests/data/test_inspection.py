@@ -10,16 +10,10 @@ from PIL import Image
 
 from mcr.data.frames import FrameReader
 from mcr.data.index import open_index
-from mcr.data.inspection import (
-    CONTROL_HZ,
-    DROID_ACTION,
-    IDLE_SPEED,
-    compose_figure,
-    describe,
-    draw_inspection,
-    inspect_dataset,
-    open_dataset,
-)
+from mcr.data.inspection import inspect_dataset, open_dataset
+from mcr.data.inspection_picture import compose_figure, draw_inspection
+from mcr.data.inspection_report import DROID_ACTION, describe
+from mcr.data.inspection_signals import CONTROL_HZ, IDLE_SPEED
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "inspect_dataset.py"
 

@@ -20,8 +20,9 @@ import mcr
 from mcr.data.index import open_index
 from mcr.data.pictures import encode_png
 from mcr.errors import UserError
-from mcr.features import cache as cache_module
-from mcr.features.cache import FeatureCache, FeatureConfig, extract_features
+from mcr.features import extraction
+from mcr.features.cache import FeatureCache, from_stored, to_stored
+from mcr.features.extraction import FeatureConfig, extract_features
 from mcr.features.recordings import open_recordings
 
 REPOSITORY = Path(__file__).parents[2]
@@ -124,10 +125,10 @@ def test_kept_numbers(weights, data, tmp_path, dtype, tolerance):
 
 def test_bfloat16_patterns():
     values = torch.tensor([[0.0, -1.0, 3.140625, 1e30, -1e-30, 65504.0]])
-    stored = cache_module._narrowed(values, "bf16")
+    stored = to_stored(values, "bf16")
     assert stored.dtype == np.uint16
     expected = values.bfloat16().float().numpy()
-    assert np.array_equal(cache_module._widened(stored, "bf16"), expected)
+    assert np.array_equal(from_stored(stored, "bf16"), expected)
 
 
 def test_computing_in_bfloat16_is_near_and_its_own_cache(weights, data, tmp_path):
@@ -182,7 +183,7 @@ def test_a_stale_cache_is_refused(weights, data, tmp_path):
 def test_the_same_weights_in_another_file_are_the_same(weights, data, tmp_path, monkeypatch):
     extract_features(weights(), data, tmp_path / "cache", HERE)
     exported = mcr.export_encoder(weights(), tmp_path / "encoder").path
-    monkeypatch.setattr(cache_module, "_run", None)  # nothing is computed again
+    monkeypatch.setattr(extraction, "run", None)  # nothing is computed again
     assert len(extract_features(exported, data, tmp_path / "cache", HERE).episodes) == 3
 
 

@@ -6,7 +6,7 @@ from torchvision.models import resnet18
 
 import mcr
 from mcr.data.pictures import encode_png
-from mcr.features.cache import FeatureConfig, extract_features
+from mcr.features.extraction import FeatureConfig, extract_features
 
 pytestmark = pytest.mark.gpu
 

@@ -1,4 +1,4 @@
-"""An encoder's network alone, run by torch and by ONNX Runtime, equals the encoder."""
+"""An encoder's network alone, run by torch, equals the encoder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import mcr
 from mcr.models.inference import fastest_engine, fused, torch_network
 from mcr.models.layouts import Weights
 from mcr.models.loading import build_encoder
-from mcr.models.onnx_file import onnx_network, write_network
 from mcr.models.preprocessing import Preprocessing
 
 SMALL = Preprocessing.for_size(64)
@@ -46,14 +45,6 @@ def test_torch_network(encoder, output):
     rough = torch_network(encoder, output, "bf16")(PIXELS)
     error = (rough - expected).norm() / expected.norm()
     assert rough.dtype == torch.float32 and 1e-4 < error < 0.03
-
-
-def test_onnx_network(small_checkpoint, tmp_path):
-    encoder = mcr.load_model(small_checkpoint)
-    write_network(tmp_path / "network.onnx", encoder, "spatial")
-    computed = onnx_network(tmp_path / "network.onnx", num_threads=1)(PIXELS)
-    with torch.no_grad():
-        assert_close(computed, encoder.encode(PIXELS, "spatial"))
 
 
 def test_onnx_is_chosen_only_where_it_is_exact_and_quicker():

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 import mcr
 from mcr.errors import UserError
-from mcr.features.cache import FeatureConfig, extract_features
+from mcr.features.extraction import FeatureConfig, extract_features
 from mcr.models.untrained import write_untrained
 from mcr.policies import behaviour_cloning
 from mcr.policies.behaviour_cloning import (
@@ -38,7 +38,7 @@ CAMERA = "front_image"
 @pytest.fixture(autouse=True)
 def quick_start(monkeypatch):
     """Features by torch: ONNX Runtime, which test_features.py tries, takes 10 s to begin."""
-    monkeypatch.setattr("mcr.features.cache.fastest_engine", lambda *_: "torch")
+    monkeypatch.setattr("mcr.features.extraction.fastest_engine", lambda *_: "torch")
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,6 @@ from safetensors.torch import load_file
 
 import mcr
 from mcr.errors import UserError
-from mcr.models import catalogue
-from mcr.release import model_card
 from mcr.release.export import export_encoder
 from mcr.runs import atomic
 
@@ -46,34 +44,12 @@ def test_folder(source, network, tmp_path):
     assert config["pretrained_cfg"]["crop_pct"] == 0.875
 
 
-def test_model_card(source, tmp_path):
-    export = export_encoder(source, tmp_path / "out")
-    card = (tmp_path / "out" / "README.md").read_text()
-    for fact in (
-        "sample_droid",
-        "abc123",
-        "| 16 |",
-        "| 1200 |",
-        "| contrast 0.5 |",
-        "mcr 0.1.0",
-        export.sha256,
-    ):
-        assert fact in card
-    assert 'mcr.load_model("out")' in card and "| data.root | resources/sample_droid |" in card
-    assert "Licence" in card and "None" not in card
-
-
 def test_an_export_can_be_exported_again_and_keeps_its_history(source, tmp_path):
     first = export_encoder(source, tmp_path / "first")
     second = export_encoder(first.path, tmp_path / "second")
     assert second.sha256 == first.sha256
     histories = [json.loads((e.path / "config.json").read_text())["mcr"] for e in (first, second)]
     assert histories[0] == histories[1] and histories[0]["training"]["step"] == 1200
-
-
-def test_a_foreign_file_says_that_its_history_is_unknown(released, tmp_path):
-    export_encoder(released, tmp_path / "out")
-    assert "| steps | not recorded in the file |" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_upstreams_layout(source, network, make_network, tmp_path):
@@ -155,12 +131,6 @@ def test_facts_from_the_folder_of_the_run_are_added(checkpoint, tmp_path):
     for name in ("config.json", "recipe.yaml"):
         assert (again / name).read_text() == (out / name).read_text()
     assert "| contrast/accuracy | 0.875 |" in (again / "README.md").read_text()
-
-
-def test_licences_of_published_weights_are_stated(released, tmp_path, monkeypatch):
-    monkeypatch.setattr(model_card, "identify", lambda _: catalogue.MODELS["vc1_vitb"])
-    export_encoder(released, tmp_path / "out")
-    assert "| weights | CC BY-NC 4.0 |" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_failing_export_leaves_the_old_one(source, tmp_path, monkeypatch):

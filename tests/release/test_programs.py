@@ -77,10 +77,6 @@ def test_a_program_that_computes_something_else_is_not_accepted(
     with pytest.raises(Exception, match="differs|size|shape"):
         export_encoder(small_checkpoint, tmp_path / "encoder.pt2")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(RuntimeError, match=r"differs from the encoder by 1\.0e-03"):
-        onnx_file.require_close(torch.tensor([1.0, 2.002]), torch.tensor([1.0, 2.0]), ".onnx")
-    with pytest.raises(RuntimeError, match="differs from the encoder by nan"):
-        onnx_file.require_close(torch.tensor([1.0, torch.nan]), torch.tensor([1.0, 2.0]), ".onnx")
 
 
 def test_what_does_not_fit_into_onnx_is_refused(small_checkpoint, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from mcr.runs.options import flatten, recipes_folder
 from mcr.training.checkpoint import list_checkpoints, load_checkpoint
 from mcr.training.config import Config
-from mcr.training.summary import load_config
+from mcr.training.run_folder import load_config
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = sorted(path.stem for path in (ROOT / "cfgs" / "ablation").glob("*.yaml"))

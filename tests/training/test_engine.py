@@ -14,7 +14,7 @@ from mcr.training.engine import (
     compile_mode,
     make_deterministic,
 )
-from mcr.training.watch import Watch
+from mcr.training.monitor import StepMonitor
 from tests.training.one_step import (
     ALONE,
     NUM_CLIPS,
@@ -111,16 +111,16 @@ def test_deterministic_mode_is_switched_on_and_off():
 
 
 def test_a_gpus_flags_are_read_one_step_late_and_none_is_lost():
-    watch = Watch(torch.device("cuda"))  # what it watches may lie anywhere
+    monitor = StepMonitor(torch.device("cuda"))  # the flags may lie anywhere
     flags = [[0.0, 0, 0], [0, 1, 0], [0, 0, 1]]
     heard = []
     for number, of_step in enumerate(flags):
-        watch.add(
+        monitor.add(
             number, Step({"loss": torch.ones(())}, torch.ones(1), None, torch.tensor(of_step))
         )
-        heard += [verdict.number for verdict in watch.verdicts(all_steps=False)]
+        heard += [status.number for status in monitor.finished(wait=False)]
     assert heard == [0, 1]
-    (last,) = watch.verdicts(all_steps=True)
+    (last,) = monitor.finished(wait=True)
     assert (last.number, last.bad_loss, last.bad_gradient, last.wants_to_stop) == (2, 0, 0, 1)
 
 

@@ -24,8 +24,8 @@ from mcr.training.batch_norm import _FusedGlobalNorm, _global_norm
 from mcr.training.checkpoint import load_checkpoint
 from mcr.training.distributed import World
 from mcr.training.engine import EngineConfig, make_deterministic, on_device
+from mcr.training.monitor import NonFinite, StepMonitor
 from mcr.training.train import train
-from mcr.training.watch import NonFinite, Watch
 from tests.training.one_step import ALONE, CPU, distance, make_engine, one_step, whole_batch
 
 pytestmark = pytest.mark.gpu
@@ -132,30 +132,30 @@ def test_a_bfloat16_step_is_near_that_of_float32(record_property):
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"recompute": True}])
 def test_nothing_in_a_step_makes_the_host_wait(options):
     engine = make_engine(ALONE, engine=EngineConfig(**options), device=GPU, precision="bf16")
-    batch, watch = whole_batch().pin_memory(), Watch(GPU)
+    batch, monitor = whole_batch().pin_memory(), StepMonitor(GPU)
     for number in range(4):
         if number == 2:  # the first steps allocate and choose kernels
             torch.cuda.set_sync_debug_mode("error")
         try:
-            watch.add(number, engine.step(on_device([batch] * options.get("accumulate", 1), GPU)))
+            monitor.add(number, engine.step(on_device([batch] * options.get("accumulate", 1), GPU)))
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert [verdict.number for verdict in watch.verdicts(all_steps=True)] == [0, 1, 2, 3]
+    assert [status.number for status in monitor.finished(wait=True)] == [0, 1, 2, 3]
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_reported():
     engine = make_engine(ALONE, device=GPU, precision="bf16")
-    watch, verdicts = Watch(GPU), []
+    monitor, statuses = StepMonitor(GPU), []
     for number in range(5):
         batch = whole_batch()
         if number == 2:
             batch.actions[3, 0, 0] = torch.nan
             sound = copy.deepcopy(engine.model.state_dict())
             moments = copy.deepcopy(engine.optimizer.state_dict()["state"])
-        watch.add(number, engine.step(on_device([batch.pin_memory()], GPU)))
-        verdicts += watch.verdicts(all_steps=False)
-    verdicts += watch.verdicts(all_steps=True)
-    assert [v.number for v in verdicts if v.bad_loss] == [2]
+        monitor.add(number, engine.step(on_device([batch.pin_memory()], GPU)))
+        statuses += monitor.finished(wait=False)
+    statuses += monitor.finished(wait=True)
+    assert [s.number for s in statuses if s.bad_loss] == [2]
     weights = {name for name, _ in engine.model.named_parameters()}
     after = engine.model.state_dict()
     assert all(torch.equal(after[name], sound[name]) for name in weights)

@@ -89,9 +89,9 @@ def test_same_features_have_the_same_colour_wherever_they_are():
 def test_figures_show_their_data():
     inputs = np.full((10, 8, 8, 3), 60, np.uint8)
     inputs[3] = 200
-    looks = np.zeros((10, 8, 8))
-    looks[7] = 1
-    figure = compose_clips(inputs, looks, np.random.rand(10, 4, 2, 2), ["one", "two"])
+    saliency = np.zeros((10, 8, 8))
+    saliency[7] = 1
+    figure = compose_clips(inputs, saliency, np.random.rand(10, 4, 2, 2), ["one", "two"])
     entering, overlay, _ = (axes.images[0].get_array() for axes in figure.axes)
     pitch = 8 + 3
     assert (entering[:8, 3 * pitch : 3 * pitch + 8] == 200).all()  # clip 0, "late"

@@ -12,16 +12,16 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from mcr.errors import UserError
-from mcr.training.summary import (
+from mcr.training.curves import plot_curves
+from mcr.training.run_folder import (
     final_accuracies,
     final_metrics,
     hardware,
     load_config,
-    plot_curves,
     read_metrics,
     save_launch,
-    write_summary,
 )
+from mcr.training.summary import write_summary
 
 
 def line(step, split, accuracy):
@@ -108,8 +108,8 @@ def test_page_holds_all_of_it_and_needs_no_other_file(run_dir):
         "time contrastive: accuracy</td><td>0.5367</td><td>0.6</td><td>0.2",
         "<code>optimizer.lr</code></td><td>0.123</td><td>0.0001",
         "7 episodes &lt;b&gt;",
-        f'mcr.load_model("{run_dir / "checkpoints" / "step_00000005.pt"}")'.replace('"', "&quot;"),
-        "-m mcr.training.train &#x27;a.b=c d&#x27;",  # the command
+        f'mcr.load_model("{run_dir / "checkpoints" / "step_00000005.pt"}")'.replace('"', "&#34;"),
+        "-m mcr.training.train &#39;a.b=c d&#39;",  # the command
     ):
         assert fact in page, fact
     assert "run_dir" not in page.split("Changed from")[1].split("<h2>")[0]

@@ -1,0 +1,93 @@
+"""Extract RLDS shards of DROID (or of a data set in its schema) to a tree of PNGs and pickles.
+
+    mcr extract droid/1.0.1 droid_tree
+    mcr extract droid/1.0.1 droid_tree --engine ray
+    mcr extract droid/1.0.1 droid_tree --shard $SLURM_ARRAY_TASK_ID/64
+
+Run the same command again after an interruption: it continues, and the tree ends up the same, byte
+for byte. Several machines share the work as a Ray cluster, or under any scheduler with --shard; see
+docs/scaling.md.
+
+Exit code: 0 if every episode was written or skipped by a rule, 1 if an episode failed (the others
+are there), 2 for bad input or a run that had to stop.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from mcr.data.droid import EXTERIOR_CAMERAS
+from mcr.data.extract import extract
+from mcr.data.extract_shard import ENCODERS, LANGUAGE_RULES, Options
+from mcr.errors import UserError
+from mcr.runs.processes import EXECUTORS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", help="the RLDS version folder, e.g. droid/1.0.1")
+    parser.add_argument("output", help="the tree to write or to continue")
+    parser.add_argument(
+        "--workers", type=int, help="number of processes, one shard each; default: all cores"
+    )
+    parser.add_argument(
+        "--engine",
+        default="local",
+        help=f"{' or '.join(EXECUTORS)}: use the cores of this machine (default), or of the Ray "
+        "cluster that it belongs to or that $RAY_ADDRESS names (pip install 'mcr[ray]')",
+    )
+    parser.add_argument(
+        "--cameras",
+        nargs="+",
+        default=EXTERIOR_CAMERAS,
+        metavar="CAMERA",
+        help=f"cameras to write; default: {' '.join(EXTERIOR_CAMERAS)}; also: wrist_image_left",
+    )
+    parser.add_argument(
+        "--format",
+        default="png",
+        help=f"{' or '.join(ENCODERS)}: write pixels as TensorFlow decodes them (default), or the "
+        "stored JPEG bytes, which take a quarter of the disk and are faster to read",
+    )
+    parser.add_argument(
+        "--require-language",
+        default="none",
+        metavar="RULE",
+        help=f"{', '.join(LANGUAGE_RULES)}: which of the three instructions an episode must have "
+        "(default: none, because no loss reads them)",
+    )
+    parser.add_argument(
+        "--shard",
+        default="1/1",
+        metavar="i/n",
+        help="process the i-th of n parts of the shards, i from 1; the parts may run at once",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="extract only the first N episodes")
+    parser.add_argument(
+        "--manifest",
+        metavar="DIR",
+        help="where to write what became of each record; default: OUTPUT.manifest",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    summary = extract(
+        options.input,
+        options.output,
+        Options(tuple(options.cameras), options.format, options.require_language),
+        options.workers,
+        parse_part(options.shard),
+        options.limit,
+        options.manifest,
+        options.engine,
+    )
+    print(summary)
+    return 1 if summary.counts["failed"] else 0
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """ "1/8" -> (1, 8)."""
+    try:
+        i, n = map(int, text.split("/"))
+    except ValueError:
+        raise UserError(f"--shard {text}: give i/n, e.g. 1/8") from None
+    return i, n

@@ -1,0 +1,165 @@
+"""Facts about an episode of a tree: what the rules of cleaning may know of it.
+
+`inspect_episode` looks at every file of one folder, in a worker process. It reads trees of
+upstream's script as well as ours, and expects any defect.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mcr.data import pictures
+from mcr.data.episode import FLAGS, LANGUAGES, OBSERVATIONS
+from mcr.data.other_data import OTHER_DATA, read_other_data
+from mcr.errors import UserError
+
+REQUIRED_KEYS = (*OBSERVATIONS, "action", "action_dict", "discount", *FLAGS)
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+_NO_FILE = (FileNotFoundError, IsADirectoryError)  # other errors (permissions, disk) end the run
+
+
+@dataclass(frozen=True)
+class CameraFolder:
+    """The folder of one camera.
+
+    num_frames: number of pictures whose name is a number
+    gap:        what is wrong with the sequence 0, 1, ...; "" if nothing is
+    size:       (height, width) of the first picture that could be read
+    damage:     the first picture that cannot be decoded or has another size; "" if there is none
+    """
+
+    num_frames: int
+    gap: str
+    size: tuple[int, int] | None
+    damage: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rules may know of an episode.
+
+    cameras:      folder of each camera
+    instructions: text of each instruction that is there
+    unreadable:   why other_data.pkl cannot be read; "" if it can
+    lengths:      number of rows of each signal; only REQUIRED_KEYS are looked at
+    widths:       numbers in a row of each signal; None if rows differ or hold no numbers
+    not_finite:   signals that hold a NaN or an infinite value
+    """
+
+    name: str
+    cameras: dict[str, CameraFolder]
+    instructions: tuple[str, ...]
+    unreadable: str
+    lengths: dict[str, int]
+    widths: dict[str, int | None]
+    not_finite: tuple[str, ...]
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the camera that has the fewest."""
+        return min((camera.num_frames for camera in self.cameras.values()), default=0)
+
+
+def inspect_episode(folder: Path, quick: bool = False) -> Facts:
+    """Look at every file of an episode folder.
+
+    quick: look only at the first and last bytes of each picture instead of decoding it
+    """
+    folders = {e.name for e in os.scandir(folder) if e.is_dir() and e.name[0] != "."}
+    cameras = sorted(folders - set(LANGUAGES))
+    try:
+        data, unreadable = read_other_data(folder / OTHER_DATA), ""
+    except _NO_FILE:
+        data, unreadable = {}, f"{OTHER_DATA} is missing"
+    except UserError as error:
+        data, unreadable = {}, str(error).removeprefix(f"{folder}/")
+    signals = {
+        name: rows
+        for key in REQUIRED_KEYS
+        if key in data
+        for name, rows in _signals(key, data[key])
+    }
+    arrays = {name: _stack(rows) for name, rows in signals.items()}
+    return Facts(
+        name=folder.name,
+        cameras={camera: _inspect_camera(folder / camera, quick) for camera in cameras},
+        instructions=tuple(_read_instructions(folder)),
+        unreadable=unreadable,
+        lengths={name: len(rows) for name, rows in signals.items()},
+        widths={name: None if a is None else a.shape[1] for name, a in arrays.items()},
+        not_finite=tuple(
+            name for name, a in arrays.items() if a is not None and not np.isfinite(a).all()
+        ),
+    )
+
+
+def _inspect_camera(folder: Path, quick: bool) -> CameraFolder:
+    files = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+    frames = {}
+    strange = []
+    for name in files:
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in PICTURE_SUFFIXES and stem.isdecimal() and int(stem) not in frames:
+            frames[int(stem)] = folder / name
+        else:
+            strange.append(name)
+    gap = f"{strange[0]} is no frame" if strange else ""
+    missing = sorted(set(range(max(frames, default=-1) + 1)) - set(frames))
+    if missing:
+        gap = f"{len(missing)} frames are missing, the first is {missing[0]}"
+    size, damage = None, ""
+    for step, path in sorted(frames.items()):
+        try:
+            found = _picture_size(path.read_bytes(), quick)
+        except (ValueError, *_NO_FILE) as error:
+            damage = damage or f"frame {step}: {error}"
+            continue
+        size = size or found
+        if found != size:
+            damage = damage or f"frame {step} is {show_size(found)}, not {show_size(size)}"
+    return CameraFolder(len(frames), gap, size, damage)
+
+
+def _picture_size(data: bytes, quick: bool) -> tuple[int, int]:
+    """Return (height, width). Raises ValueError for a damaged picture."""
+    if quick:
+        if not data.endswith((b"\xff\xd9", b"IEND\xaeB\x60\x82")):
+            raise ValueError("a truncated picture")
+        return pictures.size_of(data)
+    height, width, _ = pictures.decode(data).shape
+    return height, width
+
+
+def _read_instructions(folder: Path) -> Iterable[str]:
+    for key in LANGUAGES:
+        path = folder / key / "0.txt"
+        if path.is_file():
+            yield path.read_text(encoding="utf-8", errors="replace")
+
+
+def _signals(key: str, value: Any) -> Iterable[tuple[str, list[Any]]]:
+    """Yield the rows of a signal, or those of each of its parts if it is a list of dicts."""
+    rows = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        yield key, rows
+        return
+    for name in sorted({name for row in rows for name in row}, key=str):
+        yield f"{key}/{name}", [row[name] for row in rows if name in row]
+
+
+def _stack(rows: list[Any]) -> np.ndarray | None:
+    try:
+        return np.array(rows, np.float64).reshape(len(rows), -1) if rows else None
+    except (ValueError, TypeError):
+        return None
+
+
+def show_size(size: tuple[int, int]) -> str:
+    """Return "<height> x <width>"."""
+    return f"{size[0]} x {size[1]}"
