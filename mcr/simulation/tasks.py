@@ -40,7 +40,7 @@ def make_simulator(task: str, pictures: PictureConfig | None = None, horizon: in
     suite, name = split_task(task)
     if horizon < 0:
         raise UserError(f"horizon={horizon} must be positive, or 0 for the task's own")
-    _import_mujoco(suite)
+    import_mujoco(suite)
     # robosuite warns at every import about optional macros and robots that are missing.
     logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
     import_extra(suite, suite)
@@ -62,13 +62,16 @@ def split_task(task: str) -> tuple[str, str]:
     return suite, name
 
 
-def _import_mujoco(suite: str) -> None:
-    """Import MuJoCo, which chooses its renderer on import, and open OpenGL."""
+def import_mujoco(extra: str) -> None:
+    """Import MuJoCo, which chooses its renderer on import, and open OpenGL.
+
+    Raises UserError if MuJoCo, which `extra` brings, is missing or cannot render.
+    """
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa then renders in the calling thread
     try:
-        import_extra("mujoco", suite)
+        import_extra("mujoco", extra)
         from mcr.simulation.rendering import open_gl
 
         open_gl()

@@ -159,7 +159,9 @@ def test_frames_whose_crop_shows_nothing_are_left_out(encoder, images):
 
 def test_what_is_shown_is_what_enters_the_network(encoder, images):
     masks = np.ones((1, 64, 64), bool)
-    saliency = find_saliency(encoder, MaskedPictures("t", ["a"], [images[0, :64, :64]], list(masks)))
+    saliency = find_saliency(
+        encoder, MaskedPictures("t", ["a"], [images[0, :64, :64]], list(masks))
+    )
     np.testing.assert_array_equal(saliency.inputs[0], images[0, :64, :64])
 
 
