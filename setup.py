@@ -67,7 +67,7 @@ setup(
         # The tests exercise every extra that installs beside the others.
         "dev": [
             "pytest>=8",
-            "pytest-xdist>=3.5",
+            "pytest-xdist>=3.7",
             "ruff>=0.9",
             "mypy>=1.13",
             "shtab>=1.6",

@@ -9,7 +9,7 @@ import pandas as pd
 from mcr.data.droid import RldsDataset
 from mcr.data.index import Index
 from mcr.errors import command_line
-from mcr.training.run_folder import final_accuracies, read_metrics
+from mcr.training.run_folder import final_accuracies, final_metrics, read_metrics
 
 
 def count_folders(root: Path) -> int:
@@ -41,6 +41,8 @@ def main() -> None:
     ]  # fmt: skip
     for name, (accuracy, chance) in final_accuracies(metrics).items():
         rows.append(("", f"held-out accuracy of {name}: {accuracy:.1%} (chance {chance:.1%})"))
+    r2 = final_metrics(metrics).loc["action_prediction/r2", "val"]
+    rows.append(("", f"held-out R² of action_prediction: {r2:.3f} (0 = the mean action)"))
     rows.append(("encoder", f"{out / 'encoder'}: mcr.load_model({str(out / 'encoder')!r})"))
     rows.append(("summary", f"{out / 'run/summary.html'}: curves, numbers, pictures on one page"))
     for stage, text in rows:

@@ -3,12 +3,13 @@
 # Those of robomimic alone, for which its extra is installed too:   bash scripts/test.sh robomimic
 # Those of the simulators alone, with theirs:                        bash scripts/test.sh simulators
 set -euo pipefail
+extras=dev
 if [ "${1:-}" = robomimic ]; then
-    extras=robomimic
+    extras=dev,robomimic
     shift
     set -- tests/robomimic --slow "$@"
 elif [ "${1:-}" = simulators ]; then
-    extras=metaworld,robosuite
+    extras=dev,metaworld,robosuite
     shift
     set -- tests/simulation tests/evaluation/test_success_rates.py "$@"
 fi
@@ -17,9 +18,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 ruff check .
 ruff format --check .
 mypy
+# Workers get whole files, the long ones first: the order of tests/conftest.py is kept as it is.
 # What fixtures share stays until the end of a run, 5 GB, and pytest keeps that of three runs. To keep
 # it, name a folder: --basetemp FOLDER
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 OMP_NUM_THREADS=1 python -m pytest --basetemp "$scratch" \
-    --numprocesses "${MCR_TEST_PROCESSES:-auto}" --dist loadfile "$@"
+    --numprocesses "${MCR_TEST_PROCESSES:-auto}" --dist loadfile --no-loadscope-reorder "$@"

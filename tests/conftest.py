@@ -15,12 +15,29 @@ pytest_plugins = ["tests.networks"]
 REFERENCE = Path(__file__).parent / "data" / "droid_tfds"
 SAMPLE = Path(__file__).parents[1] / "resources" / "sample_droid" / "1.0.0"
 
+# The files that take longest, longest first; `--durations 0` shows what each test takes. Workers
+# get whole files (--dist loadfile), so that what a file's tests share is made once. A long file
+# that is begun last would keep one worker busy while the others have nothing left to do.
+LONGEST_FILES = (
+    "test_distributed.py",
+    "test_train.py",
+    "test_readme.py",
+    "test_ray_executor.py",
+    "test_extract.py",
+    "test_extraction.py",
+    "test_cache.py",
+    "test_behaviour_cloning.py",
+    "test_command_line.py",
+    "test_programs.py",
+)
+
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
 
 
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: place_in_queue(item.path.name))
     reasons = {}
     if not config.getoption("--slow"):
         reasons["slow"] = "slow: minutes long; run with --slow"
@@ -30,6 +47,10 @@ def pytest_collection_modifyitems(config, items):
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def place_in_queue(file: str) -> int:
+    return LONGEST_FILES.index(file) if file in LONGEST_FILES else len(LONGEST_FILES)
 
 
 @pytest.fixture(scope="session")

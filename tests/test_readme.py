@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -148,9 +149,17 @@ def check_flags(script: str, arguments: list[str]) -> None:
 
 @cache
 def help_of(script: str) -> str:
+    """With this Python as the active environment, so that no script makes or changes one."""
     program = ["bash"] if script.endswith(".sh") else [sys.executable]
+    folders = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    active = {"VIRTUAL_ENV": sys.prefix, "PATH": os.pathsep.join(folders), "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
-        [*program, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        [*program, script, "--help"],
+        cwd=ROOT,
+        env=os.environ | active,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return result.stdout
 

@@ -57,7 +57,7 @@ def open_executor(
     workers: processes of the executor "local"; None = one per core
     """
     if executor == "ray":
-        from mcr.runs.ray_engine import ray_cluster, ray_map  # an extra
+        from mcr.runs.ray_executor import ray_cluster, ray_map  # an extra
 
         with ray_cluster(reassurance):
             yield Executor(ray_map, _extract_on_ray)
@@ -69,7 +69,7 @@ def open_executor(
 
 
 def _extract_on_ray(tasks: dict[int, ShardTask], show: Show) -> list[ShardResult]:
-    from mcr.runs.ray_engine import ray_completed
+    from mcr.runs.ray_executor import ray_completed
 
     results: dict[int, ShardResult] = {}
     episodes = steps = 0

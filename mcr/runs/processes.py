@@ -2,7 +2,7 @@
 
 Workers are spawned, not forked: a fork copies the locks of the parent's threads and, once torch or
 an index is loaded, its memory. Workers end when their parent ends, also when it is killed. For
-several machines see `ray_engine`.
+several machines see `ray_executor`.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def ordered_map(
     require_choice("executor", executor, EXECUTORS)
     workers = min(workers or num_cores(), len(items))
     if executor == "ray":
-        from mcr.runs.ray_engine import ray_cluster, ray_map  # an extra
+        from mcr.runs.ray_executor import ray_cluster, ray_map  # an extra
 
         with ray_cluster():
             yield from ray_map(function, items)

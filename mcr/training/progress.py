@@ -68,12 +68,10 @@ class Meter:
     """Images per second, and the share of time spent waiting for data, since the last reading."""
 
     def __init__(self) -> None:
-        self.reset()
+        self._began, self._waited, self._images = time.perf_counter(), 0.0, 0
 
     def reset(self) -> None:
-        self._began = time.perf_counter()
-        self._waited = 0.0
-        self._images = 0
+        self._began, self._waited, self._images = time.perf_counter(), 0.0, 0
 
     def waiting_for(self, batches: Iterable[T]) -> Iterator[T]:
         """Yield the same batches, and count the time until each arrives as waiting for data."""

@@ -23,6 +23,7 @@ from mcr.data.other_data import OTHER_DATA, read_other_data
 from mcr.data.sources.tree import write_episode
 from mcr.data.tfrecord import Record, encode_example
 from mcr.errors import UserError
+from tests.waiting import PATIENCE_S
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "delete_short_videos.py"
 LENGTH = 6
@@ -385,7 +386,7 @@ def test_delete_removes_a_link_but_not_its_target(sound, tmp_path):
 
 def script(*arguments) -> subprocess.CompletedProcess:
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 def test_the_script_reports_then_moves_then_deletes(sound, tmp_path):

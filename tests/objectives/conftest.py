@@ -1,4 +1,4 @@
-"""Synthetic batches and embeddings, of any dimensions, for the tests of the objectives."""
+"""Made-up batches and embeddings of any dimensions for the tests of the objectives."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ def make_batch() -> Callable[..., Batch]:
 
 @pytest.fixture
 def make_embeddings() -> Callable[..., Tensor]:
-    """`make_embeddings(num_clips, embed_dim, distance=1)`: leaf [B, F, D], rows about that far
-    apart."""
+    """`make_embeddings(num_clips, embed_dim, distance=1)`: a leaf [B, F, D].
+
+    The distance between two rows is about `distance`.
+    """
 
     def make(num_clips: int, embed_dim: int, distance: float = 1.0) -> Tensor:
         generator = torch.Generator().manual_seed(1)

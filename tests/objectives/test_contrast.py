@@ -115,7 +115,7 @@ def test_log_softmax_has_the_same_loss_and_gradient_at_any_distance(distance):
 
 
 @pytest.mark.parametrize("distance", [42.4, 60.0, 100.0, 1000.0])
-def test_epsilon_form_stands_at_18_42_far_out(distance):
+def test_epsilon_form_is_18_42_at_large_distances(distance):
     loss, gradient = loss_and_gradient([[-distance] * 5], EPSILON_FORM)
     assert loss == pytest.approx(18.42, abs=0.005)
     assert gradient.abs().max() < 0.004  # and finite: log_softmax has 0.8 here
@@ -202,7 +202,7 @@ def test_choice_is_a_function_of_the_global_seed(selection):
 
 
 @pytest.mark.parametrize("selection", ["others", "permutation"])
-def test_groups_are_batches_of_their_own(selection):
+def test_each_group_is_a_batch_of_its_own(selection):
     torch.manual_seed(0)
     chosen = choose_other_clips(12, 3, selection, CPU, group=4)
     assert torch.equal(chosen // 4, (torch.arange(12) // 4)[:, None].expand(12, 3))

@@ -127,7 +127,7 @@ def test_batch_metrics_are_against_all_windows(make_batch):
 
 
 def test_random_resnet50_saturates_the_epsilon_form(make_batch, make_embeddings):
-    """The paper's start: 2048-D embeddings of norm 43 against projections close to the origin."""
+    """The paper's run begins with embeddings of norm 43 and projections close to the origin."""
     gradients = {}
     for form in ("epsilon", "log_softmax"):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What holds for every objective: parametrised over OBJECTIVES, so a new one is covered."""
+"""What holds for every objective. The tests run over OBJECTIVES, so they cover a new one."""
 
 import dataclasses
 import math
@@ -86,7 +86,7 @@ def test_descent_lowers_it(make_batch, make_embeddings, name, options):
     embeddings = make_embeddings(8, 32)
     optimizer = torch.optim.Adam([embeddings, *objective.parameters()], lr=3e-3)
     losses = []
-    for _ in range(50):
+    for _ in range(150):
         loss, _ = objective(embeddings, batch)
         optimizer.zero_grad()
         loss.backward()

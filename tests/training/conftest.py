@@ -1,4 +1,4 @@
-"""A run small enough for seconds: ResNet-18 on 32 pixel pictures of the reference shards."""
+"""A run that takes seconds: a ResNet-18 on the reference shards, with pictures of 32 pixels."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -37,7 +37,7 @@ def make_tiny():
 
 @pytest.fixture
 def tiny(make_tiny, shards, tmp_path):
-    """The same in a folder of its own, on data of its own."""
+    """`make_tiny` with a run folder and a copy of the data for this test alone."""
 
     def make(**overrides) -> Config:
         return make_tiny(**{"run_dir": str(tmp_path / "run"), "data.root": str(shards)} | overrides)

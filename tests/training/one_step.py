@@ -1,4 +1,4 @@
-"""A step of a ResNet-18 on eight made-up clips, alone or as one of many: what tests compare."""
+"""One training step of a ResNet-18 on eight made-up clips, in one process or in several."""
 
 from dataclasses import fields
 
@@ -39,7 +39,7 @@ def whole_batch() -> Batch:
 
 
 def share_of(batch: Batch, world: World, num_parts: int = 1) -> list[Batch]:
-    """What `world`'s process gets of each part of the batch."""
+    """The clips that the process of `world` computes, for each part of the batch."""
     clips = torch.arange(NUM_CLIPS).reshape(num_parts, world.size, -1)[:, world.rank]
     return [
         Batch(**{f.name: getattr(batch, f.name)[part] for f in fields(batch)}) for part in clips
@@ -70,7 +70,7 @@ def make_engine(
         statistics=None,
         **options,
     )
-    if precision == "float64":  # or a rounding that turns a ReLU off would be taken for an error
+    if precision == "float64":  # rounding to float32 may switch a ReLU off
         model.encoder.double()
         model.encoder.conv1.register_forward_pre_hook(lambda _, images: (images[0].double(),))
         precision = "fp32"
@@ -79,7 +79,7 @@ def make_engine(
 
 
 def one_step(world: World, **options) -> dict:
-    """A step on the whole batch: metrics, gradients and running statistics."""
+    """Make one step on the whole batch. Returns metrics, gradients, running statistics, ..."""
     engine = make_engine(world, **options)
     seed_draws(0, 0)
     parts = share_of(whole_batch(), world, (options.get("engine") or EngineConfig()).accumulate)

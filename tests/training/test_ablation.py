@@ -1,10 +1,9 @@
-"""The ablation recipe: its variants, and the sweep over them as people start it."""
+"""The ablation recipe: its variants, and the sweep over them by the command that people use."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from mcr.runs.options import flatten, recipes_folder
 from mcr.training.checkpoint import list_checkpoints, load_checkpoint
 from mcr.training.config import Config
 from mcr.training.run_folder import load_config
+from tests.waiting import PATIENCE_S, wait_for
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = sorted(path.stem for path in (ROOT / "cfgs" / "ablation").glob("*.yaml"))
@@ -76,10 +76,9 @@ def test_a_sweep_runs_each_variant_in_its_folder(shards, tmp_path):
 def test_sigterm_stops_the_sweep_and_not_only_a_run(shards, tmp_path):
     sweep = start_sweep(tmp_path, f"data.root={shards}", "steps=10000", "log_every=1")
     first = tmp_path / "runs" / "ablation" / "window_1" / "seed0"
-    while not (first / "metrics.jsonl").exists() or not (first / "metrics.jsonl").read_text():
-        assert sweep.poll() is None, sweep.communicate()[0]
-        time.sleep(0.2)
+    log = first / "metrics.jsonl"
+    wait_for(lambda: log.exists() and log.read_text(), sweep)
     sweep.send_signal(signal.SIGTERM)
-    output, _ = sweep.communicate(timeout=120)
+    output, _ = sweep.communicate(timeout=PATIENCE_S)
     assert sweep.returncode == 0 and "stopped by SIGTERM" in output
     assert [path.parent for path in tmp_path.rglob("config.yaml")] == [first]

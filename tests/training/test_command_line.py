@@ -1,4 +1,4 @@
-"""The command people type: recipes, overrides, mistakes."""
+"""The command that people use: recipes, overrides, mistakes."""
 
 import os
 import subprocess
@@ -79,7 +79,7 @@ def test_config_difference_ignores_what_may_change():
     assert config_difference(old, new, FREE_TO_CHANGE) == ["data.cameras: ['x'] -> ['y']"]
 
 
-def test_a_run_begun_under_the_old_name_of_a_key_goes_on():
+def test_a_config_with_an_old_key_is_compared_by_the_new_one():
     old = {"data": {"views": ["x"], "workers": 1}}
 
     def changed(cameras: list[str]) -> list[str]:
@@ -90,12 +90,12 @@ def test_a_run_begun_under_the_old_name_of_a_key_goes_on():
     assert changed(["y"]) == ["data.cameras: ['x'] -> ['y']"]
 
 
-def test_a_key_by_its_old_name_gets_the_new_one():
+def test_the_error_for_an_old_key_names_the_new_one():
     with pytest.raises(UserError, match="data.views is called data.cameras now"):
         check_overrides(["data.views=[exterior_image_1_left]"], Config, RENAMED)
 
 
-def test_the_end_of_a_run_whose_rate_falls_towards_it_may_not_change():
+def test_the_number_of_steps_may_not_change_under_learning_rate_decay():
     assert "steps" in free_to_change(Config())
     assert "steps" not in free_to_change(Config(optimizer=OptimizerConfig(decay_steps=5)))
 

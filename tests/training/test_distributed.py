@@ -1,7 +1,7 @@
-"""Two processes compute what one computes: everything here runs in both and is compared.
+"""Two processes compute the same as one: every computation here runs both ways and is compared.
 
-Starting processes is what costs, so they are started once (`two`), do all of it, and leave their
-results in files.
+Starting processes takes the most time. The fixture `two` therefore starts them once; they do all
+computations and leave the results in files.
 """
 
 import contextlib
@@ -40,10 +40,10 @@ from tests.training.one_step import (
     share_of,
     whole_batch,
 )
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 300
-STEPS = {  # what is compared -> options of `one_step`
+STEPS = {  # name -> options of `one_step`
     "global": {},
     "ghost": {"ghost_batch": 2, "group": 2},
     "parts": {"engine": EngineConfig(accumulate=2, recompute=True, bucket_mb=1)},
@@ -55,7 +55,7 @@ STEPS = {  # what is compared -> options of `one_step`
 
 
 def normalised(world: World) -> dict:
-    """Batch norm forward, backward and running statistics, images of unlike processes."""
+    """Batch norm forward and backward, with images whose mean differs between processes."""
     torch.manual_seed(0)
     layer = nn.Sequential(nn.BatchNorm2d(6))
     nn.init.normal_(layer[0].weight)
@@ -81,7 +81,7 @@ def normalised(world: World) -> dict:
 
 
 def broken_step(world: World) -> dict:
-    """The last process's actions are not numbers; then a sound step follows."""
+    """Make a step in which an action on the last process is NaN, and then a sound step."""
     engine = make_engine(world)
     before = [p.detach().clone() for p in engine.model.parameters()]
     batch = whole_batch()
@@ -93,7 +93,7 @@ def broken_step(world: World) -> dict:
 
 
 def refusal_of_one(world: World) -> str:
-    """One process cannot; all say why, in turn."""
+    """The message of the error that is raised here after `in_turn` failed on the last process."""
 
     def act():
         if world.rank == world.size - 1:
@@ -205,18 +205,13 @@ def test_compressed_gradients_are_close(two, one):
 
 
 def test_batch_norm_is_that_of_the_concatenated_images(two):
-    """Also against torch's own layer on all images."""
+    """In one process, the layer is torch's own BatchNorm2d on all images."""
     torch.manual_seed(0)
-    expected = normalised_by_torch()
+    expected = normalised(ALONE)
     for result in two:
         for name in ("output", "gradient", "of_parameters"):
             torch.testing.assert_close(result["normalised"][name], expected[name])
         assert distance(result["normalised"]["buffers"], expected["buffers"]) < 1e-12
-
-
-def normalised_by_torch() -> dict:
-    """`normalised` in one process: its layer is an ordinary BatchNorm2d there."""
-    return normalised(ALONE)
 
 
 def test_a_step_that_is_not_finite_on_one_process_changes_nothing_on_any(two, one):
@@ -249,12 +244,12 @@ def test_a_whole_run_logs_what_one_process_logs(two, configs):
 def test_sigterm_to_one_process_stops_both_and_one_saves(two, configs):
     path = list_checkpoints(Path(configs["stopped"].run_dir) / "checkpoints")[-1]
     step = load_checkpoint(path)["step"]
-    assert 3 <= step < 200
+    assert 3 <= step < configs["stopped"].steps
     assert max(line["step"] for line in lines(configs["stopped"])) == step
 
 
-def test_another_number_of_processes_goes_on_with_the_same_samples(two, configs):
-    """Two processes stopped somewhere; one goes on from there as it would have alone."""
+def test_another_number_of_processes_continues_the_run(two, configs):
+    """A run that two processes began is continued by one."""
     config = configs["stopped"]
     config.steps = lines(config)[-1]["step"] + 1
     train(config)
@@ -264,25 +259,14 @@ def test_another_number_of_processes_goes_on_with_the_same_samples(two, configs)
 # --------------------------------------------------------------------------- torchrun
 
 
-def pid_of_rank(rank: int, run_dir: str) -> int | None:
-    """The process of a run under torchrun, by its environment and its arguments."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            variables = (process / "environ").read_bytes().split(b"\0")
-            of_this_run = run_dir.encode() in (process / "cmdline").read_bytes()
-            if of_this_run and f"RANK={rank}".encode() in variables:
-                return int(process.name)
-    return None
-
-
 def start_torchrun(config, *options: str) -> subprocess.Popen:
-    """The run of `config` in two processes, started as people start it."""
+    """Start the run of `config` in two processes. The second one dies once, as it begins step 5."""
     chosen = flatten(config).items()
     defaults = flatten(Config())
     arguments = [f"{key}={value}" for key, value in chosen if value != defaults[key]]
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
     return subprocess.Popen(
-        [sys.executable, "-m", *launcher, "-m", "mcr.training.train", *arguments],
+        [sys.executable, "-m", *launcher, "-m", "tests.training.killed_run", "5", "1", *arguments],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
         stdout=subprocess.PIPE,
@@ -296,11 +280,6 @@ def test_torchrun_restarts_a_killed_run_which_ends_in_the_same_bits(two, configs
     config = configs["killed"]
     process = start_torchrun(config, "--max-restarts=1")
     try:
-        path = Path(config.run_dir) / "metrics.jsonl"
-        while not (path.exists() and '"step": 5,' in path.read_text()):
-            assert process.poll() is None, process.stdout.read()
-            time.sleep(0.02)
-        os.kill(pid_of_rank(1, config.run_dir), signal.SIGKILL)
         output, _ = process.communicate(timeout=PATIENCE_S)
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Options of the engine that must not change what is computed, and those that may."""
+"""The options of the engine: those that must not change the result of a step, and those that do."""
 
 import shutil
 
@@ -25,7 +25,7 @@ from tests.training.one_step import (
     whole_batch,
 )
 
-# Nothing that one clip's loss has to do with another clip of the batch.
+# The loss of a clip then depends on no other clip, except through batch norm.
 WITHIN_THE_CLIP = {"negatives": "pair", "num_negatives": 0}
 
 
@@ -42,7 +42,7 @@ def test_the_rate_falls_linearly_to_zero_at_the_end():
 
 
 @pytest.mark.parametrize("batch_norm", [{"frozen_bn": True}, {"ghost_batch": 2}])
-def test_parts_add_up_to_the_whole_batch(batch_norm):
+def test_parts_give_the_gradient_of_the_whole_batch(batch_norm):
     options = WITHIN_THE_CLIP | batch_norm
     whole = one_step(ALONE, **options)
     parts = one_step(ALONE, engine=EngineConfig(accumulate=4), **options)
@@ -50,7 +50,7 @@ def test_parts_add_up_to_the_whole_batch(batch_norm):
     assert parts["metrics"]["loss"] == pytest.approx(whole["metrics"]["loss"].item(), rel=1e-5)
 
 
-def test_with_batch_norm_over_parts_they_do_not(plain):
+def test_parts_have_batch_norm_statistics_of_their_own(plain):
     parts = one_step(ALONE, engine=EngineConfig(accumulate=4))
     assert distance(parts["gradients"], plain["gradients"]) > 1e-2
 
@@ -61,7 +61,7 @@ def test_recomputing_changes_neither_gradients_nor_running_statistics(plain):
     assert all(again["buffers"][n].equal(b) for n, b in plain["buffers"].items())
 
 
-def test_recomputing_keeps_less_in_memory():
+def test_recomputing_keeps_fewer_tensors():
     def kept_bytes(**options) -> int:
         engine = make_engine(ALONE, **options)
         tensors = {}
@@ -79,8 +79,8 @@ def test_recomputing_keeps_less_in_memory():
     assert kept_bytes(engine=EngineConfig(recompute=True)) < parameters + plain / 2
 
 
-def test_ghost_batches_are_batches_of_their_own():
-    """Gradients of a batch of two ghosts: the mean of those of each by itself."""
+def test_ghost_batches_are_normalised_separately():
+    """The gradient of a batch of two ghost batches is the mean of their gradients."""
     options = WITHIN_THE_CLIP | {"ghost_batch": NUM_CLIPS // 2}
     together = one_step(ALONE, **options)
     halves = []
@@ -110,16 +110,16 @@ def test_deterministic_mode_is_switched_on_and_off():
     assert not torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
 
 
-def test_a_gpus_flags_are_read_one_step_late_and_none_is_lost():
+def test_on_a_gpu_flags_are_read_one_step_late_and_none_is_lost():
     monitor = StepMonitor(torch.device("cuda"))  # the flags may lie anywhere
     flags = [[0.0, 0, 0], [0, 1, 0], [0, 0, 1]]
-    heard = []
+    finished = []
     for number, of_step in enumerate(flags):
         monitor.add(
             number, Step({"loss": torch.ones(())}, torch.ones(1), None, torch.tensor(of_step))
         )
-        heard += [status.number for status in monitor.finished(wait=False)]
-    assert heard == [0, 1]
+        finished += [status.number for status in monitor.finished(wait=False)]
+    assert finished == [0, 1]
     (last,) = monitor.finished(wait=True)
     assert (last.number, last.bad_loss, last.bad_gradient, last.wants_to_stop) == (2, 0, 0, 1)
 

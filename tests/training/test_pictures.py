@@ -1,4 +1,4 @@
-"""Pictures: what they show, and that drawing them leaves a run as it was."""
+"""Pictures: what they show, and that drawing them does not affect training."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ from mcr.training.pictures import (
 from mcr.training.train import train
 
 
-def test_a_run_with_pictures_ends_in_the_same_bits_as_one_without(tiny, tmp_path):
+def test_pictures_do_not_change_the_result_of_a_run(tiny, tmp_path):
     paths = [
         train(tiny(steps=3, val_clips=0, pictures_every=every, run_dir=str(tmp_path / str(every))))
         for every in (0, 2)
@@ -40,7 +40,7 @@ def test_a_run_with_pictures_ends_in_the_same_bits_as_one_without(tiny, tmp_path
         assert image.width == 15 * 110 and len(image.convert("RGB").getcolors(2**24)) > 5_000
 
 
-def test_every_module_is_in_its_own_mode_again_also_after_an_error():
+def test_modules_return_to_their_modes_also_after_an_error():
     model = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Dropout(0.5))
     model[0].eval()
     with pytest.raises(ZeroDivisionError), in_eval_mode(model):

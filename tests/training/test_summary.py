@@ -1,4 +1,4 @@
-"""Summary: the numbers that a run's log states, their picture, and the page about it all."""
+"""The summary of a run: final numbers, curves, and the page that shows them."""
 
 import base64
 import json
@@ -39,7 +39,7 @@ def line(step, split, accuracy):
 
 @pytest.fixture
 def run_dir(tmp_path, tiny, monkeypatch):
-    """A run's folder as it is after a few steps."""
+    """The folder of a run after a few steps."""
     lines = [
         line(1, "train", 0.21),
         line(2, "train", 0.5),
@@ -130,7 +130,7 @@ def test_hardware_is_named():
     assert re.search(r"\w.*, \d+ cores, threads: \d+", hardware(torch.device("cpu")))
 
 
-def test_a_config_that_says_view_for_camera_is_read(tmp_path):
+def test_a_config_with_an_old_key_is_read(tmp_path):
     (tmp_path / "config.yaml").write_text("data: {views: [wrist_image_left], workers: 3}\n")
     data = load_config(tmp_path).data
     assert (data.cameras, data.workers) == (["wrist_image_left"], 3)

@@ -1,11 +1,10 @@
-"""Real runs on real shards: what is trained, kept, resumed and refused."""
+"""Real runs on real shards: what they train, save, resume and refuse."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from mcr.data.index import open_index
 from mcr.errors import UserError
 from mcr.training.checkpoint import list_checkpoints, load_checkpoint
 from mcr.training.train import train
+from tests.waiting import PATIENCE_S, wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +42,7 @@ def assert_same_checkpoint(a, b):
     assert not different
 
 
-def test_a_run_leaves_everything_it_should(tiny):
+def test_a_run_writes_all_its_files(tiny):
     config = tiny()
     path = train(config)
     folder = Path(config.run_dir)
@@ -67,7 +67,7 @@ def test_a_run_leaves_everything_it_should(tiny):
     assert len(checkpoint["statistics"]["state"]["mean"]) == 17
 
 
-def test_statistics_of_the_chosen_spaces_travel_in_the_checkpoint(tiny):
+def test_a_checkpoint_holds_the_statistics_of_the_chosen_spaces(tiny):
     options = {"data.action_space": "delta", "data.selection.idle": "drop"}
     config = tiny(steps=1, **options)
     checkpoint = load_checkpoint(train(config))
@@ -100,11 +100,12 @@ def test_interrupted_and_resumed_equals_uninterrupted_bitwise(tiny, tmp_path):
     assert got == wanted
 
 
-def start(config, *, sleep_after_step=None):
-    """The same run in a process of its own."""
+def start(config, *, kill_at=None):
+    """Start the run of `config` in a process of its own. It kills itself as it begins `kill_at`."""
     code = (
         "import sys; from omegaconf import OmegaConf; from mcr.training.config import Config;"
         "from mcr.training.train import train; from mcr.errors import plain_errors;"
+        f"from tests.training.killed_run import kill_at; kill_at({kill_at});"
         "config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config),"
         " OmegaConf.load(sys.argv[1])))\nwith plain_errors(): train(config)"
     )
@@ -123,28 +124,17 @@ def start(config, *, sleep_after_step=None):
     )
 
 
-def wait_for_step(config, step, process):
-    path = Path(config.run_dir) / "metrics.jsonl"
-    for _ in range(600):
-        if path.exists() and any(line["step"] >= step for line in metrics(config.run_dir)):
-            return
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.1)
-    raise AssertionError("the run did not get going")
-
-
 def test_killed_in_the_middle_then_resumed_equals_uninterrupted_bitwise(tiny, tmp_path):
     torch.set_num_threads(1)
     options = {"optimizer.decay_steps": 12, "data.sampling.color_jitter": 0.4}
     whole = start(tiny(steps=20, save_every=4, run_dir=str(tmp_path / "whole"), **options))
     assert whole.wait() == 0, whole.stdout.read()
     config = tiny(steps=20, save_every=4, run_dir=str(tmp_path / "killed"), **options)
-    process = start(config)
-    wait_for_step(config, 10, process)
-    process.kill()
-    process.wait()
+    killed = start(config, kill_at=10)
+    output, _ = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, output
     done = list_checkpoints(tmp_path / "killed" / "checkpoints")
-    assert done and load_checkpoint(done[-1])["step"] < 20  # killed in time
+    assert load_checkpoint(done[-1])["step"] == 8
     again = start(config)
     output, _ = again.communicate()
     assert again.returncode == 0, output
@@ -160,12 +150,13 @@ def test_sigterm_saves_and_exits_cleanly(tiny, everyone):
     """everyone: loader processes get the signal too, as from a cluster's scheduler."""
     config = tiny(steps=10_000, save_every=10_000, **{"data.workers": 2})
     process = start(config)
-    wait_for_step(config, 2, process)
+    path = Path(config.run_dir) / "metrics.jsonl"
+    wait_for(lambda: path.exists() and '"step": 2, "split": "train"' in path.read_text(), process)
     if everyone:
         os.killpg(process.pid, signal.SIGTERM)
     else:
         process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate()
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, output
     assert "stopped by SIGTERM" in output
     assert "not finished" in (Path(config.run_dir) / "summary.html").read_text()
@@ -195,11 +186,15 @@ def test_a_non_finite_loss_stops_before_the_weights_change(tiny):
 
 
 def test_training_learns(tiny):
-    config = tiny(steps=30, batch_size=8, log_every=1, validate_every=100, val_clips=0)
+    """Of the reference's pictures, which were made up, only the action can be learnt by heart."""
+    alone = {"loss_weights.dynamics_alignment": 0.0, "loss_weights.time_contrastive": 0.0}
+    config = tiny(steps=40, batch_size=8, val_clips=0, **{"optimizer.decay_steps": 20}, **alone)
     train(config)
-    # of the reference's pictures, which were made up, only the action can be learnt by heart
-    losses = [m["action_prediction/loss"] for m in metrics(config.run_dir)]
-    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    losses = [m["action_prediction/loss"] for m in metrics(config.run_dir)][-15:]
+    # Normalised actions have variance 1, which is what the best guess without a picture costs. The
+    # bound is half-way from it to what is learnt, several standard errors from both.
+    assert np.mean(losses) < 0.75
+    assert np.mean(losses) + 4 * np.std(losses, ddof=1) / len(losses) ** 0.5 < 1
 
 
 def test_validation_does_not_touch_training(tiny, tmp_path):
@@ -213,7 +208,7 @@ def test_other_backbones_train(tiny, backbone):
     train(tiny(steps=1, val_clips=0, **{"model.backbone": backbone}))
 
 
-def test_a_run_with_all_that_the_engine_can_do(tiny):
+def test_a_run_with_all_options_of_the_engine(tiny):
     group = {"model.ghost_batch": 2, "objectives.time_contrastive.group": 2}
     engine = {"engine.accumulate": 2, "engine.recompute": True, "precision": "bf16"}
     path = train(tiny(steps=2, deterministic=True, **group, **engine))

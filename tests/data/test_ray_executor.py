@@ -6,8 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +13,9 @@ import pytest
 from mcr.data.extract import extract
 from mcr.data.index import build_index
 from mcr.errors import UserError
-from mcr.runs import ray_engine
-from mcr.runs.ray_engine import ray_cluster, ray_map
+from mcr.runs import ray_executor
+from mcr.runs.ray_executor import ray_cluster, ray_map
+from tests.waiting import PATIENCE_S, wait_for
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "process_data_multicore.py"
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
@@ -39,7 +38,7 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def large(make_large) -> Path:
-    """48 episodes of up to 40 steps in 16 shards: seconds of work, to be killed in."""
+    """48 episodes of up to 40 steps in 16 shards, to be killed in."""
     return make_large(num_shards=16, episodes=3, length=40)
 
 
@@ -64,15 +63,6 @@ def start(large: Path, tree: Path) -> subprocess.Popen:
     return process
 
 
-def wait_for(look: Callable[[], list], process: subprocess.Popen) -> list:
-    """What `look` finds as soon as it finds anything, while the process is running."""
-    deadline = time.monotonic() + 60
-    while not (found := look()):
-        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
-        time.sleep(0.005)
-    return found
-
-
 def busy_workers(node) -> list[int]:
     """Processes of a node that are extracting a shard at the moment."""
     (raylet,) = node.all_processes["raylet"]
@@ -92,7 +82,7 @@ def test_ctrl_c_stops_cleanly_and_this_machine_alone_can_go_on(
     tree = tmp_path / "tree"
     process = start(large, tree)
     os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2, stderr
     assert f"error: interrupted; every episode in {tree} is whole" in stderr
     assert "Traceback" not in stderr
@@ -118,7 +108,7 @@ def test_a_killed_worker_and_a_lost_node_lose_nothing(cluster, large, whole, tmp
     wait_for(lambda: busy_workers(cluster.second), process)
     cluster.remove_node(cluster.second, allow_graceful=False)
     assert len(list(tree.glob("2*"))) < 48, "everything was done before the kills"
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, stderr
     assert digest(tree) == whole
     assert count("written", stdout) + count("already there", stdout) == 48
@@ -138,7 +128,7 @@ def test_what_goes_wrong_on_a_node_is_one_sentence(cluster, tmp_path, monkeypatc
     def kill_itself(item):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(ray_engine, "_MAX_RETRIES", 1)
+    monkeypatch.setattr(ray_executor, "_MAX_RETRIES", 1)
     with (
         pytest.raises(UserError, match="lost its process 2 times.*; kept"),
         ray_cluster("; kept"),
