@@ -1,7 +1,7 @@
 """Comparison of training runs, of several variants and seeds: a table and a plot.
 
 It compares held-out accuracies and probes. Losses of different variants are not comparable. Called
-by scripts/compare_runs.py.
+by `mcr compare`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
     feature health   do features differ between pictures, and in how many directions?
 
 Probes are fitted on training sessions. All scores but feature health are measured on whole held-out
-recording sessions. They do not replace success rates. Called by scripts/evaluate.py.
+recording sessions. They do not replace success rates. Called by `mcr evaluate`.
 """
 
 from __future__ import annotations

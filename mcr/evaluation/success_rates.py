@@ -3,7 +3,7 @@
 For each task, an expert's demonstrations are recorded once. For each encoder, their features are
 computed, one policy per seed is trained on them by behaviour cloning, and its rollouts start from
 the same scenes as all others. Nothing is tuned on rollouts: only the policy after the last epoch is
-evaluated, once. Called by scripts/evaluate.py.
+evaluated, once. Called by `mcr evaluate`.
 
     <folder>/demonstrations/   <task>.hdf5, with masks for `evaluation.centricity`
              features/         <task>/<hash of the encoder>, caches

@@ -1,8 +1,8 @@
 """Demonstrations of a scripted expert, in robomimic's HDF5 format: what policies learn from.
 
 The simulator is any that follows `Simulator`. There is no learning here and no torch. Called by
-scripts/record_demonstrations.py, `evaluation.success_rates` and `robomimic.demonstrations`, which
-writes more of each step. T steps, A action, P proprioception, H W pixels:
+`mcr record`, `evaluation.success_rates` and `robomimic.demonstrations`, which writes more of each
+step. T steps, A action, P proprioception, H W pixels:
 
     data                   attrs: env_args (JSON: task, how pictures are taken, noise, seed), total
     data/demo_0            attrs: num_samples, seed (of the scene)

@@ -232,7 +232,7 @@ def test_demonstrations(demonstrations, images):
     ("options", "camera", "complaint"),
     [
         ({}, "frnt", "has no camera 'frnt'; did you mean 'front'"),
-        ({"masked": False}, "", "pictures of front, but no masks .*record_demonstrations"),
+        ({"masked": False}, "", "pictures of front, but no masks .*mcr record --masks"),
         ({"masked": False}, "front", "no masks of them .obs/front_mask"),
         ({"cameras": ("front", "side")}, "", "masks of front, side: choose one --camera"),
         ({"mask_shape": (70, 96)}, "", "demo_0 step 0: the mask is 70 x 96, the picture 96 x 128"),
