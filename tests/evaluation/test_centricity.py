@@ -1,4 +1,4 @@
-"""Manipulation centricity: indices and baselines by hand, a real Grad-CAM, files, the script."""
+"""Manipulation centricity: hand-computed indices, a real Grad-CAM, files, the command."""
 
 import json
 import runpy
@@ -62,13 +62,13 @@ def test_sweep_by_hand():
 
 def test_baselines(rng):
     maps = np.zeros((2, 20, 20))
-    maps[0, :, :5], maps[1, 3:8, 0] = 1, 1  # 100 and 5 pixels, elsewhere than in the middle
+    maps[0, :, :5], maps[1, 3:8, 0] = 1, 1  # 100 and 5 pixels outside of the middle
     masks = np.zeros((2, 20, 20), bool)
-    masks[:, 5:15, 5:15] = True  # the 100 in the middle
+    masks[:, 5:15, 5:15] = True  # 100 pixels in the middle
     found = baselines(saliency_of(maps, masks))
     np.testing.assert_allclose(found["whole"], [100 / 400] * 2)
     assert found["centre"][1] == pytest.approx(5 / 100)
-    # a disc of 100 pixels has radius 5.64: beyond the square's sides by 0.64, short of its corners
+    # a disc of 100 pixels has radius 5.64: it exceeds the square's sides by 0.64 and misses its corners
     assert 0.8 < found["centre"][0] < 0.9
     for place, area in enumerate((100, 5)):
         draws = []
@@ -137,16 +137,16 @@ def images(rng):
     return rng.integers(0, 256, (3, 96, 128, 3), np.uint8)
 
 
-def test_the_encoders_own_map_is_found_and_its_opposite_is_not(encoder, images):
-    square = images[:, :64, :64]  # enters the network as it is
+def test_centricity_is_1_for_the_own_map_and_0_for_its_complement(encoder, images):
+    square = images[:, :64, :64]  # the preprocessing leaves it unchanged
     maps = grad_cam(encoder, encoder.preprocess(square)).numpy() >= 0.4
     np.testing.assert_array_equal(manipulation_centricity(encoder, square, maps, 0.4), [1, 1, 1])
     np.testing.assert_array_equal(manipulation_centricity(encoder, square, ~maps, 0.4), [0, 0, 0])
 
 
-def test_frames_whose_crop_shows_nothing_are_left_out(encoder, images):
+def test_frames_with_masks_outside_of_the_crop_are_left_out(encoder, images):
     masks = np.zeros((3, 96, 128), bool)
-    masks[0, :, :5] = True  # beside the central square
+    masks[0, :, :5] = True  # outside of the central square
     masks[1:, 40:50, 60:70] = True
     frames = MaskedPictures("lift", ["a", "b", "c"], list(images), list(masks))
     saliency = find_saliency(encoder, frames)
@@ -157,7 +157,7 @@ def test_frames_whose_crop_shows_nothing_are_left_out(encoder, images):
         find_saliency(encoder, MaskedPictures("lift", ["a"], [images[0]], [masks[0]]))
 
 
-def test_what_is_shown_is_what_enters_the_network(encoder, images):
+def test_saliency_holds_the_inputs_of_the_network(encoder, images):
     masks = np.ones((1, 64, 64), bool)
     saliency = find_saliency(
         encoder, MaskedPictures("t", ["a"], [images[0, :64, :64]], list(masks))
@@ -182,7 +182,7 @@ def test_picture_of_saliency(tmp_path, rng):
     assert sizes[0][0] == sizes[1][0] and sizes[0][1] < sizes[1][1]
 
 
-def test_a_mask_for_each_picture(encoder, images):
+def test_every_picture_needs_a_mask(encoder, images):
     with pytest.raises(UserError, match="3 pictures but 2 masks"):
         manipulation_centricity(encoder, images, np.ones((2, 96, 128), bool))
 
@@ -192,7 +192,7 @@ def test_a_mask_for_each_picture(encoder, images):
 
 @pytest.fixture
 def demonstrations(tmp_path, images):
-    """demonstrations(name, about={}, cameras=..., mask_shape=...) -> an HDF5 file of two demos."""
+    """demonstrations(name, about={}, cameras=..., mask_shape=...) -> an HDF5 file with two demonstrations."""
 
     def write(name, about=None, cameras=("front",), mask_shape=(96, 128), masked=True):
         path = tmp_path / name
@@ -268,7 +268,7 @@ def test_damaged_demonstrations(demonstrations, tmp_path):
 
 @pytest.fixture
 def folders(tmp_path, images):
-    """Two tasks of pictures, and masks in several forms that mark the same pixels."""
+    """Pictures of two tasks, and masks of several image modes that mark the same pixels."""
     mask = np.zeros((96, 128), np.uint8)
     mask[30:60, 40:80] = 1
     palette = Image.fromarray(mask, "P")
@@ -318,7 +318,7 @@ def test_bad_folders(folders, tmp_path):
         next(read_folders(tmp_path / "nothing", folders[1]))
 
 
-# --------------------------------------------------------------------------- the script
+# --------------------------------------------------------------------------- the command
 
 
 @pytest.fixture
@@ -336,7 +336,7 @@ def run_script(monkeypatch, capsys, tmp_path):
     return run
 
 
-def test_script_with_the_encoders_of_a_table_of_results(run_script, weights, demonstrations):
+def test_command_takes_encoders_from_results(run_script, weights, demonstrations):
     files = [demonstrations(f"{task}.hdf5", {"task": f"suite/{task}"}) for task in "xy"]
     rows = [
         {"encoder": f"net {n}", "source": path, "task": "suite/x", "successes": n, "trials": 4}
@@ -365,7 +365,7 @@ def test_script_with_the_encoders_of_a_table_of_results(run_script, weights, dem
             assert image.size[0] > 300
 
 
-def test_script_with_folders_and_named_encoders(run_script, weights, folders):
+def test_command_with_folders_and_named_encoders(run_script, weights, folders):
     arguments = ("--pictures", folders[0], "--masks", folders[1], "--frames", 1, "--out", "out")
     code, out, _ = run_script(f"mine={weights[0]}", *arguments)
     assert code == 0

@@ -1,4 +1,4 @@
-"""Comparison: means and spreads by hand, and what the table and the picture show of them."""
+"""Comparison of runs: hand-computed means and deviations, the table, the plot."""
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ def runs():
     return pd.DataFrame(rows, columns=["variant", "seed", "accuracy", "rank"])
 
 
-def test_mean_and_sample_deviation_over_seeds_the_first_variant_on_top(runs):
+def test_summary_has_mean_and_sample_deviation_over_seeds(runs):
     table = summarise_runs(runs, first="full")
     assert table.index.tolist() == ["full", "a_change", "b_change"]
     assert table[("seeds", "")].tolist() == [2, 1, 1]
@@ -29,7 +29,7 @@ def test_mean_and_sample_deviation_over_seeds_the_first_variant_on_top(runs):
     assert summarise_runs(runs).index.tolist() == ["a_change", "b_change", "full"]
 
 
-def test_markdown_says_how_many_seeds_and_leaves_out_what_is_not_there(runs):
+def test_markdown_counts_seeds_and_leaves_missing_cells_empty(runs):
     assert to_markdown(summarise_runs(runs, first="full")).splitlines() == [
         "| variant | seeds | accuracy | rank |",
         "|---|---|---|---|",

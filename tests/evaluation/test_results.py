@@ -1,4 +1,4 @@
-"""The results of an evaluation, against closed forms, and what a folder refuses."""
+"""Results of an evaluation: rates against closed forms, refusals, the report."""
 
 import numpy as np
 import pandas as pd
@@ -49,12 +49,12 @@ def test_rates_pool_seeds_and_tasks():
     assert scores.loc[("ours", "metaworld/a"), "sd"] == pytest.approx(np.std([0.5, 0.7], ddof=1))
     assert scores.loc[("ours", MEAN), "value"] == 14 / 40
     assert scores.loc[("ours", MEAN), ["low", "high"]].tolist() == list(interval(14, 40))
-    # of the means of seeds over tasks: 5/20 and 9/20
+    # the deviation of the seeds' means over tasks, 5/20 and 9/20
     assert scores.loc[("ours", MEAN), "sd"] == pytest.approx(np.std([0.25, 0.45], ddof=1))
     assert ("other", MEAN) not in scores.index  # it lacks a task
 
 
-def test_table_has_the_best_first_and_the_mean_last():
+def test_table_has_the_best_encoder_first_and_the_mean_last():
     table = pd.DataFrame(
         [row for t in "ab" for row in rows("worse", t, [1]) + rows("better", t, [9])]
     )
@@ -64,7 +64,7 @@ def test_table_has_the_best_first_and_the_mean_last():
     assert lines[3].startswith("| worse | 10% (2 to 40)")
 
 
-def test_what_is_added_is_there_when_opened_again(tmp_path):
+def test_added_rows_are_read_again(tmp_path):
     Results(tmp_path, {"rollouts": 10}).add(rows("ours", "a", [1, 2]))
     again = Results(tmp_path, {"rollouts": 10})
     again.add(rows("ours", "b", [3]))
@@ -76,12 +76,12 @@ def test_what_is_added_is_there_when_opened_again(tmp_path):
     assert again.rows["successes"].tolist() == [1, 2, 3]
 
 
-def test_proprioception_has_no_weights_and_is_known_again(tmp_path):
+def test_rows_without_weights_are_recognised(tmp_path):
     Results(tmp_path, {}).add(rows("proprioception only", "a", [1], weights=""))
     assert Results(tmp_path, {}).has("proprioception only", "", "a")
 
 
-def test_other_weights_under_a_name_are_refused(tmp_path):
+def test_other_weights_under_the_same_name_are_refused(tmp_path):
     results = Results(tmp_path, {})
     results.add(rows("ours", "a", [1]))
     with pytest.raises(UserError, match=r"'ours' are of other weights \(ab, not cd\).*NAME=PATH"):
