@@ -68,7 +68,7 @@ def test_baselines(rng):
     found = baselines(saliency_of(maps, masks))
     np.testing.assert_allclose(found["whole"], [100 / 400] * 2)
     assert found["centre"][1] == pytest.approx(5 / 100)
-    # a disc of 100 pixels has radius 5.64: it exceeds the square's sides by 0.64 and misses its corners
+    # a disc of 100 pixels has radius 5.64: 0.64 beyond the square's sides, without its corners
     assert 0.8 < found["centre"][0] < 0.9
     for place, area in enumerate((100, 5)):
         draws = []
@@ -192,7 +192,7 @@ def test_every_picture_needs_a_mask(encoder, images):
 
 @pytest.fixture
 def demonstrations(tmp_path, images):
-    """demonstrations(name, about={}, cameras=..., mask_shape=...) -> an HDF5 file with two demonstrations."""
+    """demonstrations(name, about={}, cameras=..., mask_shape=...) -> an HDF5 file with two episodes."""
 
     def write(name, about=None, cameras=("front",), mask_shape=(96, 128), masked=True):
         path = tmp_path / name

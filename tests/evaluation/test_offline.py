@@ -67,7 +67,7 @@ def test_r2_by_hand(rng):
     training = frames_of([3], state=targets)
     held_out = frames_of([1, 2], state=np.array([[3.0, 20, 9], [2, 40, 9], [4, 10, 9]]))
     answer = np.array([[2.0, 20, 0], [2, 30, 0], [3, 10, 0]])
-    # means 2 and 20; errors (1, 0, 1) and (0, 100, 0); errors of the mean (1, 0, 4) and (0, 400, 100)
+    # means 2 and 20; errors (1, 0, 1) and (0, 100, 0); of the mean (1, 0, 4) and (0, 400, 100)
     expected = 1 - (2 / (8 / 3) + 100 / (200 / 3)) / (5 / (8 / 3) + 500 / (200 / 3))
     value, low, high = probe_score(training, held_out, "state", [answer], rng)
     assert value == pytest.approx(expected)
