@@ -192,7 +192,7 @@ def test_every_picture_needs_a_mask(encoder, images):
 
 @pytest.fixture
 def demonstrations(tmp_path, images):
-    """demonstrations(name, about={}, cameras=..., mask_shape=...) -> an HDF5 file with two episodes."""
+    """demonstrations(name, about={}, cameras=..., mask_shape=...) -> a file of two episodes."""
 
     def write(name, about=None, cameras=("front",), mask_shape=(96, 128), masked=True):
         path = tmp_path / name
