@@ -6,11 +6,11 @@ policy without a download. Called by scripts/record_lift.py and `comparison`.
     data                 attrs: env_args (JSON: how to make the simulator), total
     data/demo_0          attrs: num_samples, model_file (the scene as MuJoCo XML)
         actions          float64 [T, 7]   displacement, rotation, gripper (-1 open .. 1 closed)
-        states           float64 [T, S]   of the simulator, to replay
-        rewards, dones   float32, uint8 [T]   1 where the cube is up after the action
+        states           float64 [T, S]   the simulator's, to replay an episode
+        rewards, dones   float32, uint8 [T]   1 if the cube is lifted after the action
         obs, next_obs    agentview_image, robot0_eye_in_hand_image  uint8 [T, H, W, 3]
                          robot0_eef_pos [T, 3], robot0_eef_quat [T, 4], robot0_gripper_qpos [T, 2]
-    mask/train  mask/valid   names of demonstrations, nine and one of ten
+    mask/train  mask/valid   names of demonstrations: of every ten, nine and one
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def record_lift(
     noise: float = 0.2,
     seed: int = 0,
 ) -> RecordingSummary:
-    """Write `num_demonstrations` successful ones to `path`; failures are not kept.
+    """Write `num_demonstrations` successful demonstrations to `path`. Failures are not kept.
 
     image_size: height and width in pixels
     noise, seed: as for `mcr.simulation.recorder.record_demonstrations`
-    raises: UserError when `path` exists, or the expert fails too often.
+    raises: UserError if `path` exists, or if the expert fails too often.
     """
     path = Path(path)
     require_new(path, num_demonstrations)
@@ -101,7 +101,7 @@ class Lift:
 
 
 def make_lift(image_size: int) -> RobosuiteSimulator:
-    """Lift with a Panda, as robomimic would make it to extract observations for a data set."""
+    """Lift with a Panda, made as robomimic makes it to extract observations for a data set."""
     from robosuite.controllers import load_composite_controller_config
 
     return RobosuiteSimulator.create_for_data_processing(

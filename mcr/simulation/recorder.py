@@ -10,7 +10,7 @@ step. T steps, A action, P proprioception, H W pixels:
         rewards, dones     float32, uint8 [T]   1 where the task is done after the action
         obs                <camera>_image  uint8 [T, H, W, 3], proprioception  float32 [T, P]
                            with masks: <camera>_mask  uint8 [T, H, W], 1 = gripper or object
-    mask/train  mask/valid   names of demonstrations, nine and one of ten
+    mask/train  mask/valid   names of demonstrations: of every ten, nine and one
 """
 
 from __future__ import annotations
