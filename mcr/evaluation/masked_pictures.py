@@ -101,7 +101,7 @@ def _camera_with_masks(path: Path, observations: Collection[str], camera: str) -
         raise UserError(
             f"{path}: has pictures of {', '.join(sorted(seen)) or 'no camera'}, but no masks of "
             f"them (obs/{camera or '<camera>'}_mask): record them with "
-            "`mcr record --masks`"
+            "mcr record --masks"
         )
     if not camera and len(masked) > 1:
         raise UserError(f"{path}: has masks of {', '.join(sorted(masked))}: choose one --camera")
