@@ -224,7 +224,8 @@ def test_compare(use, trained):
 
 
 def test_bc(trained):
-    options = "epochs=1 val_fraction=0.25 run_dir=bc cache_features=False"
-    result = mcr("bc", "data=tree", "encoder=my_encoder", *options.split(), cwd=trained)
+    data = "demonstrations.data=tree demonstrations.val_fraction=0.25"
+    options = "observations.encoder=my_encoder policy.epochs=1 run_dir=bc cache_features=False"
+    result = mcr("bc", *data.split(), *options.split(), cwd=trained)
     assert result.returncode == 0, result.stderr
     assert (trained / "bc/policy.pt").is_file()

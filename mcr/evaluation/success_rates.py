@@ -2,7 +2,7 @@
 
 For each task an expert's demonstrations, recorded once; for each encoder their features, on them
 one policy per seed by behaviour cloning, and rollouts on the same scenes for all. Nothing is tuned
-on the rollouts: the policy after the last epoch is tried, once. Called by scripts/evaluate.py.
+on the rollouts: the policy after the last epoch is tried, once. Called by `mcr evaluate`.
 
     <folder>/demonstrations/   <task>.hdf5, with masks for `evaluation.centricity`
              features/         <task>/<hash of the encoder>, caches
