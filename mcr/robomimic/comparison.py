@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import binomtest
+
 from mcr.errors import UserError
 from mcr.models.untrained import write_untrained, write_untrained_like
 from mcr.robomimic.cached_features import write_features
 from mcr.robomimic.demonstrations import record_lift
 from mcr.robomimic.training import merge, read_config, read_progress
-from mcr.simulation.rollouts import wilson_interval
 
 Config = dict[str, Any]  # robomimic's, or changes to it
 
@@ -242,5 +243,5 @@ def _success(row: TableRow) -> str:
     """Successes, with the 95% interval of the success rate."""
     if not row.rollouts:
         return "only timed"
-    low, high = wilson_interval(row.successes, row.rollouts)
+    low, high = binomtest(row.successes, row.rollouts).proportion_ci(method="wilson")
     return f"{row.successes}/{row.rollouts} ({low:.0%} to {high:.0%})"
