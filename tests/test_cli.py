@@ -66,7 +66,7 @@ def test_every_command_has_help(command, capsys):
 @pytest.mark.parametrize(("command", "option"), [("train", "data:"), ("bc", "encoder:")])
 def test_every_command_of_hydra_has_help(command, option):
     text = mcr(command, "--help").stdout
-    assert f"  mcr {command} data" in text and option in text
+    assert f"\n  mcr {command} " in text and option in text
 
 
 @pytest.mark.parametrize(
