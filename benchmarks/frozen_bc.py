@@ -3,7 +3,7 @@
 
     python benchmarks/frozen_bc.py [--backbone resnet18] [--image-size 224] [--batch-size 64]
 
-Steps are those of scripts/train_bc.py from end to end: a batch's pictures or features are read from
+Steps are those of `mcr bc` from end to end: a batch's pictures or features are read from
 their mapped file, go through the observation encoder (2-layer projection, batch normalisation) and
 the policy, backwards, and through Adam. The three ways take turns in one process with one thread,
 on the embedded sample data, one camera; the best round of each is kept. Weights are random: time
@@ -26,12 +26,17 @@ import torch
 
 from mcr.models.fine_tuning import count_parameters
 from mcr.models.untrained import write_untrained
-from mcr.policies.behaviour_cloning import Cloning, Config
+from mcr.policies.behaviour_cloning import Cloning
+from mcr.policies.config import Config
+from mcr.policies.demonstrations import DemonstrationConfig
+from mcr.policies.network import PolicyConfig
+from mcr.policies.observation_encoder import ObservationConfig
 from mcr.runs.processes import processor
 
 SOURCE = Path(__file__).parents[1] / "resources/sample_droid/1.0.0"
 CACHED, FROZEN, LEARNING = "features cached", "frozen, in the loop", "learning, in the loop"
-WAYS = {CACHED: {}, FROZEN: {"cache_features": False}, LEARNING: {"freeze_encoder": False}}
+# freeze_encoder, cache_features
+WAYS = {CACHED: (True, True), FROZEN: (True, False), LEARNING: (False, True)}
 
 
 def main() -> None:
@@ -60,16 +65,16 @@ def prepare(folder: Path, options: argparse.Namespace) -> tuple[dict[str, Clonin
     data = shutil.copytree(SOURCE, folder / "1.0.0")  # an index will lie beside it
     weights = write_untrained(folder / "encoder.pt", options.backbone, options.image_size)
     runs, seconds = {}, {}
-    for name, way in WAYS.items():
+    for name, (frozen, cached) in WAYS.items():
         config = Config(
-            data=str(data),
-            cameras=["exterior_image_1_left"],
-            encoder=str(weights),
-            feature_norm="batch_norm",
-            batch_size=options.batch_size,
+            demonstrations=DemonstrationConfig(str(data), cameras=["exterior_image_1_left"]),
+            observations=ObservationConfig(
+                encoder=str(weights), freeze_encoder=frozen, feature_norm="batch_norm"
+            ),
+            policy=PolicyConfig(batch_size=options.batch_size),
+            cache_features=cached,
             device=options.device,
             run_dir=str(folder / name),
-            **way,
         )
         (folder / name / "scratch").mkdir(parents=True)
         runs[name] = Cloning(config, folder / name / "scratch")

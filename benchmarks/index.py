@@ -39,7 +39,8 @@ from mcr.data.droid import RldsDataset
 from mcr.data.index import Index, build_index, open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
 from mcr.data.selection import select_episodes, split_sessions
-from mcr.data.tfrecord import encode_example, parse_example, read_records, write_records
+from mcr.data.tf_example import encode_example, parse_example
+from mcr.data.tfrecord import read_records, write_records
 from mcr.runs.processes import processor
 
 WORKERS = 2

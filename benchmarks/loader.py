@@ -43,7 +43,8 @@ from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
 from mcr.data.other_data import other_data
 from mcr.data.pictures import decode
 from mcr.data.selection import Episodes
-from mcr.data.tfrecord import encode_example, write_records
+from mcr.data.tf_example import encode_example
+from mcr.data.tfrecord import write_records
 from mcr.models.crops import network_input
 from mcr.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from mcr.runs.processes import processor

@@ -21,7 +21,8 @@ from PIL import Image
 
 from mcr.cli import COMMANDS, import_command, parse
 from mcr.commands.train import pop_gpus
-from mcr.policies import behaviour_cloning
+from mcr.policies.config import RENAMED as RENAMED_BC
+from mcr.policies.config import Config as BehaviourCloning
 from mcr.release.export import export_encoder
 from mcr.runs.options import check_overrides, recipes_folder
 from mcr.training.config import RENAMED, Config
@@ -36,7 +37,7 @@ WITH_PYTHON = [document for document in DOCUMENTS if document != "docs/robomimic
 # What Hydra reads -> (name of the schema, default recipe, config, renamed keys)
 SCHEMAS = {
     "train": ("config", "mcr", Config, RENAMED),
-    "bc": ("bc_config", "bc", behaviour_cloning.Config, {}),
+    "bc": ("bc_config", "bc", BehaviourCloning, RENAMED_BC),
 }
 
 
@@ -207,7 +208,10 @@ def test_bash_block_would_be_accepted(block):
         ("python scripts/export.py a b --forse", "no option --forse"),
         ("python scripts/process_data_multicore.py a b --work 2", "no option --work"),
         ("mcr train data.root=x batchsize=3", "did you mean 'batch_size'"),
-        ("mcr bc data=x encodr=y", "did you mean 'encoder'"),
+        (
+            "mcr bc observations.encodr=y",
+            "did you mean 'observations.encoder'",
+        ),
         ("bash scripts/download_droid.sh /data --smaple", "no option --smaple"),
         ("bash scripts/train_mcr.sh data.root=x batchsize=3", "did you mean 'batch_size'"),
         ("bash scripts/train_mcr.sh data.root=x steps=many", "many"),

@@ -22,7 +22,7 @@ from mcr.data.selection import SelectionConfig
 from mcr.errors import UserError
 from mcr.evaluation.offline import OfflineConfig, evaluate_offline
 from mcr.evaluation.success_rates import Protocol, evaluate_in_simulation
-from mcr.policies.policy import PolicyConfig
+from mcr.policies.ensemble import EnsembleConfig
 from mcr.simulation.simulator import LOOKS, PictureConfig
 from mcr.simulation.tasks import SUITES
 
@@ -112,7 +112,9 @@ def _evaluate_in_simulation(options: argparse.Namespace, out: Path) -> str:
         rollouts=options.rollouts,
         seeds=options.seeds,
         pictures=PictureConfig(options.picture_size, tuple(options.cameras), options.looks),
-        policy=PolicyConfig(hidden=options.hidden, dropout=options.dropout, epochs=options.epochs),
+        policy=EnsembleConfig(
+            hidden=options.hidden, dropout=options.dropout, epochs=options.epochs
+        ),
     )
     return evaluate_in_simulation(
         options.encoders,

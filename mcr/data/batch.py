@@ -1,7 +1,7 @@
-"""Batch: the one contract between data and objectives.
+"""Batch: the contract between data and objectives.
 
-The loader fills it, the pretrainer moves it to the device, the objectives read it. Dimensions come
-from the dataset, never from constants.
+The loader fills a batch, the pretrainer moves it to the device, and the objectives read it. Its
+dimensions come from the data set, never from constants.
 
     B clips   F = 5 frames   H W pixels   S state dim   A action dim   L window steps
 """
@@ -19,7 +19,7 @@ NUM_FRAMES = 5
 
 @dataclass(frozen=True)
 class Dimensions:
-    """Sizes that the dataset dictates to the objectives: S, A and L above."""
+    """Sizes that the data set gives to the objectives: S, A and L above."""
 
     state: int
     action: int
@@ -28,15 +28,16 @@ class Dimensions:
 
 @dataclass
 class Batch:
-    """B clips as they travel from the loader to the losses.
+    """B clips.
 
-    frames:          uint8   [B, F, 3, H, W]   as stored; cropped and normalised on the device
+    frames:          uint8   [B, F, 3, H, W]   as stored; the device crops and normalises them
     crops:           float32 [B, F, 4]         top, left, height, width in pixels of `frames`
-    colors:          float32 [B, F, 2, 3]      gain and offset of red, green and blue in 0..1
-    actions:         float32 [B, F, A]         the action at each of the five frames
+    colors:          float32 [B, F, 2, 3]      gain and offset of red, green and blue, for pixels
+                                               in 0..1
+    actions:         float32 [B, F, A]         action at each of the five frames
     window_states:   float32 [B, 2, L, S]      states around EARLY (0) and LATE (1)
     window_actions:  float32 [B, 2, L - 1, A]  actions between those states
-    samples:         int64   [B]               sample numbers, so that a bad batch can be named
+    samples:         int64   [B]               sample numbers, to name the clips of a bad batch
     """
 
     frames: Tensor
@@ -48,13 +49,13 @@ class Batch:
     samples: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`; asynchronous from pinned memory."""
+        """Return the batch on `device`. The copy from pinned memory is asynchronous."""
         return Batch(
             **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
         )
 
     def pin_memory(self) -> Batch:
-        """Called by `DataLoader(pin_memory=True)`."""
+        """Return the batch in pinned memory. `DataLoader(pin_memory=True)` calls this."""
         return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
 
     @property

@@ -1,7 +1,7 @@
 """Cleaning: judge every episode of a tree, report, and move or delete what is rejected.
 
 `clean_facts.py` looks at an episode, `clean_rules.py` says what is wrong with it. Nothing is moved
-or deleted unless `quarantine` or `delete` is called. `scripts/delete_short_videos.py` calls them.
+or deleted unless `quarantine` or `delete` is called. `mcr clean` calls them.
 
 Trees of upstream's script are judged like ours. Training also takes a tree that was not cleaned:
 the index leaves out episodes whose files do not fit together, and filters of the recipe choose
@@ -108,7 +108,9 @@ def report(
     folders, strays = _list_episodes(root)
     if not folders:
         raise UserError(f"{root}: holds no episode; give the root of an extracted tree")
-    facts = _inspect_all(folders, quick, workers)
+    with process_pool(workers) as pool:
+        found = pool.map(functools.partial(inspect_episode, quick=quick), folders, chunksize=4)
+        facts = list(progress_bar(found, "inspecting", "episode", len(folders)))
     for camera in cameras or ():
         require_choice("--cameras", camera, {name for f in facts for name in f.cameras})
     expected = expect(facts, min_frames, min_words, cameras)
@@ -143,12 +145,6 @@ def _looks_like_camera(folder: Path) -> bool:
         return False
     some = itertools.islice(folder.iterdir(), 3)
     return any(file.stem.isdecimal() and file.suffix in PICTURE_SUFFIXES for file in some)
-
-
-def _inspect_all(folders: list[Path], quick: bool, workers: int | None) -> list[Facts]:
-    with process_pool(workers) as pool:
-        found = pool.map(functools.partial(inspect_episode, quick=quick), folders, chunksize=4)
-        return list(progress_bar(found, "inspecting", "episode", len(folders)))
 
 
 # --------------------------------------------------------------------------- acting on it

@@ -89,7 +89,11 @@ def inspect_episode(folder: Path, quick: bool = False) -> Facts:
     return Facts(
         name=folder.name,
         cameras={camera: _inspect_camera(folder / camera, quick) for camera in cameras},
-        instructions=tuple(_read_instructions(folder)),
+        instructions=tuple(
+            path.read_text(encoding="utf-8", errors="replace")
+            for key in LANGUAGES
+            if (path := folder / key / "0.txt").is_file()
+        ),
         unreadable=unreadable,
         lengths={name: len(rows) for name, rows in signals.items()},
         widths={name: None if a is None else a.shape[1] for name, a in arrays.items()},
@@ -134,13 +138,6 @@ def _picture_size(data: bytes, quick: bool) -> tuple[int, int]:
         return pictures.size_of(data)
     height, width, _ = pictures.decode(data).shape
     return height, width
-
-
-def _read_instructions(folder: Path) -> Iterable[str]:
-    for key in LANGUAGES:
-        path = folder / key / "0.txt"
-        if path.is_file():
-            yield path.read_text(encoding="utf-8", errors="replace")
 
 
 def _signals(key: str, value: Any) -> Iterable[tuple[str, list[Any]]]:

@@ -1,4 +1,4 @@
-"""Contact sheet: clips as the loader gives them, with the crop that enters the network drawn in."""
+"""Contact sheet: a picture of clips from the loader, with a box around what the network sees."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _TITLES = ("start", "early", "middle", "late", "end")
 
 
 def draw_contact_sheet(batch: Batch, path: str | Path, clips: int = 6) -> None:
-    """Write a PNG with a row per clip and a column per frame of it."""
+    """Write a PNG with a row per clip and a column per frame.
+
+    clips: draw at most so many
+    """
     clips = min(clips, len(batch.frames))
     figure, axes = pyplot.subplots(
         clips, len(_TITLES), figsize=(12, 1.45 * clips), squeeze=False, layout="constrained"

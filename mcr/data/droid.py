@@ -1,16 +1,15 @@
-"""DROID's RLDS schema: record -> Episode, and what its fields really mean.
+"""DROID's RLDS schema: record -> Episode.
 
-A data set is a folder `<dir>/{dataset_info.json, features.json, <name>-train.tfrecord-*}`; a record
-is one episode. Nothing here depends on the shards' base name or on the prefix of `file_path`.
-Sizes come from `features.json`, so that a robot with other dimensions or cameras, recorded in the
-same schema, is read without a code change.
+A data set is a folder `<dir>/{dataset_info.json, features.json, <name>-train.tfrecord-*}`. A record
+is one episode. Nothing here depends on the base name of the shards or on the prefix of `file_path`.
+Sizes are read from `features.json`, so data of another robot in the same schema can be read.
 
-What the fields mean (checked on all 32,212 steps of droid_100):
+What the fields mean, checked on all 32,212 steps of droid_100:
 - `action` is the absolute commanded pose (xyz + Euler angles, base frame) followed by the commanded
-  gripper position: `action_dict/cartesian_position` + `action_dict/gripper_position`, although the
-  documentation says joint velocities. Velocities are in `action_dict`.
-- float64 fields are stored as float32, bools as int64; instructions are repeated in every step.
-- Nothing is normalised; Euler angles wrap at +-pi.
+  gripper position: `action_dict/cartesian_position` + `action_dict/gripper_position`. The
+  documentation says joint velocities, but velocities are only in `action_dict`.
+- float64 fields are stored as float32, bools as int64. Instructions are repeated in every step.
+- Nothing is normalised. Euler angles wrap at +-pi.
 """
 
 from __future__ import annotations
@@ -24,8 +23,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mcr.data.episode import FLAGS, LANGUAGES, OBSERVATIONS, Episode, Ranges
-from mcr.data.tfrecord import BadRecord, Feature, Record, parse_example, read_records
+from mcr.data.episode import FLAGS, LANGUAGES, OBSERVATIONS, Episode
+from mcr.data.tf_example import Feature, parse_example
+from mcr.data.tfrecord import BadRecord, Record, read_records
 from mcr.errors import UserError
 
 EXTERIOR_CAMERAS = ("exterior_image_1_left", "exterior_image_2_left")
@@ -36,10 +36,10 @@ _SHARD = re.compile(r"\.tfrecord-(\d{5,})-of-(\d{5,})$")
 class RldsDataset:
     """The shards of one split and the sizes of their fields.
 
-    shards:   complete, in order
+    shards:   all shards in the folder, in the order of their numbers
     sizes:    "action" -> 7, "action_dict/joint_velocity" -> 7, "discount" -> 0 (a scalar), ...
-    cameras:    names of the camera fields
-    episodes: how many records each shard should hold, if `dataset_info.json` says so
+    cameras:  names of the camera fields
+    episodes: number of records that each shard should hold; None if `dataset_info.json` is absent
     """
 
     root: Path
@@ -50,9 +50,9 @@ class RldsDataset:
 
     @classmethod
     def open(cls, root: str | Path) -> RldsDataset:
-        """Find the shards below `root`. Raises UserError when it is no RLDS data set, or not whole.
+        """Find the shards below `root`. Raises UserError if it is no RLDS data set.
 
-        `root` is the version folder; a folder with a single version inside is accepted too.
+        root: the version folder, or a folder with a single version inside
         """
         root = Path(root)
         if not root.is_dir():
@@ -70,15 +70,15 @@ class RldsDataset:
         return cls(root, shards, sizes, cameras, _shard_lengths(root, shards))
 
     def narrow(self, number: int) -> RldsDataset:
-        """The same data set, holding only one of its shards: small, to travel to a worker."""
+        """Return the data set with only one of its shards, which is small enough for a worker."""
         episodes = self.episodes and (self.episodes[number],)
         return replace(self, shards=(self.shards[number],), episodes=episodes)
 
     def records(self, shard: Path) -> Iterator[Record]:
-        """Every episode that a shard should hold, in order, the damaged and the lost included.
+        """Yield every record that a shard should hold, in order, with damaged and lost ones.
 
-        A shard that ends early (see `read_records`) yields one damaged record per lost episode,
-        as far as `dataset_info.json` tells how many there were, so that counts add up.
+        A shard that ends early (see `read_records`) yields one damaged record per lost episode if
+        `dataset_info.json` says how many there should be.
         """
         count = 0
         for record in read_records(shard):
@@ -122,9 +122,12 @@ class RldsDataset:
                 signals[name] = signals[name].astype(bool)
         frame_ranges = {}
         for camera in self.cameras:
-            frame_ranges[camera] = _frame_ranges(
-                feature(f"steps/observation/{camera}"), camera, length
-            )
+            starts, lengths = feature(f"steps/observation/{camera}").byte_ranges()
+            if len(starts) != length:
+                raise ValueError(
+                    f"the camera {camera} has {len(starts)} frames; {length} steps expected"
+                )
+            frame_ranges[camera] = starts, lengths
         episode = Episode(
             payload=record.payload or b"",
             frame_ranges=frame_ranges,
@@ -138,10 +141,10 @@ class RldsDataset:
 
 
 def scan_file_paths(shard: Path) -> list[str]:
-    """`file_path` of every record, in order, "" where there is none; reads a few pages of each.
+    """Return `file_path` of every record, in order; "" if a record has none.
 
-    No checksum is computed: names must be known before the work is split, the reader that follows
-    checks every byte.
+    This reads a few pages per record and computes no checksum. Names must be known before the work
+    is split, and the reader that follows checks every byte.
     """
     if shard.stat().st_size == 0:
         return []
@@ -167,13 +170,6 @@ def _file_path_within(buffer: Any, start: int, end: int) -> str:
         return ""
 
 
-def _frame_ranges(feature: Feature, camera: str, length: int) -> Ranges:
-    starts, lengths = feature.byte_ranges()
-    if len(starts) != length:
-        raise ValueError(f"the camera {camera} has {len(starts)} frames; {length} steps expected")
-    return starts, lengths
-
-
 def _first_text(feature: Feature | None) -> str:
     texts = feature.byte_strings() if feature else []
     return bytes(texts[0]).decode("utf-8") if texts else ""
@@ -195,19 +191,19 @@ def _find_shards(root: Path) -> tuple[Path, ...]:
 
 
 def missing_shards(shards: tuple[Path, ...]) -> list[int]:
-    """Numbers of the shards that a complete data set would have and this folder has not."""
+    """Return the numbers of the shards that the folder lacks."""
     numbers, total = _shard_numbers(shards)
     return sorted(set(range(total)) - set(numbers))
 
 
 def _shard_numbers(shards: tuple[Path, ...]) -> tuple[list[int], int]:
-    """The shards' numbers, and how many there are in a complete data set."""
+    """Return the numbers of the shards, and how many shards a complete data set has."""
     matches = [match for path in shards if (match := _SHARD.search(path.name))]
     return [int(match[1]) for match in matches], int(matches[0][2])
 
 
 def _read_schema(path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Sizes of the numeric fields and names of the cameras, from `features.json`."""
+    """Return sizes of the numeric fields and names of the cameras."""
     try:
         features = json.loads(path.read_text())["featuresDict"]["features"]
         steps = features["steps"]["sequence"]["feature"]["featuresDict"]["features"]
@@ -232,7 +228,7 @@ def _size(feature: dict[str, Any]) -> int:
 
 
 def _shard_lengths(root: Path, shards: tuple[Path, ...]) -> tuple[int, ...] | None:
-    """Records per shard by `dataset_info.json`; None if absent or of other shards."""
+    """Return the records per shard; None if `dataset_info.json` is absent or of other shards."""
     path = root / "dataset_info.json"
     if not path.is_file():
         return None

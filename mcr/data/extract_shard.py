@@ -148,7 +148,7 @@ def _to_png(data: memoryview) -> bytes:
 
 
 def _keep_jpeg(data: memoryview) -> bytes:
-    """Return the stored bytes, after a look at both ends of them."""
+    """Return the stored bytes. Raises ValueError if they do not begin and end like a JPEG."""
     if bytes(data[:2]) != b"\xff\xd8" or bytes(data[-2:]) != b"\xff\xd9":
         raise ValueError("not a whole JPEG; if the pictures are stored as PNG, use --format png")
     pictures.size_of(data)

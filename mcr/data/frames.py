@@ -1,7 +1,7 @@
-"""Frames: (row of the index, camera, step) -> uint8 pixels, from files or out of the shards.
+"""Frames: (row of the index, camera, step) -> uint8 pixels, from a tree's files or from shards.
 
-One `pread` and one decode per frame; nothing is cached, listed or unpickled. Shards are opened when
-they are first needed and stay open. A reader belongs to one process: the loader makes one per
+A frame costs one `pread` and one decode. Nothing is cached, listed or unpickled. A shard is opened
+when it is first needed and stays open. A reader belongs to one process, so the loader makes one per
 worker.
 """
 
@@ -21,20 +21,20 @@ from mcr.data import pictures
 from mcr.data.index import Index
 from mcr.errors import UserError
 
-# What a network file system reports when a server or a path to it is away for a moment. A run of
-# days must not end by it, nor draw other samples because of it (as data.on_error=skip would), so
-# such a read is made again. Anything that lasts longer than these waits is an error.
+# A network file system reports these errors when a server is unreachable for a moment. They must
+# neither end a run of days nor change its samples (as data.on_error=skip would), so such a read is
+# repeated. What lasts longer than these waits is an error.
 _TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
 _WAITS_S = (1.0, 5.0, 25.0)
 
-_FILES_OF_OTHERS = 256  # sockets, logs, libraries, shared memory: what a process opens besides
+_FILES_OF_OTHERS = 256  # a process also opens sockets, logs, libraries and shared memory
 
 
 class FrameReader:
     """Reads single frames of an index.
 
-    Raises this process's limit of open files, as far as it may, to hold all shards; where that is
-    not enough, the shard that was not used for longest is closed.
+    It raises this process's limit of open files to hold all shards. If the system allows fewer, it
+    closes the least recently used shard.
     """
 
     def __init__(self, index: Index):
@@ -43,12 +43,12 @@ class FrameReader:
         self._max_open_files = _raise_file_limit(len(index.info["shards"]))
 
     def read(self, row: int, camera: int, step: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Pixels uint8 [H, W, 3] of `step` in episode `row`, as seen by `index.cameras[camera]`.
+        """Return the frame of `index.cameras[camera]` at `step` of episode `row`: uint8 [H, W, 3].
 
-        out: uint8 [H, W, 3], contiguous, to decode into
+        out: a contiguous array to decode into, uint8 [H, W, 3]
 
-        Raises UserError naming file, episode, camera and step if the frame is not readable or does
-        not have the data set's size.
+        Raises UserError that names file, episode, camera and step if the frame cannot be read or
+        does not have the data set's size.
         """
         if out is None:
             out = np.empty((*self._index.frame_size, 3), np.uint8)
@@ -90,8 +90,8 @@ class FrameReader:
             descriptor = os.open(
                 self._index.source / self._index.info["shards"][shard], os.O_RDONLY
             )
-            # No read-ahead: the next frame lies elsewhere. Linux notices that by itself on a local
-            # disk (benchmarks/index.py), other systems and file systems may not.
+            # Read-ahead is useless because the next frame lies elsewhere. Linux notices that itself
+            # on a local disk (benchmarks/index.py). Other systems and file systems may not.
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
             self._open_files[shard] = descriptor
@@ -123,7 +123,7 @@ class FrameReader:
 
 
 def _raise_file_limit(num_files: int) -> int:
-    """How many of `num_files` this process may hold open, after raising its limit if need be."""
+    """Raise this process's limit of open files, and return how many of `num_files` it may open."""
     wanted = num_files + _FILES_OF_OTHERS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:

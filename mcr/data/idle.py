@@ -1,8 +1,8 @@
-"""Idle steps: what a recipe leaves out of the recordings because the robot does nothing in it.
+"""Idle steps: steps that a recipe leaves out because the robot does nothing in them.
 
-Two ways, both openpi's (Physical Intelligence) for DROID: its published file of ranges to keep, or
-its rule for finding them. Called by `selection.py` when a run starts. The masks here have a bool
-for each step of the data set and are gone after that; what draws samples gets ranges, `KeptSteps`.
+There are two ways, both used by openpi (Physical Intelligence) for DROID: a published file of
+ranges to keep, and a rule that finds idle steps. `selection.py` calls them when a run starts. Masks
+have one bool per step of the data set and exist only then. Sampling gets ranges, `KeptSteps`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _CHUNK = 1_000_000  # steps whose commands are in memory at a time
 
 
 def moving_steps(index: Index, change: float, num_steps: int) -> np.ndarray:
-    """Steps that are not idle, bool [total_steps].
+    """Return the steps to keep, bool [total_steps].
 
-    A step is idle if every joint's commanded velocity differs by less than `change` from the step
-    before, and idle steps go out where at least `num_steps` of them follow each other. openpi: 1e-3
-    and 7. It is the change that counts, because a resting arm may be commanded a small constant
-    velocity; so a script that commands a large constant one counts as idle, too.
-    openpi also drops what moves for less than 16 steps, and the last 10 of each range, for the sake
-    of action chunks, of which there are none here.
+    A step is idle if the commanded velocity of every joint differs by less than `change` from the
+    step before. Idle steps are dropped if at least `num_steps` of them follow each other. openpi
+    uses 1e-3 and 7. The rule looks at the change because a resting arm may be commanded a small
+    constant velocity. It therefore also drops steps with a large constant velocity.
+    openpi also drops motions of fewer than 16 steps and the last 10 steps of each range, for its
+    action chunks. There are no action chunks here.
 
-    Raises UserError for senseless numbers and for a data set without this signal.
+    Raises UserError for numbers that are not positive and for a data set without this signal.
     """
     if change <= 0 or num_steps < 1:
         raise UserError(
@@ -43,7 +43,7 @@ def moving_steps(index: Index, change: float, num_steps: int) -> np.ndarray:
     for begin in range(1, len(idle), _CHUNK):
         commands = index.signals[begin - 1 : begin + _CHUNK][:, columns]
         idle[begin : begin + _CHUNK] = (np.abs(np.diff(commands, axis=0)) < change).all(axis=1)
-    idle[_borders(index)[:-1]] = False  # nothing comes before; no run crosses an episode's end
+    idle[_borders(index)[:-1]] = False  # the first step of an episode has no step before it
     edges = np.flatnonzero(np.diff(idle, prepend=False, append=False))
     run_lengths = edges[1::2] - edges[::2]
     idle[idle] = np.repeat(run_lengths >= num_steps, run_lengths)
@@ -51,13 +51,15 @@ def moving_steps(index: Index, change: float, num_steps: int) -> np.ndarray:
 
 
 def listed_steps(index: Index, path: str) -> tuple[np.ndarray, str]:
-    """Steps that a file of ranges keeps, bool [total_steps], and what became of the episodes.
+    """Return the steps that a file keeps, bool [total_steps], and how many episodes it names.
 
     path: JSON, {"<recording_folderpath>--<file_path>": [[first, one past the last], ...], ...} as
-    `droid_sample_ranges_v1_0_1.json` has it. An episode is found by the last five components of its
-    `file_path`; in a tree of upstream's, which has none, by its name. A key may be a name itself.
+          in `droid_sample_ranges_v1_0_1.json`
 
-    Raises UserError for a file of another form and for ranges that an episode does not have.
+    An episode is found by the last five components of its `file_path`. Trees of upstream's script
+    have no `file_path`; there it is found by its name. A key may also be a name.
+
+    Raises UserError for a file of another form and for ranges beyond the end of an episode.
     """
     by_row, found = _ranges_by_row(index, _read_ranges(Path(path)))
     mask = np.zeros(index.info["total_steps"], bool)
@@ -113,7 +115,7 @@ def _ranges_by_row(
 
 
 def _tail(path: str) -> str:
-    """<lab>/<outcome>/<date>/<recording>/trajectory.h5: what does not depend on the bucket."""
+    """Return <lab>/<outcome>/<date>/<recording>/trajectory.h5, which is the same in any bucket."""
     return "/".join(path.split("/")[-5:])
 
 
@@ -121,14 +123,14 @@ def _tail(path: str) -> str:
 
 
 def kept_steps(index: Index, mask: np.ndarray) -> KeptSteps:
-    """The ranges of a mask [total_steps], for every episode of the index."""
+    """Return the ranges of a mask [total_steps], for every episode of the index."""
     starts = np.asarray(index.starts)
     border = _borders(index)
     begins = np.flatnonzero(mask & (border[:-1] | ~np.roll(mask, 1)))
     ends = np.flatnonzero(mask & (border[1:] | ~np.roll(mask, -1))) + 1
     in_file = np.argsort(starts)
     rows = in_file[np.searchsorted(starts[in_file], begins, side="right") - 1]
-    # the arrays also hold the steps of episodes that the index left out
+    # the arrays also hold steps of episodes that the index has left out
     is_indexed = (starts[rows] <= begins) & (begins < starts[rows] + index.lengths[rows])
     by_row = np.flatnonzero(is_indexed)[np.argsort(rows[is_indexed], kind="stable")]
     rows, begins, sizes = rows[by_row], begins[by_row], (ends - begins)[by_row]
@@ -142,7 +144,7 @@ def kept_steps(index: Index, mask: np.ndarray) -> KeptSteps:
 
 
 def _borders(index: Index) -> np.ndarray:
-    """bool [total_steps + 1]: does an episode begin here, or end before here?"""
+    """Return bool [total_steps + 1]: does an episode begin at this step, or end before it?"""
     border = np.zeros(index.info["total_steps"] + 1, bool)
     border[[0, -1]] = True
     border[index.starts] = True

@@ -45,7 +45,8 @@ def write_index(source: Source, path: Path, workers: int = 0, executor: str = "l
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}; choose a place with data.index=") from error
         rows, columns, problems = _write_steps(source, folder, _read(source, workers, executor))
-        usual = _usual_picture(rows)
+        pictures = Counter(row["picture"] for row in rows)
+        usual = pictures.most_common(1)[0][0] if rows else (0, 0, "")
         table = _sorted_table([row for row in rows if row["picture"] == usual])
         problems += [
             f"{row['name'] or row['file_path']}: frames are {row['picture']}, "
@@ -129,12 +130,6 @@ def _write_steps(
                     file.write(array.tobytes())
             rows += content.rows
     return rows, columns, problems
-
-
-def _usual_picture(rows: list[dict[str, Any]]) -> tuple[int, int, str]:
-    """Return the height, width and suffix that most episodes have."""
-    counts = Counter(row["picture"] for row in rows)
-    return counts.most_common(1)[0][0] if counts else (0, 0, "")
 
 
 def _sorted_table(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -4,8 +4,7 @@ Everything comes from the index (built on first use), so 100,000 episodes take a
 arrays are mapped, and the signals of at most a million steps are read. Inspection judges nothing
 and changes nothing: filters are in `selection.py`, cleaning is in `clean.py`.
 
-`inspection_report.py` and `inspection_picture.py` show the result to people, for
-`scripts/inspect_dataset.py`.
+`inspection_report.py` and `inspection_picture.py` show the result, for `mcr inspect`.
 """
 
 from __future__ import annotations

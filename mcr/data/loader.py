@@ -1,8 +1,8 @@
-"""Loader: index and recipe -> batches, one stream for any number of workers and processes.
+"""Loader: index and recipe -> batches. The stream is the same for any number of workers and ranks.
 
-A worker draws, reads and packs a whole batch per call: a handful of large tensors, uint8 pixels,
-and no Python loop over anything but frames. A broken frame is not an exception inside a worker: it
-is reported with the batch, so that the run can count, go on, or stop with one clear sentence.
+A worker draws, reads and packs a whole batch per call. Only frames are handled one by one in
+Python. An unreadable frame raises no exception in a worker. It is reported with the batch, so that
+the run can count it and go on, or stop with one sentence.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from mcr.data.selection import Episodes, SelectionConfig
 from mcr.data.spaces import action_space, signal_space
 from mcr.errors import UserError, require_choice
 
-_MAX_ATTEMPTS = 20  # redraws of one sample before a data set is called unreadable
+_MAX_ATTEMPTS = 20  # redraws of one sample; after that the run stops
 
 
 @dataclass
 class DataConfig:
     """Where the data is and how it is read.
 
-    root:        RLDS version folder (shards) or root of a PNG/pickle tree
-    index:       folder of the index; "" = `<root>.index`, built on first use
-    cameras:       cameras to sample from, one per clip
-    state_keys:  signals of a window's states, concatenated
+    root:         RLDS version folder (shards) or root of a PNG/pickle tree
+    index:        folder of the index; "" = `<root>.index`, built on first use
+    cameras:      cameras to sample from; each clip is of one of them
+    state_keys:   signals that are concatenated to the states of a window
     action_space: default (the signal `action`), cartesian_position, cartesian_velocity,
-                 joint_position, joint_velocity or delta: see `mcr/data/spaces.py`
-    rotation:    of poses in states and actions: "6d", or "euler" angles, which jump at +-pi:
-        DROID's gripper points down, where roll is either of them
-    workers:     loader processes; 0 reads in the training process
-    prefetch:    batches that each worker keeps ready
-    on_error:    "raise" stops at the first unreadable frame; "skip" draws that sample anew
-    max_errors:  with "skip": more unreadable samples than this stop the run
+                  joint_position, joint_velocity or delta: see `mcr/data/spaces.py`
+    rotation:     how poses in states and actions write their rotation: "6d", or "euler" angles,
+                  which jump at +-pi (DROID's gripper points down, where its roll is about pi)
+    workers:      number of loader processes; 0 reads in the training process
+    prefetch:     batches that each worker keeps ready
+    on_error:     "raise" stops at the first unreadable frame; "skip" draws that sample again
+    max_errors:   with "skip": the run stops after more unreadable samples than this
     """
 
     root: str = ""
@@ -69,7 +69,10 @@ class DataConfig:
 
 @dataclass
 class Loaded:
-    """A batch, and what could not be read on the way to it (one sentence each)."""
+    """A batch, and a sentence for each sample that could not be read.
+
+    batch: None if the run must stop
+    """
 
     batch: Batch | None
     errors: list[str]
@@ -79,7 +82,7 @@ class Loaded:
 
 
 class ClipDataset:
-    """Sample numbers -> Batch. Cheap to send to a worker: the index is mapped, files open lazily.
+    """Maps sample numbers to a `Batch`. It is cheap to send to a worker: files are opened lazily.
 
     Raises UserError at construction for a camera or signal that the data set lacks.
     """
@@ -92,7 +95,7 @@ class ClipDataset:
         seed: int,
         stream: int = TRAIN,
     ):
-        """episodes: those to draw from, see `select_episodes`."""
+        """episodes: the episodes to draw from, see `select_episodes`."""
         for camera in config.cameras:
             require_choice("data.cameras", camera, index.cameras)
         if not config.cameras or len(episodes) == 0:
@@ -121,9 +124,9 @@ class ClipDataset:
         return {key: value for key, value in self.__dict__.items() if key != "_frames"}
 
     def load(self, samples: list[int], frames: Tensor | None = None) -> Loaded:
-        """The batch of the consecutive sample numbers `samples`.
+        """Return the batch of the consecutive sample numbers `samples`.
 
-        frames: memory to decode into, uint8 [B, F, H, W, 3]; the batch refers to it
+        frames: memory to decode into, uint8 [B, F, H, W, 3]; the batch shares it
         """
         if frames is None:
             frames = torch.empty(self.frames_shape(len(samples)), dtype=torch.uint8)
@@ -142,11 +145,11 @@ class ClipDataset:
         return Loaded(batch, errors)
 
     def frames_shape(self, count: int) -> tuple[int, ...]:
-        """Shape of the frames of `count` clips in memory: [B, F, H, W, 3]."""
+        """Return the shape of the frames of `count` clips in memory, [B, F, H, W, 3]."""
         return (count, NUM_FRAMES, *self._index.frame_size, 3)
 
     def _redraw(self, sample: int, problem: str, errors: list[str]) -> dict[str, np.ndarray] | None:
-        """Another draw for an unreadable sample, itself a pure function of its number."""
+        """Draw an unreadable sample again. The new draw is a pure function of its number, too."""
         frames = np.empty(self.frames_shape(1), np.uint8)
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             errors.append(problem)
@@ -161,7 +164,10 @@ class ClipDataset:
     def _read(
         self, first: int, frames: np.ndarray, attempt: int
     ) -> tuple[dict[str, np.ndarray], dict[int, str]]:
-        """(arrays of the samples from `first` on, position -> why one could not be read)."""
+        """Return the arrays of the samples from `first` on, and why some could not be read.
+
+        The second result maps positions in the batch to sentences.
+        """
         index, count = self._index, len(frames)
         draw = draw_samples(
             self._seed,
@@ -199,11 +205,11 @@ class ClipDataset:
 
 
 class _ClipsThroughSharedMemory(Dataset):
-    """What a loader process runs: it decodes into shared memory that it uses again and again.
+    """The data set of a loader process, which decodes into shared memory that it reuses.
 
-    Fresh shared memory for every batch costs as much as decoding the frames, a page fault per
-    4 KiB. A buffer is free again once its batch has been copied or pinned by the receiver, which
-    happens before that many further batches are asked for.
+    New shared memory for every batch costs as much as decoding the frames: one page fault per
+    4 KiB. The receiver copies or pins a batch before it asks for `num_buffers` further ones, so the
+    buffer of that batch is free by then.
     """
 
     def __init__(self, clips: ClipDataset, num_buffers: int):
@@ -221,10 +227,10 @@ class _ClipsThroughSharedMemory(Dataset):
 
 
 class ClipLoader:
-    """Iterates over batches from a given sample on, endlessly, and keeps count of what broke.
+    """Iterates over batches from a given sample on, and counts what could not be read.
 
-    With several processes, each passes its `rank` and reads its contiguous share of every global
-    batch of `batch_size` clips.
+    Each of several training processes passes its `rank`. It reads a contiguous share of every
+    global batch of `batch_size` clips.
     """
 
     def __init__(
@@ -238,13 +244,16 @@ class ClipLoader:
         world_size: int = 1,
         pin_memory: bool = False,
     ):
-        """num_samples: stop after that many (validation); None = endless. Raises UserError."""
+        """num_samples: stop after this number of samples (validation); None = never stop.
+
+        Raises UserError if the processes cannot share a batch equally.
+        """
         if batch_size % world_size:
             raise UserError(f"batch_size={batch_size} does not divide by {world_size} processes")
         self.num_errors = 0
         self._config = config
         workers = config.workers
-        # What workers hold ready, what is in the receiver's hands, and what is being decoded.
+        # Of each worker: the batches that are ready, one at the receiver, and one being decoded.
         num_buffers = config.prefetch + 2
         self._lives_in_buffers = workers > 0 and not pin_memory
         self._loader = DataLoader(
@@ -254,12 +263,12 @@ class ClipLoader:
             num_workers=workers,
             prefetch_factor=config.prefetch if workers else None,
             pin_memory=pin_memory,
-            generator=torch.Generator(),  # or it would draw from, and so shift, the model's stream
+            generator=torch.Generator(),  # the default one would shift the model's random stream
             worker_init_fn=_outlive_sigterm,
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield batches. Raises UserError for an unreadable frame, or for too many of them."""
+        """Yield batches. Raises UserError at the first unreadable frame, or at too many of them."""
         for loaded in self._loader:
             self.num_errors += len(loaded.errors)
             if loaded.batch is None:
@@ -287,17 +296,17 @@ def _outlive_sigterm(worker: int) -> None:
 
 
 def _copy_frames(batch: Batch) -> Batch:
-    # by NumPy, which asks for huge pages: a tenth of the page faults of torch's clone
+    # NumPy asks for huge pages, so it has a tenth of the page faults of torch's clone.
     frames = rearrange(batch.frames, "b f c h w -> b f h w c").numpy().copy()
     return replace(batch, frames=rearrange(torch.from_numpy(frames), "b f h w c -> b f c h w"))
 
 
 def _as_loaded(loaded: Any) -> Any:
-    return loaded  # a batch is whole already: nothing to collate
+    return loaded  # it is a whole batch already
 
 
 class _SampleNumbers:
-    """The sample numbers of each batch of one process: its contiguous share of the global batch."""
+    """Yields the sample numbers of each batch of one process, its share of the global batch."""
 
     def __init__(
         self, batch_size: int, first: int, num_samples: int | None, rank: int, world_size: int

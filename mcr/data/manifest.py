@@ -63,7 +63,12 @@ class Manifest:
         path = self.folder / "options.json"
         with self.exclusive("options"):
             if not path.exists():
-                self._require_empty_output()
+                if self.output.exists() and any(self.output.iterdir()):
+                    raise UserError(
+                        f"{self.output}: not empty, and {self.folder} does not say what it holds; "
+                        "choose another folder, or give the manifest of its first run with "
+                        "--manifest"
+                    )
                 _write_json(path, options)
             begun_with = json.loads(path.read_text())
             if "views" in begun_with:  # as cameras were called once
@@ -75,13 +80,6 @@ class Manifest:
                     f"{path}): use the same again, or another output folder"
                 )
         self.output.mkdir(parents=True, exist_ok=True)
-
-    def _require_empty_output(self) -> None:
-        if self.output.exists() and any(self.output.iterdir()):
-            raise UserError(
-                f"{self.output}: not empty, and {self.folder} does not say what it holds; choose "
-                "another folder, or give the manifest of its first run with --manifest"
-            )
 
     def known_names(self, shards: tuple[Path, ...]) -> list[list[str]] | None:
         """Return the folder names of each shard; None if a shard is new or has changed."""

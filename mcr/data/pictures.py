@@ -1,12 +1,13 @@
 """Pictures in memory: encoded bytes <-> uint8 pixels [H, W, 3], RGB.
 
-Knows JPEG and PNG as robot data sets hold them, nothing of files, episodes or tensors. Extraction
-encodes with it, cleaning and the loader decode with it.
+This module knows JPEG and PNG, but nothing of files, episodes or tensors. Extraction encodes with
+it. Cleaning and the loader decode with it.
 
-JPEG is decoded with the fast integer DCT and smooth chroma upsampling, which is bit for bit what
-TensorFlow's default decoder gives, so a PNG tree and the shards it came from hold the same pixels.
-PNG is written with the Up filter on every row and ISA-L's deflate at level 1: as small as other
-encoders' default, about ten times faster (`benchmarks/extract.py`), and quick to undo.
+JPEG is decoded with the fast integer DCT and smooth chroma upsampling. The pixels are bit for bit
+those of TensorFlow's default decoder, so a PNG tree and its shards hold the same pixels. PNG is
+written with the Up filter on every row and ISA-L's deflate at level 1. Its files are as small as
+those of other encoders, it is about ten times faster (`benchmarks/extract.py`), and decoding is
+fast, too.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ _MAX_DEFLATE_RATIO = 1032  # a property of the format
 def decode(data: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarray:
     """Decode a JPEG or PNG to uint8 [H, W, 3]. Alpha is dropped, as upstream's reader does.
 
-    out: decode into this contiguous array, which must have the picture's size.
-    Raises ValueError, saying what the bytes look like, if they are no whole picture of that size.
+    out: a contiguous array of the picture's size to decode into
+
+    Raises ValueError if the bytes are no complete picture, or not of the size of `out`.
     """
     if out is not None and size_of(data) != out.shape[:2]:
         raise ValueError(f"a picture of {size_of(data)} (height, width), not {out.shape[:2]}")
@@ -44,13 +46,13 @@ def decode(data: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarra
 
 def decode_jpeg(data: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarray:
     """Decode a JPEG to uint8 [H, W, 3], identical to TensorFlow's default. Raises ValueError."""
-    if bytes(data[-2:]) != b"\xff\xd9":  # the decoder would fill the missing rows with grey
+    if bytes(data[-2:]) != b"\xff\xd9":  # or the decoder would fill the missing rows with grey
         raise ValueError("a truncated JPEG: no end-of-image marker")
     return simplejpeg.decode_jpeg(data, "RGB", fastdct=True, fastupsample=False, buffer=out)
 
 
 def size_of(data: bytes | memoryview) -> tuple[int, int]:
-    """(height, width) of a JPEG or PNG from its header alone. Raises ValueError."""
+    """Read (height, width) from the header of a JPEG or PNG. Raises ValueError."""
     if bytes(data[:3]) == _JPEG_SIGNATURE:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         return height, width
@@ -88,7 +90,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def decode_png(data: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarray:
-    """Decode a PNG to uint8 [H, W, 3]; fast where `encode_png` wrote it. Raises ValueError."""
+    """Decode a PNG to uint8 [H, W, 3]. PNGs of `encode_png` decode faster. Raises ValueError."""
     pixels = _decode_up_filtered(memoryview(data), out)
     if pixels is None:
         pixels = _decode_any_png(bytes(data))
@@ -98,7 +100,7 @@ def decode_png(data: bytes | memoryview, out: np.ndarray | None = None) -> np.nd
 
 
 def _decode_up_filtered(data: memoryview, out: np.ndarray | None) -> np.ndarray | None:
-    """Undo `encode_png`; None for a PNG of any other make."""
+    """Decode a PNG that `encode_png` wrote. Return None for any other PNG."""
     header_end = 33  # signature (8), then the IHDR chunk (12 + 13)
     if len(data) < header_end + 8 or data[header_end + 4 : header_end + 8] != b"IDAT":
         return None
@@ -108,7 +110,7 @@ def _decode_up_filtered(data: memoryview, out: np.ndarray | None) -> np.ndarray 
     if mode != [8, 2, 0, 0, 0] or data[begin + length + 8 : begin + length + 12] != b"IEND":
         return None
     num_bytes = height * (1 + width * 3)
-    if num_bytes > _MAX_DEFLATE_RATIO * length:  # a damaged size: don't allocate gigabytes for it
+    if num_bytes > _MAX_DEFLATE_RATIO * length:  # a damaged size must not allocate gigabytes
         return None
     try:
         raw = isal_zlib.decompress(data[begin : begin + length], bufsize=num_bytes)
@@ -123,7 +125,7 @@ def _decode_up_filtered(data: memoryview, out: np.ndarray | None) -> np.ndarray 
 
 
 def _check_chunks(data: bytes) -> None:
-    """Raise ValueError unless every chunk is there, up to IEND, with the right CRC."""
+    """Raise ValueError unless all chunks up to IEND are there and have the right CRC."""
     position, kind = len(_PNG_SIGNATURE), b""
     while kind != b"IEND":
         header = data[position : position + 8]
@@ -138,7 +140,7 @@ def _check_chunks(data: bytes) -> None:
 
 
 def _decode_any_png(data: bytes) -> np.ndarray:
-    _check_chunks(data)  # pyspng does not, and Pillow fills missing rows with black
+    _check_chunks(data)  # pyspng does not check, and Pillow fills missing rows with black
     try:
         depth, colour_type = data[24:26]
         if depth == 8 and colour_type in (_RGB, _RGBA):

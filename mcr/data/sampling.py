@@ -1,16 +1,16 @@
 """Sampling: (seed, sample number) -> episode, camera, five steps, windows, crop boxes and colours.
 
-Pure NumPy and pure functions: sample i is the same whoever draws it, whenever, with whatever it is
-batched together. So the stream does not depend on the number of workers, processes or restarts, and
-resuming a run is one integer. The random numbers come from a counter-based generator (Philox):
-sample i owns a range of its own.
+Everything here is a pure function in NumPy. Sample i does not depend on the process that draws it,
+on the time, or on the other samples of its batch. So the stream is the same for any number of
+workers, processes and restarts, and one integer is enough to resume a run. The random numbers come
+from a counter-based generator (Philox), in which sample i owns a range.
 
     START  ~ U{1 .. floor(alpha*T)+1}     END ~ U{floor((1-alpha)*T)-1 .. T-1}
     MIDDLE ~ U{2 .. T-1}   EARLY ~ U{1 .. MIDDLE-1}   LATE ~ U{MIDDLE .. T-1}
 
-Upstream's rule, kept: it never draws frame 0 and may draw LATE = MIDDLE. Where only some steps of
-an episode may be drawn (`KeptSteps`), the rule runs on the timeline of these, T of them; windows
-around them are of the whole recording.
+This is upstream's rule: it never draws frame 0 and may draw LATE = MIDDLE. If only some steps of an
+episode may be drawn (`KeptSteps`), the rule counts only these, so T is their number. Windows around
+them take steps of the whole episode.
 """
 
 from __future__ import annotations
@@ -27,27 +27,28 @@ TRAIN, VALIDATION = 0, 1  # independent random streams
 _CROP_TRIES = 10  # torchvision's RandomResizedCrop
 _DRAWS_PER_CROP = 2 * _CROP_TRIES + 2
 _STEP_DRAWS = 7  # episode, camera, START, END, MIDDLE, EARLY, LATE
-_COLOR_DRAWS = 5  # of a frame: brightness, contrast, red, green, blue
-_PHILOX_BLOCK = 4  # numbers per step of the counter
-_PLACES, _COLORS = 0, 1  # independent random streams: what is drawn
-_MID_GREY = 0.45  # of pixels in 0..1: what contrast leaves as it is
+_COLOR_DRAWS = 5  # brightness, contrast, red, green, blue of a frame
+_PHILOX_BLOCK = 4  # random numbers per step of the counter
+_PLACES, _COLORS = 0, 1  # independent random streams, too
+_MID_GREY = 0.45  # the value that a change of contrast keeps, for pixels in 0..1
 
 
 @dataclass
 class SamplingConfig:
     """How clips are drawn.
 
-    alpha:         START and END lie in the first and last `alpha` of an episode
-    window:        states per window of the dynamics objective, L (paper: 3)
+    alpha:         START lies in the first and END in the last `alpha` of an episode
+    window:        number of states in a window of the dynamics objective, L (paper: 3)
     crop:          "random" (RandomResizedCrop) or "center" (the square that an encoder sees)
-    crop_per:      "frame": each of the five frames has its own box and colours; "clip": all share
-                   them.
-                   Upstream: meant clips to share it, but compares a string with a list, so every
-                   released weight was trained with a box per frame.
-    crop_scale:    area of a random crop, as a share of the frame
-    crop_ratio:    width / height of a random crop
-    color_jitter:  brightness and contrast are multiplied by up to exp(this) or its inverse, each of
-                   red, green and blue by up to the square root of it; 0 = none (paper, upstream)
+    crop_per:      "frame": each of the five frames has its own box and colours; "clip": they share
+                   one box and one set of colours.
+                   Upstream: clips were meant to share a box, but the code compares a string with a
+                   list, so all released weights were trained with a box per frame.
+    crop_scale:    area of a random crop as a share of the frame, (least, most)
+    crop_ratio:    width / height of a random crop, (least, most)
+    color_jitter:  J. Brightness and contrast are multiplied by a factor between exp(-J) and exp(J);
+                   red, green and blue each by one between exp(-J/2) and exp(J/2). 0 = no jitter
+                   (paper, upstream)
     """
 
     alpha: float = 0.2
@@ -71,12 +72,12 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class KeptSteps:
-    """Which steps of n episodes may be drawn: ranges, so that long episodes cost no more memory.
+    """Which steps of n episodes may be drawn, as ranges to save memory.
 
     begins:  int32 [K]  the first step of each range in its episode; ranges in order of time
-    offsets: int64 [K]  kept steps before each range, over all episodes that have ranges
-    bases:   int64 [n]  kept steps before each episode, the same count
-    lengths: int64 [n]  kept steps of each episode
+    offsets: int64 [K]  number of kept steps before each range, in all episodes together
+    bases:   int64 [n]  number of kept steps before each episode, in all episodes together
+    lengths: int64 [n]  number of kept steps of each episode
     """
 
     begins: np.ndarray
@@ -85,11 +86,11 @@ class KeptSteps:
     lengths: np.ndarray
 
     def of(self, episodes: np.ndarray) -> KeptSteps:
-        """The same of some episodes only; the ranges are shared."""
+        """Return the kept steps of some episodes. The ranges are shared, not copied."""
         return replace(self, bases=self.bases[episodes], lengths=self.lengths[episodes])
 
     def real_steps(self, episodes: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Steps of the recording, int64 [m, F], of places 0 .. lengths - 1 on the kept timeline."""
+        """Turn positions among the kept steps (0 .. lengths - 1) into steps, int64 [m, F]."""
         places = self.bases[episodes][:, None] + places
         ranges = np.searchsorted(self.offsets, places, side="right") - 1
         return self.begins[ranges] + (places - self.offsets[ranges])
@@ -97,14 +98,14 @@ class KeptSteps:
 
 @dataclass(frozen=True)
 class Draw:
-    """n clips, before any pixel is read.
+    """n clips. Nothing of them has been read yet.
 
     episodes: int64 [n]         positions in `lengths`
-    cameras:    int64 [n]         0 .. num_cameras - 1
+    cameras:  int64 [n]         0 .. num_cameras - 1
     steps:    int64 [n, F]      START, EARLY, MIDDLE, LATE, END
     windows:  int64 [n, 2, L]   steps around EARLY and LATE
     crops:    float32 [n, F, 4] top, left, height, width in pixels
-    colors:   float32 [n, F, 2, 3]  gain and offset of red, green and blue in 0..1
+    colors:   float32 [n, F, 2, 3]  gain and offset of red, green and blue, for pixels in 0..1
     """
 
     episodes: np.ndarray
@@ -127,12 +128,13 @@ def draw_samples(
     attempt: int = 0,
     kept: KeptSteps | None = None,
 ) -> Draw:
-    """Samples first .. first + count - 1 of the run `seed`.
+    """Draw the samples first .. first + count - 1 of the run `seed`.
 
-    lengths:    steps of each eligible episode, int64 [n], each at least 3
+    lengths:    number of steps of each episode to draw from, int64 [n], each at least 3
     frame_size: (height, width), for the crop boxes
-    attempt:    0; a sample whose frames cannot be read is drawn anew as attempt 1, 2, ...
-    kept:       which steps of these episodes may be drawn, at least 3 of each; None = all
+    stream:     TRAIN or VALIDATION
+    attempt:    0; a sample whose frames cannot be read is drawn again as attempt 1, 2, ...
+    kept:       steps of these episodes that may be drawn, at least 3 of each; None = all
     """
     num_draws = _STEP_DRAWS + NUM_FRAMES * _DRAWS_PER_CROP
     u = _uniform(seed, first, count, num_draws, attempt, stream, _PLACES)
@@ -155,7 +157,7 @@ def draw_samples(
 def _uniform(
     seed: int, first: int, count: int, num_draws: int, attempt: int, stream: int, what: int
 ) -> np.ndarray:
-    """Uniform numbers in [0, 1), float64 [count, num_draws]."""
+    """Return uniform numbers in [0, 1), float64 [count, num_draws]."""
     blocks = -(-num_draws // _PHILOX_BLOCK)
     generator = np.random.Philox(key=seed, counter=[first * blocks, attempt, stream, what])
     raw = generator.random_raw(count * blocks * _PHILOX_BLOCK).reshape(count, -1)
@@ -163,7 +165,7 @@ def _uniform(
 
 
 def _integer(u: np.ndarray, low: np.ndarray | int, high: np.ndarray | int) -> np.ndarray:
-    """Uniform integers in low .. high, both included."""
+    """Map uniform numbers in [0, 1) to uniform integers in low .. high, both included."""
     return low + (u * (np.asarray(high) - low + 1)).astype(np.int64)
 
 
@@ -178,20 +180,24 @@ def _draw_steps(u: np.ndarray, lengths: np.ndarray, alpha: float) -> np.ndarray:
 
 
 def _windows(centres: np.ndarray, lengths: np.ndarray, window: int) -> np.ndarray:
-    """Steps around each centre; at the ends the window is moved in, then its last step repeated."""
+    """Return the steps around each centre.
+
+    A window that would begin before step 1 begins there. One that would end after the last step
+    repeats the last step.
+    """
     first = np.maximum(1, centres - window // 2)
     steps = first[..., None] + np.arange(window)
     return np.minimum(steps, lengths[:, None, None] - 1)
 
 
 def _per_frame(u: np.ndarray, config: SamplingConfig) -> np.ndarray:
-    """[n, F * k] -> [n, F, k], the first frame's for all where a clip shares its augmentation."""
+    """[n, F * k] -> [n, F, k]. All frames get the first one's numbers if clips share them."""
     u = u.reshape(len(u), NUM_FRAMES, -1)
     return np.broadcast_to(u[:, :1], u.shape) if config.crop_per == "clip" else u
 
 
 def _colors(u: np.ndarray, jitter: float) -> np.ndarray:
-    """Gain and offset of each channel, float32 [n, F, 2, 3], of u [n, F, 5]."""
+    """Return gain and offset of each channel, float32 [n, F, 2, 3], from u [n, F, 5]."""
     factors = np.exp(jitter * (2 * u - 1) * [1, 1, 0.5, 0.5, 0.5])
     contrast = factors[..., 1:2]
     gain = factors[..., :1] * factors[..., 2:]
@@ -210,10 +216,10 @@ def _random_crops(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> np.ndarray:
-    """Boxes distributed as torchvision's RandomResizedCrop draws them, float32 [..., 4].
+    """Return boxes of the distribution of torchvision's RandomResizedCrop, float32 [..., 4].
 
-    The first of ten proposals (area, aspect) that fits the frame, at a uniform place; where none
-    fits, the largest central crop of an allowed aspect.
+    A box is the first of ten proposals (area, aspect) that fits the frame, at a uniform place. If
+    none fits, it is the largest central crop of an allowed aspect.
     """
     frame_height, frame_width = frame_size
     area = frame_height * frame_width * (scale[0] + u[..., :10] * (scale[1] - scale[0]))
@@ -241,7 +247,7 @@ def _largest_central_crop(
 
 
 def center_crop(frame_size: tuple[int, int], fraction: float = 224 / 256) -> np.ndarray:
-    """The box that "resize the shorter side to 256, cut the central 224" leaves, float32 [4]."""
+    """Return the box that "resize the shorter side to 256, crop to 224" keeps, float32 [4]."""
     frame_height, frame_width = frame_size
     side = round(min(frame_size) * fraction)
     return np.array([(frame_height - side) // 2, (frame_width - side) // 2, side, side], np.float32)

@@ -1,8 +1,8 @@
 """Selection: which episodes of an index, and which of their steps, a recipe trains on or holds out.
 
-A filter is an option of the recipe and changes no file. The split is by recording session, because
-neighbouring episodes share scene, light and camera pose, and would leak from one side to the other.
-What "idle" and keep-ranges mean is in `idle.py`.
+A filter is an option of the recipe and changes no file. The split is by session because episodes of
+a session share scene, light and camera pose, which would leak into the validation. `idle.py` finds
+idle steps and reads files of ranges.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from mcr.errors import UserError, require_choice
 
 @dataclass
 class SelectionConfig:
-    """Which episodes, and which of their steps, to use.
+    """Which episodes to use, and which of their steps.
 
-    labs:         only these; [] = all
-    episodes:     only these names; an entry that ends in .txt is a file with a name per line;
-                  [] = all. Names that the data lacks are counted, not refused.
-    keep_ranges:  a JSON file as openpi publishes for DROID: only the steps that it lists may be
-                  drawn, and episodes that it does not mention are left out; "" = none
-    idle:         "keep", or "drop" steps at which the robot is not told to move, by openpi's rule
-    idle_change:  with "drop": all joints' commanded velocities change by less than this
-    idle_steps:   with "drop": for at least so many steps on end
-    min_frames:   shorter episodes are left out, counting the steps that may be drawn; the paper: 40
-    outcome:      "any", or "success" to leave failures out (where the data set says so)
-    language:     "none" required; "any" or "all" of the three instructions given. The losses never
-                  read language: the paper's filter "all" halves DROID.
+    labs:         labs to use; [] = all
+    episodes:     names of the episodes to use; an entry that ends in .txt is a file with a name per
+                  line; [] = all. Names that the data lacks are counted and cause no error.
+    keep_ranges:  a JSON file as openpi publishes for DROID. Only the steps that it lists may be
+                  drawn, and episodes that it does not name are left out. "" = no file
+    idle:         "keep" idle steps, or "drop" them by openpi's rule
+    idle_change:  with "drop": a step is idle if all joints' commanded velocities change by less
+    idle_steps:   with "drop": at least so many idle steps in sequence are dropped
+    min_frames:   episodes with fewer steps that may be drawn are left out; paper: 40
+    outcome:      "any", or "success" to leave out failures (if the data set names them)
+    language:     how many of the three instructions an episode must have: "none", "any" or "all".
+                  The losses never read language, and the paper's filter "all" halves DROID.
     min_words:    with language any/all: shorter instructions do not count; upstream: 2
-    val_fraction: share of recording sessions that is held out, 0 for none
+    val_fraction: share of the sessions that is held out, 0 for none
     """
 
     labs: list[str] = field(default_factory=list)
@@ -60,8 +60,8 @@ class Episodes:
     """Episodes of an index to draw clips from.
 
     rows: int64 [n]
-    kept: which of their steps may be drawn; None = all. With it a loader process holds 12 bytes
-          for each kept range of the whole data set beside 32 for each episode: a few MB for DROID.
+    kept: which of their steps may be drawn; None = all. A loader process needs 12 bytes for each
+          kept range of the data set and 32 for each episode, a few MB for DROID.
     """
 
     rows: np.ndarray
@@ -71,15 +71,16 @@ class Episodes:
         return len(self.rows)
 
     def of(self, positions: np.ndarray) -> Episodes:
-        """Some of them; positions: int or bool, as NumPy indexes."""
+        """Return some of the episodes. `positions` is a NumPy index array of int or bool."""
         kept = self.kept.of(np.arange(len(self))[positions]) if self.kept else None
         return Episodes(self.rows[positions], kept)
 
 
 def select_episodes(index: Index, config: SelectionConfig) -> tuple[Episodes, list[str]]:
-    """The episodes that pass, in the index's order, and a line per filter: what it left.
+    """Return the episodes that pass all filters, in the order of the index, and a report.
 
-    Raises UserError for unknown options and when nothing is left, naming the filter.
+    The report has a line per filter with what it left. Raises UserError for unknown options, and
+    if a filter leaves nothing.
     """
     require_choice("data.selection.idle", config.idle, ("keep", "drop"))
     require_choice("data.selection.outcome", config.outcome, ("any", "success"))
@@ -103,7 +104,7 @@ def select_episodes(index: Index, config: SelectionConfig) -> tuple[Episodes, li
 
 
 def _step_filters(index: Index, config: SelectionConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """Names, and which steps pass: bool [total_steps]."""
+    """Yield each filter's name, and the steps that pass it, bool [total_steps]."""
     if config.keep_ranges:
         steps, found = listed_steps(index, config.keep_ranges)
         yield f"keep_ranges={config.keep_ranges} ({found})", steps
@@ -114,8 +115,11 @@ def _step_filters(index: Index, config: SelectionConfig) -> Iterator[tuple[str, 
 def _episode_filters(
     table: pd.DataFrame, lengths: np.ndarray, config: SelectionConfig
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Names, and which episodes pass: bool [N]. lengths: steps that may be drawn, int64 [N]."""
-    # 3 is what the sampling rule needs: MIDDLE is drawn from 2 .. T-1
+    """Yield each filter's name, and the episodes that pass it, bool [N].
+
+    lengths: number of steps that may be drawn, int64 [N]
+    """
+    # The sampling rule needs 3 steps: MIDDLE is drawn from 2 .. T-1.
     yield f"min_frames={config.min_frames}", lengths >= max(3, config.min_frames)
     if config.labs:
         for lab in config.labs:
@@ -135,7 +139,7 @@ def _episode_filters(
 
 
 def _episode_names(entries: list[str]) -> set[str]:
-    """The names, those in .txt files included. Raises UserError for a file that cannot be read."""
+    """Return the names, with those in .txt files. Raises UserError for an unreadable file."""
     names: set[str] = set()
     for entry in entries:
         if entry.endswith(".txt"):
@@ -154,7 +158,7 @@ def _count(name: str, keep: np.ndarray, lengths: np.ndarray) -> str:
 
 
 def _add(report: list[str], index: Index, name: str, keep: np.ndarray, lengths: np.ndarray) -> None:
-    """Report a filter. Raises UserError if it left nothing."""
+    """Add a filter to the report. Raises UserError if it left nothing."""
     report.append(_count(name, keep, lengths))
     if not keep.any():
         raise UserError(
@@ -165,11 +169,11 @@ def _add(report: list[str], index: Index, name: str, keep: np.ndarray, lengths: 
 def split_sessions(
     index: Index, episodes: Episodes, val_fraction: float
 ) -> tuple[Episodes, Episodes]:
-    """(episodes to train on, held-out ones); whole sessions only.
+    """Split by session. Return (episodes to train on, held-out episodes).
 
-    A session is held out if the hash of its name falls below `val_fraction`: a pure function of the
-    name, so that adding data moves no episode. If that holds out none of the sessions, or all, the
-    one with the lowest hash is held out. Raises UserError if there is one session only.
+    A session is held out if the hash of its name is below `val_fraction`. The hash depends only on
+    the name, so added data moves no episode. If this holds out no session, or all of them, only the
+    session with the lowest hash is held out. Raises UserError if there is only one session.
     """
     if not 0 <= val_fraction < 1:
         raise UserError(f"data.selection.val_fraction={val_fraction} must lie in [0, 1)")
@@ -190,5 +194,5 @@ def split_sessions(
 
 
 def _place_of(session: str) -> float:
-    """A session's fixed place in [0, 1)."""
+    """Hash a session's name to a number in [0, 1)."""
     return int.from_bytes(hashlib.sha256(session.encode()).digest()[:8], "big") / 2**64

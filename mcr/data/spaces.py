@@ -1,7 +1,7 @@
 """Spaces: which signals are a robot's state and action, and in what form the losses see them.
 
-The index stores signals as they were recorded. A `Space` picks the columns that a recipe names and
-computes from them, batch by batch in `loader.py`, what is not recorded as such; nothing derived is
+The index stores signals as they were recorded. A `Space` selects the columns that a recipe names
+and computes derived numbers from them, batch by batch in `loader.py`. Derived numbers are not
 stored. `data.action_space` is one of
 
     default             `action`; in DROID the same numbers as cartesian_position
@@ -12,14 +12,14 @@ stored. `data.action_space` is one of
     delta               commanded pose relative to the observed one, gripper position (absolute):
                         p_commanded - p_observed in the base frame, R_observed^T R_commanded
 
-all but the first from `action_dict`. DROID's robot interface takes the gripper as a velocity in the
-velocity spaces and as a position in the others, and so do we (openpi's policies for DROID: always a
-position). DROID's velocities are shares of the controller's limits, -1 .. 1.
+All but the first come from `action_dict`. DROID's robot interface takes the gripper as a velocity
+in the velocity spaces and as a position in the others, and so do we. (openpi's policies for DROID
+always use a position.) DROID's velocities are shares of the controller's limits, -1 .. 1.
 
-`data.rotation` says how poses write their rotation: "euler", three angles that jump at +-pi, or
-"6d", the first two columns of the rotation matrix one after the other (Zhou et al., CVPR 2019,
-arXiv 1812.07035), which nothing makes jump. DROID's angles turn about the fixed axes x, y, z, in
-this order (its `droid/misc/transformations.py`: SciPy's lower-case "xyz").
+`data.rotation` says how poses write their rotation. "euler" is three angles, which jump at +-pi.
+"6d" is the first two columns of the rotation matrix, one after the other (Zhou et al., CVPR 2019,
+arXiv 1812.07035), which is continuous. DROID's angles turn about the fixed axes x, y, z, in this
+order (its `droid/misc/transformations.py`: SciPy's lower-case "xyz").
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ _NUM_COMPARED, _SAME = 256, 1e-4  # steps, metres and radians: is `action` the c
 class Space:
     """What a recipe takes from the signals of a step.
 
-    name:    how it is made: the same name, the same numbers
-    columns: the stored columns that it reads, int64 [C]
-    size:    how many numbers it gives, D
+    name:    says how it is computed; spaces of equal names give equal numbers
+    columns: stored columns that it reads, int64 [C]
+    size:    number of its dimensions, D
     compute: float32 [..., C] -> float32 [..., D]; None = as stored
     """
 
@@ -72,15 +72,15 @@ class Space:
     compute: Callable[[np.ndarray], np.ndarray] | None = None
 
     def read(self, signals: np.ndarray, steps: np.ndarray) -> np.ndarray:
-        """float32 [..., D] at `steps` (int64 [...]) of an index's `signals`."""
+        """Return the numbers at `steps` (int64 [...]) of an index's `signals`: float32 [..., D]."""
         stored = signals[steps[..., None], self.columns]
         return self.compute(stored) if self.compute else stored
 
 
 def signal_space(index: Index, keys: tuple[str, ...], rotation: str) -> Space:
-    """The named signals side by side; the poses among them with the rotation as asked for.
+    """Return the space of the named signals, with the rotations of poses written as asked for.
 
-    Raises UserError for signals that the data set lacks, and for a pose that is not one.
+    Raises UserError for a signal that the data set lacks, and for a pose of the wrong size.
     """
     require_choice("data.rotation", rotation, _ROTATION_SIZES)
     columns, name = index.columns(keys, "data.state_keys"), " + ".join(keys)
@@ -92,17 +92,17 @@ def signal_space(index: Index, keys: tuple[str, ...], rotation: str) -> Space:
 
 
 def action_space(index: Index, name: str, rotation: str) -> Space:
-    """The space `name` of ACTION_SPACES.
+    """Return the space `name` of ACTION_SPACES.
 
-    Raises UserError for signals that the data set lacks, for a pose that is not one, and for "6d"
-    where nothing tells whether `action` is a pose.
+    Raises UserError for a signal that the data set lacks, for a pose of the wrong size, and for
+    "6d" if nothing tells whether `action` is a pose.
     """
     keys = ACTION_SPACES[require_choice("data.action_space", name, ACTION_SPACES)]
     columns = index.columns(keys, f"data.action_space={name}")
     if name != "delta":
         return signal_space(index, keys, rotation)
     require_choice("data.rotation", rotation, _ROTATION_SIZES)
-    _pose_columns(index, keys)  # are they poses?
+    _pose_columns(index, keys)  # checks that they are poses
     size = len(columns) - 2 * _POSE_SIZE + 3 + _ROTATION_SIZES[rotation]
     return Space(f"delta, {rotation}", columns, size, partial(_relative, rotation=rotation))
 
@@ -111,7 +111,7 @@ def action_space(index: Index, name: str, rotation: str) -> Space:
 
 
 def _pose_columns(index: Index, keys: tuple[str, ...]) -> tuple[int, ...]:
-    """Where, in the signals side by side, a pose begins. Raises UserError if one cannot be."""
+    """Return where poses begin in the concatenated signals. Raises UserError for a wrong size."""
     begins, position = [], 0
     for key in keys:
         width = len(index.columns((key,)))
@@ -127,7 +127,7 @@ def _pose_columns(index: Index, keys: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def _action_is_pose(index: Index) -> bool:
-    """Does `action` begin with the commanded pose? By its numbers: no data set says so."""
+    """Compare numbers to tell whether `action` begins with the commanded pose. No file says so."""
     if _COMMANDED not in index.info["columns"]:
         raise UserError(
             f"{index.source}: without {_COMMANDED} nothing tells whether `action` is a pose whose "
@@ -146,7 +146,7 @@ def _action_is_pose(index: Index) -> bool:
 
 
 def _with_6d(stored: np.ndarray, begins: tuple[int, ...]) -> np.ndarray:
-    """Euler angles of the poses that begin at `begins` as 6-D; everything else as it was."""
+    """Turn the Euler angles of the poses that begin at `begins` into 6-D. Keep the rest."""
     pieces, done = [], 0
     for begin in begins:
         angles = stored[..., begin + 3 : begin + _POSE_SIZE]
@@ -156,7 +156,7 @@ def _with_6d(stored: np.ndarray, begins: tuple[int, ...]) -> np.ndarray:
 
 
 def _relative(stored: np.ndarray, rotation: str) -> np.ndarray:
-    """Observed pose, commanded pose, rest -> commanded relative to observed pose, rest."""
+    """(observed pose, commanded pose, rest) -> (commanded pose relative to observed pose, rest)."""
     observed, commanded, rest = np.split(stored, [_POSE_SIZE, 2 * _POSE_SIZE], axis=-1)
     turn = _rotations(observed[..., 3:]).inv() * _rotations(commanded[..., 3:])
     return np.concatenate(
@@ -170,14 +170,14 @@ def _relative(stored: np.ndarray, rotation: str) -> np.ndarray:
 
 
 def _rotations(angles: np.ndarray) -> Rotation:
-    """All rotations of Euler angles [..., 3], in one flat sequence."""
-    from scipy.spatial.transform import Rotation  # 0.5 s and 20 MB, for those who need it
+    """Return the rotations of Euler angles [..., 3] as one flat sequence."""
+    from scipy.spatial.transform import Rotation  # costs 0.5 s and 20 MB, so only if needed
 
     return Rotation.from_euler("xyz", angles.reshape(-1, 3))
 
 
 def _numbers(rotations: Rotation, form: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A flat sequence of rotations as float32 [*shape[:-1], 3 or 6]."""
+    """Write a flat sequence of rotations as float32 [*shape[:-1], 3 or 6]."""
     if form == "euler":
         numbers = rotations.as_euler("xyz")
     else:

@@ -1,9 +1,10 @@
 """Statistics: mean, deviation and percentiles of a space, over all steps of a data set.
 
-Computed on first use in one pass over the index's signals and kept in its `statistics.json`; where
-that cannot be written they are computed for every run. They are of the whole data set, whatever the
-recipe filters or holds out, so that runs on parts of it, and their validation, share one scale. The
-losses' normaliser (`training/pretrainer.py`) uses mean and deviation; the rest is for policies.
+They are computed on first use in one pass over the signals and kept in the index's
+`statistics.json`. If that file cannot be written, they are computed for every run. They are of the
+whole data set, whatever a recipe filters or holds out, so runs on parts of it and their validation
+share one scale. The losses' normaliser (`training/pretrainer.py`) uses mean and deviation. The rest
+is for policies.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _MAX_STEPS_FOR_PERCENTILES = 1_000_000
 
 
 def space_statistics(index: Index, space: Space) -> dict[str, list[float]]:
-    """{"mean", "std", "q01", "q99"}, each of the length D. Raises UserError for a damaged file."""
+    """Return {"mean", "std", "q01", "q99"}, each [D]. Raises UserError for a damaged file."""
     path = index.path / "statistics.json"
     try:
         known = json.loads(path.read_text()) if path.is_file() else {}
@@ -38,7 +39,7 @@ def space_statistics(index: Index, space: Space) -> dict[str, list[float]]:
 
 
 def _compute(index: Index, space: Space) -> dict[str, list[float]]:
-    """Percentiles are those of an even subsample."""
+    """Compute the statistics. Percentiles are those of an even subsample."""
     total = index.info["total_steps"]
     stride = -(-total // _MAX_STEPS_FOR_PERCENTILES)
     mean, square = np.zeros(space.size), np.zeros(space.size)
@@ -61,7 +62,10 @@ def _compute(index: Index, space: Space) -> dict[str, list[float]]:
 
 
 def _store(path: Path, content: dict[str, dict[str, list[float]]]) -> None:
-    """Write it whole or not at all; of two runs at once the later wins, which costs time only."""
+    """Write the file atomically.
+
+    The temporary name is unique because two runs may write at once. The later one wins.
+    """
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
         partial.write_text(json.dumps(content, indent=1))

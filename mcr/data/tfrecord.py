@@ -1,35 +1,31 @@
-"""TFRecord files and `tf.train.Example` messages, without TensorFlow.
+"""TFRecord files: records with checksums, one after the other. No TensorFlow is needed.
 
-Reading is a CRC-checked walk that copies nothing but the record itself: the encoded pictures of an
-episode are slices of its payload, and their byte positions are known, so that the index can point
-straight into the file. Writing exists for the sample data set and the tests. What the features of
-a robot's data set mean is not known here: see `droid.py`.
+    record: u64 length | u32 masked CRC-32C of length | payload | u32 masked CRC-32C of payload
 
-    frame:   u64 length | u32 masked CRC-32C of length | payload | u32 masked CRC-32C of payload
-    Example: {1: {1 (repeated): {1: key, 2: {1: bytes_list | 2: float_list | 3: int64_list}}}}
+Reading walks over the records, checks their CRCs and copies nothing but the payload. Writing exists
+for the sample data set and the tests. `tf_example.py` decodes payloads.
 """
 
 from __future__ import annotations
 
-import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import google_crc32c
-import numpy as np
 
+from mcr.data.tf_example import Feature, parse_example
 from mcr.errors import UserError
+from mcr.runs.atomic import atomic_path
 
 _HEADER = struct.Struct("<QI")  # length, masked CRC of length
 _FOOTER = struct.Struct("<I")  # masked CRC of payload
-_VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
 
 
 class BadRecord(UserError):
-    """One record of a shard cannot be used; names shard, byte offset and reason."""
+    """One record of a shard cannot be used. The message names shard, byte offset and reason."""
 
     def __init__(self, path: Path, offset: int, reason: str):
         super().__init__(f"{path} at byte {offset}: {reason}")
@@ -41,7 +37,12 @@ class BadRecord(UserError):
 
 @dataclass(frozen=True)
 class Record:
-    """One record: where its payload starts in the file, and the payload or why there is none."""
+    """One record of a shard.
+
+    offset:  first byte of its payload in the file
+    payload: None if the record is damaged
+    problem: why there is no payload
+    """
 
     path: Path
     offset: int
@@ -49,7 +50,7 @@ class Record:
     problem: str = ""
 
     def example(self) -> dict[str, Feature]:
-        """The features by key, not decoded yet. Raises `BadRecord`."""
+        """Return the features by key, without decoding them. Raises BadRecord."""
         if self.payload is None:
             raise BadRecord(self.path, self.offset, self.problem)
         try:
@@ -59,11 +60,11 @@ class Record:
 
 
 def read_records(path: str | Path, check_crc: bool = True) -> Iterator[Record]:
-    """Yield every record of a shard in file order, damaged ones included (see `Record.problem`).
+    """Yield every record of a shard in file order, with damaged ones (see `Record.problem`).
 
-    A wrong payload checksum costs one record. A wrong length checksum or a truncated file costs
-    the rest of the shard, since nothing tells where the next record begins: one last damaged
-    record stands for it. `dataset_info.json` says how many there should have been.
+    A wrong checksum of a payload costs one record. A wrong checksum of a length, or a truncated
+    file, costs the rest of the shard because nothing tells where the next record begins. One last
+    damaged record stands for the rest.
     """
     path = Path(path)
     size = path.stat().st_size
@@ -87,8 +88,11 @@ def read_records(path: str | Path, check_crc: bool = True) -> Iterator[Record]:
 
 
 def _read_payload(file: BinaryIO, length: int, record: Record, check_crc: bool) -> Record:
-    """`record` with its payload. A function of its own, so that no local keeps the payload alive
-    while the next one is read: a long episode is over 100 MB."""
+    """Return `record` with its payload.
+
+    This is a function because a local variable of `read_records` would keep the payload alive while
+    the next one is read. A long episode is over 100 MB.
+    """
     payload = file.read(length)
     (payload_crc,) = _FOOTER.unpack(file.read(_FOOTER.size))
     if check_crc and _masked_crc(payload) != payload_crc:
@@ -101,169 +105,13 @@ def _masked_crc(data: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-# --------------------------------------------------------------------------- tf.train.Example
-
-
-@dataclass(frozen=True)
-class Feature:
-    """One feature of an Example: a list that is decoded on demand from `buffer[start:end]`."""
-
-    buffer: bytes
-    start: int
-    end: int
-
-    def byte_ranges(self) -> tuple[np.ndarray, np.ndarray]:
-        """Start and length of every item of a bytes_list, int64 [n], relative to the buffer."""
-        begins, lengths = [], []
-        for field, wire, begin, end in self._items(1, "bytes_list"):
-            if (field, wire) != (1, _LENGTH_DELIMITED):
-                raise ValueError(f"field {field} of wire type {wire} in a bytes_list")
-            begins.append(begin)
-            lengths.append(end - begin)
-        return np.array(begins, np.int64), np.array(lengths, np.int64)
-
-    def byte_strings(self) -> list[memoryview]:
-        """The items of a bytes_list, not copied."""
-        view = memoryview(self.buffer)
-        begins, lengths = self.byte_ranges()
-        return [view[b : b + n] for b, n in zip(begins.tolist(), lengths.tolist(), strict=True)]
-
-    def floats(self) -> np.ndarray:
-        """A float_list as float32 [n]: all the precision that the file holds."""
-        parts = [
-            np.frombuffer(self.buffer, "<f4", (end - begin) // 4, begin)
-            for _, _, begin, end in self._items(2, "float_list")
-        ]
-        return np.concatenate(parts) if parts else np.empty(0, np.float32)
-
-    def ints(self) -> np.ndarray:
-        """An int64_list as int64 [n]."""
-        values: list[int] = []
-        for _, wire, begin, end in self._items(3, "int64_list"):
-            raw = np.frombuffer(self.buffer, np.uint8, end - begin, begin)
-            if wire == _LENGTH_DELIMITED and (raw < 0x80).all():  # bools and small numbers
-                values.extend(raw.tolist())
-                continue
-            while begin < end:
-                value, begin = _varint(self.buffer, begin)
-                values.append(value - (1 << 64) if value >> 63 else value)
-        return np.array(values, np.int64)
-
-    def _items(self, kind: int, name: str) -> list[tuple[int, int, int, int]]:
-        """The fields inside the list; an absent list is empty, a list of another kind an error."""
-        inside: list[tuple[int, int, int, int]] = []
-        for field, _, begin, end in _fields(self.buffer, self.start, self.end):
-            if field != kind:
-                raise ValueError(f"expected a {name}")
-            inside.extend(_fields(self.buffer, begin, end))
-        return inside
-
-
-def parse_example(payload: bytes, start: int = 0, end: int | None = None) -> dict[str, Feature]:
-    """Find the features of the `tf.train.Example` in payload[start:end], without decoding them.
-
-    `payload` may be a memory map. Raises ValueError or IndexError if it is no Example.
-    """
-    features = {}
-    whole = _fields(payload, start, len(payload) if end is None else end)
-    for _, _, map_begin, map_end in whole:
-        for _, _, entry_begin, entry_end in _fields(payload, map_begin, map_end):
-            entry = {f: (b, e) for f, _, b, e in _fields(payload, entry_begin, entry_end)}
-            key_begin, key_end = entry.get(1, (0, 0))
-            key = bytes(payload[key_begin:key_end]).decode("utf-8")
-            features[key] = Feature(payload, *entry.get(2, (0, 0)))
-    return features
-
-
-def _fields(buffer: bytes, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """(field number, wire type, begin, end of its content) of a protobuf message."""
-    while position < end:
-        tag = buffer[position]  # all field numbers here fit one byte, hence one tag byte
-        position += 1
-        wire = tag & 7
-        if wire == _LENGTH_DELIMITED:
-            length = buffer[position]
-            position += 1
-            if length >= 0x80:
-                length, position = _varint(buffer, position - 1)
-        elif wire == _FIXED32:
-            length = 4
-        elif wire == _FIXED64:
-            length = 8
-        elif wire == _VARINT:
-            length = _varint(buffer, position)[1] - position
-        else:
-            raise ValueError(f"wire type {wire}")
-        if tag >= 0x80 or position + length > end:
-            raise ValueError("a field runs over the end of its message")
-        yield tag >> 3, wire, position, position + length
-        position += length
-
-
-def _varint(buffer: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = buffer[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-        if shift > 63:
-            raise ValueError("a varint of more than 10 bytes")
-
-
-# --------------------------------------------------------------------------- writing
-
-
-def encode_example(features: Mapping[str, list[bytes] | np.ndarray]) -> bytes:
-    """Serialize features as a `tf.train.Example`.
-
-    A list of bytes becomes a bytes_list, a float array a float_list (float32, flattened), an
-    integer or bool array an int64_list.
-    """
-    entries = []
-    for key in sorted(features):
-        value = _encode_feature(features[key])
-        entries.append(_delimited(1, _delimited(1, key.encode()) + _delimited(2, value)))
-    return _delimited(1, b"".join(entries))
-
-
-def _encode_feature(value: list[bytes] | np.ndarray) -> bytes:
-    if isinstance(value, list):
-        return _delimited(1, b"".join(_delimited(1, item) for item in value))
-    flat = np.asarray(value).ravel()
-    if flat.dtype.kind == "f":
-        return _delimited(2, _delimited(1, flat.astype("<f4").tobytes()))
-    if flat.dtype.kind in "biu":
-        packed = b"".join(_encode_varint(int(v) & (2**64 - 1)) for v in flat)
-        return _delimited(3, _delimited(1, packed))
-    raise TypeError(f"a feature cannot hold {flat.dtype}")
-
-
-def _delimited(field: int, content: bytes) -> bytes:
-    return bytes([field << 3 | _LENGTH_DELIMITED]) + _encode_varint(len(content)) + content
-
-
-def _encode_varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes(out) + bytes([value])
-
-
 def write_records(path: str | Path, payloads: Iterable[bytes]) -> int:
-    """Write a shard atomically (temporary file, then rename). Returns its size in bytes."""
+    """Write a shard atomically. Return its size in bytes."""
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with atomic_path(path) as partial, partial.open("wb") as file:
         for payload in payloads:
             header = struct.pack("<Q", len(payload))
             file.write(header + _FOOTER.pack(_masked_crc(header)))
             file.write(payload)
             file.write(_FOOTER.pack(_masked_crc(payload)))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
     return path.stat().st_size

@@ -4,7 +4,7 @@ As MCR's paper (arXiv 2410.22325) defines it: Grad-CAM of the encoder, binarised
 index |A n B| / |A u B| with the mask of end effector and task objects, averaged over frames. There
 the masks are SAM 2's; in simulation they are rendered, and exact. The paper's threshold is not
 documented: `sweep` gives all of them for the price of one Grad-CAM. The number alone says little;
-`baselines` says what maps of the same size get that never looked. Called by scripts/centricity.py.
+`baselines` says what maps of the same size get that never looked. Called by `mcr centricity`.
 
     N frames   S pixels per side of what enters the network, where maps and masks are compared
 """

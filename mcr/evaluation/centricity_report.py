@@ -4,7 +4,7 @@
              sweep.png                       centricity over all thresholds of the map
              <task>.png                      maps and masks of some frames
 
-Called by scripts/centricity.py.
+Called by `mcr centricity`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Comparison: runs of several variants and seeds -> one table and one picture.
 
 It is for what compares: held-out accuracies and probes, not losses, which differ in kind between
-variants. Called by scripts/compare_runs.py.
+variants. Called by `mcr compare`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     folders    pictures in one, PNG masks of the same names in the other, as SAM 2 writes them
 
 Each HDF5 file, and each folder with pictures in it, is a task. Reads only the frames that are
-asked for. Called by scripts/centricity.py.
+asked for. Called by `mcr centricity`.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _camera_with_masks(path: Path, observations: Collection[str], camera: str) -
         raise UserError(
             f"{path}: has pictures of {', '.join(sorted(seen)) or 'no camera'}, but no masks of "
             f"them (obs/{camera or '<camera>'}_mask): record them with "
-            "scripts/record_demonstrations.py --masks"
+            "mcr record --masks"
         )
     if not camera and len(masked) > 1:
         raise UserError(f"{path}: has masks of {', '.join(sorted(masked))}: choose one --camera")

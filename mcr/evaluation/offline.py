@@ -6,7 +6,7 @@
     feature health   do features differ between pictures, and in how many directions?
 
 Probes are fitted on training sessions; all but feature health is judged on whole held-out recording
-sessions. Each frame goes through the encoder once, for all scores. Called by scripts/evaluate.py.
+sessions. Each frame goes through the encoder once, for all scores. Called by `mcr evaluate`.
 It is no substitute for success rates.
 """
 

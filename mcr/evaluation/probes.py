@@ -3,7 +3,7 @@
 Losses of differently trained encoders do not compare; this does. Features of training episodes are
 regressed on what the robot is at, is told to do, and how far the episode is; the regression, linear
 or a small network, is judged on held-out recording sessions. It sees an encoder as a released file
-and knows nothing of how it was trained. `probe_encoder` is called by scripts/compare_runs.py, the
+and knows nothing of how it was trained. `probe_encoder` is called by `mcr compare`, the
 regressions by `offline`.
 """
 

@@ -5,7 +5,7 @@
              results.md      encoders by tasks, with 95% intervals
              results.png     the same to look at
 
-Called by `success_rates` and scripts/evaluate.py.
+Called by `success_rates` and `mcr evaluate`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 For each task an expert's demonstrations, recorded once; for each encoder their features, on them
 one policy per seed by behaviour cloning, and rollouts on the same scenes for all. Nothing is tuned
-on the rollouts: the policy after the last epoch is tried, once. Called by scripts/evaluate.py.
+on the rollouts: the policy after the last epoch is tried, once. Called by `mcr evaluate`.
 
     <folder>/demonstrations/   <task>.hdf5, with masks for `evaluation.centricity`
              features/         <task>/<hash of the encoder>, caches
@@ -29,14 +29,17 @@ from mcr.features.key import weights_fingerprint as fingerprint
 from mcr.models.encoder import Encoder
 from mcr.models.inference import torch_network
 from mcr.models.loading import load_model
-from mcr.policies.behaviour_cloning import Config as BehaviourCloning
-from mcr.policies.behaviour_cloning import load_policy, train
+from mcr.policies.behaviour_cloning import train
+from mcr.policies.config import Config as BehaviourCloning
 from mcr.policies.demonstrations import (
     DemonstrationConfig,
     Demonstrations,
     open_demonstrations,
 )
-from mcr.policies.policy import PolicyConfig, train_policies
+from mcr.policies.ensemble import EnsembleConfig, train_policies
+from mcr.policies.network import PolicyConfig
+from mcr.policies.observation_encoder import ObservationConfig
+from mcr.policies.policy import load_policy
 from mcr.runs.processes import processor
 from mcr.simulation.recorder import record_demonstrations
 from mcr.simulation.rollouts import Act, run_rollouts
@@ -65,7 +68,7 @@ class Protocol:
     seeds: int = 3
     pictures: PictureConfig = field(default_factory=PictureConfig)
     horizon: int = 0
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    policy: EnsembleConfig = field(default_factory=EnsembleConfig)
 
     def __post_init__(self) -> None:
         for name in ("demonstrations", "rollouts", "seeds"):
@@ -286,14 +289,17 @@ def learning_policies(
     """
     assert sight.source is not None and sight.encoder is not None
     preprocessing = sight.encoder.preprocessing
+    policy = asdict(protocol.policy)
     config = BehaviourCloning(
-        **asdict(protocol.policy),
-        data=str(demonstrations),
-        val_fraction=0,
-        encoder=sight.source,
-        freeze_encoder=False,
-        crops=int(preprocessing.resize > preprocessing.image_size),
-        emb_dim=0,
+        demonstrations=DemonstrationConfig(data=str(demonstrations), val_fraction=0),
+        observations=ObservationConfig(
+            encoder=sight.source,
+            freeze_encoder=False,
+            crops=int(preprocessing.resize > preprocessing.image_size),
+            feature_norm=policy.pop("feature_norm"),
+            emb_dim=0,
+        ),
+        policy=PolicyConfig(**policy),
         device=device,
     )
     policies = [
@@ -302,7 +308,7 @@ def learning_policies(
     ]
 
     def act(chosen: np.ndarray, observation: Observation) -> np.ndarray:
-        actions = np.zeros((len(chosen), len(policies[0].action_mean)), np.float32)
+        actions = np.zeros((len(chosen), policies[0].network.action_dim), np.float32)
         for seed in np.unique(chosen):
             its = {key: values[chosen == seed] for key, values in observation.items()}
             actions[chosen == seed] = policies[seed].act(its, its["proprioception"])

@@ -1,6 +1,6 @@
 """Extraction: an encoder and data -> a feature cache, by several processes, resumable.
 
-`extract_features` is what scripts/extract_features.py, behaviour cloning and the evaluation call.
+`extract_features` is what `mcr features`, behaviour cloning and the evaluation call.
 `encode_frames` is the loop that `mcr.robomimic.cached_features` shares with it. How a cache lies on
 disk is in `cache`; what makes one stale is in `key`.
 """

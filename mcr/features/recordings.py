@@ -1,16 +1,17 @@
-"""Recordings: whatever holds a robot's pictures -> episodes of frames, for computing features.
+"""Recordings: anything that holds a robot's pictures -> episodes of frames, to compute features of.
 
-    RLDS shards, PNG/pickle tree   through `mcr.data.index`, which they share with training
+    RLDS shards, PNG/pickle tree   through `mcr.data.index`, as training reads them
     robomimic's HDF5               through `mcr.data.hdf5`                              (extra hdf5)
-    a folder of videos, or one     each file an episode                                (extra video)
-    a folder of pictures           each folder with pictures in it an episode, in natural order
+    a folder of videos, or one     each file is an episode                             (extra video)
+    a folder of pictures           each folder with pictures in it is an episode, in natural order
 
-Pictures only; actions and states are read elsewhere. A `Recordings` opens its files when it is
-first read, so that it can be sent to another process.
+Actions and states are read elsewhere. A `Recordings` opens its files when it is first read, so it
+can be sent to another process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -35,7 +36,11 @@ _BYTES_PER_READ = 1 << 22
 
 
 class Recordings(Protocol):
-    """Episodes of frames. names, lengths: of episodes; fingerprint: changes with the content."""
+    """Episodes of frames.
+
+    names, lengths: of the episodes
+    fingerprint:    a hash that changes with the content
+    """
 
     names: list[str]
     lengths: list[int]
@@ -43,12 +48,15 @@ class Recordings(Protocol):
     fingerprint: str
 
     def frames(self, episode: int, camera: str) -> Iterator[np.ndarray]:
-        """All frames of one camera in order, uint8 [H, W, 3], RGB. UserError names the bad one."""
+        """All frames of one camera in order, uint8 [H, W, 3], RGB.
+
+        Raises UserError that names a frame which cannot be read.
+        """
         ...
 
 
 def open_recordings(source: str | Path) -> Recordings:
-    """Recognise what `source` is. Raises UserError if it is nothing that is known here."""
+    """Open data of any kind above. Raises UserError if `source` is none of them."""
     source = Path(source).expanduser()
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; check the path to the data")
@@ -71,13 +79,13 @@ def open_recordings(source: str | Path) -> Recordings:
 
 
 def _files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
-    """Files below `folder` in natural order: 2 before 10."""
+    """Files below `folder` in natural order, 2 before 10."""
     found = [path for path in folder.rglob("*") if path.suffix.lower() in suffixes]
     return sorted(found, key=lambda path: natural_order(path.relative_to(folder).as_posix()))
 
 
 def _fingerprint(files: Iterable[Path], root: Path) -> str:
-    """SHA-256 of names, sizes and CRCs of contents."""
+    """SHA-256 of the files' names, sizes and checksums."""
     digest = hashlib.sha256()
     for path in files:
         checksum, size = google_crc32c.Checksum(), 0
@@ -94,7 +102,7 @@ def _fingerprint(files: Iterable[Path], root: Path) -> str:
 
 
 class IndexedRecordings:
-    """RLDS shards or a tree. Its fingerprint is the index's, the same for both."""
+    """RLDS shards or a tree. The fingerprint is the index's, which is the same for both."""
 
     def __init__(self, index: Index):
         self._index = index
@@ -119,7 +127,7 @@ class IndexedRecordings:
 
 
 class Hdf5Recordings:
-    """robomimic's data set: every observation that is uint8 [T, H, W, 3] is a camera."""
+    """robomimic's HDF5."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -149,7 +157,7 @@ class Hdf5Recordings:
 
 @dataclass
 class VideoRecordings:
-    """Videos, each an episode with the one camera "video"; sound is ignored."""
+    """Videos. Each is an episode with one camera, "video"."""
 
     files: list[Path]
     names: list[str]
@@ -159,7 +167,7 @@ class VideoRecordings:
 
     @classmethod
     def of(cls, files: list[Path], root: Path) -> VideoRecordings:
-        """Count the frames of each by reading the files once, without decoding."""
+        """Count the frames of each video, which reads the files once but does not decode them."""
         names = [path.relative_to(root).with_suffix("").as_posix() for path in files]
         if len(set(names)) < len(names):
             names = [path.relative_to(root).as_posix() for path in files]
@@ -183,32 +191,26 @@ def _num_frames(path: Path) -> int:
         return sum(1 for packet in container.demux(video=0) if packet.size)
 
 
-class _video:
-    """An open video; what goes wrong inside is a UserError that names it."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._av = import_extra("av", "video")
-
-    def __enter__(self) -> Any:
+@contextlib.contextmanager
+def _video(path: Path) -> Iterator[Any]:
+    """An open video. An error of FFmpeg inside the block becomes a UserError that names it."""
+    av = import_extra("av", "video")
+    try:
+        container = av.open(str(path))
+    except av.FFmpegError as error:
+        raise UserError(f"{path}: is no readable video ({error})") from error
+    with container:
+        if not container.streams.video:
+            raise UserError(f"{path}: has no video in it")
         try:
-            self._container = self._av.open(str(self._path))
-        except self._av.FFmpegError as error:
-            raise UserError(f"{self._path}: is no readable video ({error})") from error
-        if not self._container.streams.video:
-            self._container.close()
-            raise UserError(f"{self._path}: has no video in it")
-        return self._container
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        self._container.close()
-        if isinstance(error, self._av.FFmpegError):
-            raise UserError(f"{self._path}: cannot be decoded ({error})") from error
+            yield container
+        except av.FFmpegError as error:
+            raise UserError(f"{path}: cannot be decoded ({error})") from error
 
 
 @dataclass
 class PictureRecordings:
-    """Pictures, PNG or JPEG: each folder that holds some is an episode of one camera, "picture"."""
+    """PNG or JPEG files. Each folder that holds some is an episode with one camera, "picture"."""
 
     episodes: list[list[Path]]
     names: list[str]
@@ -233,6 +235,6 @@ class PictureRecordings:
 
 
 def require_cameras(recordings: Recordings, cameras: Iterable[str] | None) -> tuple[str, ...]:
-    """Those cameras, or all for None; UserError for one that is not there, naming the nearest."""
+    """The chosen cameras, all if none is chosen. Raises UserError for one that does not exist."""
     chosen = tuple(cameras) if cameras else recordings.cameras
     return tuple(require_choice("camera", camera, recordings.cameras) for camera in chosen)

@@ -1,12 +1,12 @@
 """Demonstrations: recordings with actions -> the arrays that behaviour cloning learns from.
 
-    robomimic's HDF5        through `mcr.data.hdf5`; its own split, if it has mask/train and
-                            mask/valid
-    RLDS shards, our tree   through `mcr.data.index`: signals and action space as in pretraining;
-                            where outcomes are known, successes only
+    robomimic's HDF5        through `mcr.data.hdf5`; split as the file says, if it has mask/train
+                            and mask/valid
+    RLDS shards, our tree   through `mcr.data.index`; signals and action space as in pretraining;
+                            only successes, where outcomes are known
 
-Steps of all episodes stand one after the other in the order of `recordings`, which is that of a
-feature cache too. Called by `behaviour_cloning`; pictures themselves are read in `recordings`.
+The steps of all episodes are concatenated in the order of `recordings`, as in a feature cache.
+Called by `behaviour_cloning` and by the evaluation. `recordings` reads the pictures.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mcr.features.recordings import Hdf5Recordings, IndexedRecordings, Recording
 from mcr.runs.processes import progress_bar
 
 _INDEX_SIGNALS = ("cartesian_position", "gripper_position", "joint_position")
-_PRIVILEGED = "object"  # robomimic's key for the true poses of things, which no camera robot has
+_PRIVILEGED = "object"  # robomimic's key for the true poses of objects, which no real robot knows
 
 
 @dataclass
@@ -35,12 +35,13 @@ class DemonstrationConfig:
 
     data:           robomimic's HDF5, an RLDS version folder, or the root of a tree
     cameras:        [] = all
-    low_dim:        low-dimensional signals; [] = all but "object", which no robot knows; of shards
-                    and trees: the poses of hand, gripper and joints
-    proprioception: False = pictures only
-    action_space:   of shards and trees: as `data.action_space` of pretraining
-    rotation:       of shards and trees: "6d", or "euler" angles, which jump
-    val_fraction:   share of episodes held out, where the file has no mask/valid; 0 = none at all
+    low_dim:        low-dimensional signals; [] = all but "object", which no real robot knows; for
+                    shards and trees: the poses of hand, gripper and joints
+    proprioception: False = no low-dimensional signals
+    action_space:   for shards and trees: as `data.action_space` in pretraining
+    rotation:       for shards and trees: "6d", or "euler" angles, which are discontinuous
+    val_fraction:   share of the episodes that is held out, if the file has no split of its own;
+                    0 = no episode is held out, whatever the file says
     """
 
     data: str = ""
@@ -56,8 +57,10 @@ class DemonstrationConfig:
 class Demonstrations:
     """N steps of all episodes.
 
-    low_dim: float32 [N, P], of the signals `signals`; actions: float32 [N, A]
-    training, held_out: rows of episodes, int64; what is in neither is not used
+    low_dim:  float32 [N, P]; the signals called `signals`, side by side
+    actions:  float32 [N, A]
+    training: rows of the episodes to train on, int64
+    held_out: rows of the episodes that are held out, int64; episodes in neither are not used
     """
 
     recordings: Recordings
@@ -69,15 +72,15 @@ class Demonstrations:
     held_out: np.ndarray
 
     def steps(self, episodes: np.ndarray) -> np.ndarray:
-        """Their rows in the arrays, int64."""
+        """Rows of these episodes' steps in the arrays, int64."""
         starts = np.cumsum([0, *self.recordings.lengths])
         ranges = [np.arange(starts[episode], starts[episode + 1]) for episode in episodes]
         return np.concatenate(ranges) if ranges else np.arange(0)
 
     def pictures(self, camera: str, path: Path) -> np.ndarray:
-        """All frames of a camera, uint8 [N, H, W, 3], decoded into the mapped file `path`.
+        """All frames of a camera, uint8 [N, H, W, 3], decoded into the memory-mapped file `path`.
 
-        Raises UserError if they differ in size.
+        Raises UserError if frames differ in size.
         """
         lengths, rows, array = self.recordings.lengths, 0, None
         with progress_bar(None, f"pictures of {camera}", "frames", sum(lengths)) as bar:
@@ -99,18 +102,20 @@ class Demonstrations:
 
 
 def open_demonstrations(config: DemonstrationConfig) -> Demonstrations:
-    """Read everything but the pictures.
+    """Read everything except the pictures.
 
-    Raises UserError for a camera or signal that is not there, naming the nearest; for actions,
-    signals and pictures of different lengths; and for data of an unknown kind.
+    Raises UserError if the data is of an unknown kind, if a camera or signal does not exist, and if
+    actions, signals and pictures of an episode differ in length.
     """
     if not config.data:
-        raise UserError("data is not set: give an HDF5 file, an RLDS version folder or a tree")
+        raise UserError(
+            "demonstrations.data is not set: give an HDF5 file, an RLDS version folder or a tree"
+        )
     if not 0 <= config.val_fraction < 1:
         raise UserError(f"val_fraction={config.val_fraction} must lie in [0, 1)")
     source = Path(config.data).expanduser()
     if not source.exists():
-        raise UserError(f"{source}: no such file or folder; check data=")
+        raise UserError(f"{source}: no such file or folder; check demonstrations.data=")
     is_hdf5 = source.is_file() and source.suffix in hdf5.SUFFIXES
     found = _of_hdf5(source, config) if is_hdf5 else _of_index(open_index(source), config)
     for name in ("low_dim", "actions"):
@@ -129,7 +134,7 @@ def _cameras(recordings: Recordings, config: DemonstrationConfig) -> tuple[str, 
 
 
 def _split(usable: Sequence[int], val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Episodes to train on and held-out ones, spread evenly."""
+    """Episodes to train on and held-out episodes, which are spread evenly."""
     episodes = np.asarray(usable, np.int64)
     count = round(val_fraction * len(episodes))
     if val_fraction and len(episodes) > 1:

@@ -1,11 +1,11 @@
-"""Heads: what a policy's last layer says -> a loss against the demonstrated action, and an action.
+"""Heads: the output of a policy's last layer -> an action, and a loss against the demonstrated one.
 
     mlp       the action itself; mean squared error
-    gaussian  mean and deviation of each of its numbers; negative log-likelihood
-    gmm       a mixture of `modes` such Gaussians over all of them; negative log-likelihood
+    gaussian  mean and standard deviation of each number of the action; negative log-likelihood
+    gmm       a mixture of `modes` such Gaussians over the whole action; negative log-likelihood
 
-Heads have no parameters: the policy's last linear layer gives `width` numbers per state. All work
-on any leading dimensions, so that an ensemble is one call. Used by `policy`, `behaviour_cloning`.
+Heads have no parameters. They read the `width` numbers that the policy's last linear layer gives
+for each state. Leading dimensions are arbitrary, so one call serves an ensemble. Used by `network`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from mcr.errors import UserError, require_choice
 
 HEADS = ("mlp", "gaussian", "gmm")
-_LEAST_STD = 0.01  # of actions of the order of 1: keeps likelihoods of constant actions finite
+_LEAST_STD = 0.01  # keeps the likelihood finite where an action is constant; actions are about 1
 
 
 class Head(Protocol):
-    """width: numbers that it reads. A is the number of numbers in an action (or chunk of them)."""
+    """width: how many numbers it reads. A: how many numbers an action (or a chunk) has."""
 
     width: int
 
@@ -41,7 +41,7 @@ class Head(Protocol):
 
 
 def build_head(name: str, action_dim: int, modes: int) -> Head:
-    """The head `name`; modes: of a gmm. Raises UserError for an unknown name or no modes."""
+    """The head called `name`. modes: of a gmm. Raises UserError for an unknown name or no modes."""
     require_choice("head", name, HEADS)
     if modes < 1:
         raise UserError(f"modes={modes} must be at least 1")
@@ -51,7 +51,7 @@ def build_head(name: str, action_dim: int, modes: int) -> Head:
 
 
 class MlpHead:
-    """The action as it is; nothing squashes it."""
+    """The output is the action. It is not limited to a range."""
 
     def __init__(self, action_dim: int):
         self.width = action_dim
@@ -64,7 +64,7 @@ class MlpHead:
 
 
 class GaussianHead:
-    """Means, then what softplus makes deviations of."""
+    """The output is the means, then the standard deviations before softplus."""
 
     def __init__(self, action_dim: int):
         self.width = 2 * action_dim
@@ -77,7 +77,7 @@ class GaussianHead:
 
 
 class MixtureHead:
-    """Logits of the modes, then a Gaussian's numbers for each. It acts by the likeliest mode."""
+    """The output is a logit per mode, then each mode's Gaussian. The likeliest mode acts."""
 
     def __init__(self, action_dim: int, modes: int):
         self.modes = modes
@@ -108,10 +108,11 @@ def _gaussian(numbers: Tensor) -> Independent:
 
 
 def action_chunks(actions: np.ndarray, lengths: Sequence[int], chunk: int) -> np.ndarray:
-    """Each step's next `chunk` actions: [N, A] of episodes of these lengths -> [N, chunk * A].
+    """The next `chunk` actions of each step: [N, A] -> [N, chunk * A].
 
-    Beyond the end of an episode its last action is repeated, as in diffusion policy.
-    Raises UserError for a chunk below 1, or lengths that are not those of the actions.
+    lengths: numbers of steps of the episodes, in order
+    At the end of an episode its last action is repeated, as in diffusion policy.
+    Raises UserError for a chunk below 1, and if the lengths do not add up to N.
     """
     if chunk < 1:
         raise UserError(f"chunk={chunk} must be at least 1")

@@ -4,9 +4,9 @@ r"""Observation encoder: a robot's cameras and low-dimensional signals -> one ve
                                                +-> projection (2 layers) -> vector
               low-dimensional, standardised -> /
 
-Encoders are those of `models.encoder`, so frozen means frozen, and pictures are raw. Features that
-a cache holds may be given in the place of pictures. No actions here: see `behaviour_cloning`, which
-trains it, and `policy` for ensembles on features alone.
+The encoders are those of `models.encoder`: they take raw pictures, and a frozen one stays frozen.
+Features from a cache may replace pictures. `policy` puts a network behind it, and
+`behaviour_cloning` trains both.
 
 Shapes: B states, V cameras, D features, h w of a map, P low-dimensional signals.
 """
@@ -27,7 +27,7 @@ from mcr.models.encoder import Encoder, ResNetEncoder
 from mcr.models.loading import load_model
 from mcr.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from mcr.models.untrained import build_untrained
-from mcr.policies.policy import FEATURE_NORMS, mean_and_std
+from mcr.policies.network import FEATURE_NORMS, Standardise
 
 POOLINGS = ("pooled", "spatial_softmax", "tokens")
 NORMALISATIONS = ("own", "imagenet")
@@ -36,21 +36,22 @@ _KEYPOINTS = 32  # of a spatial softmax, as in robomimic and diffusion policy
 
 @dataclass
 class ObservationConfig:
-    """What becomes of observations.
+    """How observations become vectors.
 
     encoder:            what `load_model` takes; "" = torchvision's ImageNet weights
-    pretrained_encoder: False = random weights, the baseline; `encoder` is then left out
-    rgb_model_name:     the network, where `encoder` does not say it: resnet18 (default), ...
-    image_size:         pixels that enter the network; 0 = as the encoder was trained (random: 224)
+    pretrained_encoder: False = random weights, a baseline; `encoder` must then be ""
+    rgb_model_name:     the network; "" = that of `encoder`, or resnet18
+    image_size:         pixels that the network gets; 0 = as the encoder was trained, or 224 for
+                        random weights
     normalisation:      of pixels: the encoder's "own", or "imagenet"
-    freeze_encoder:     True = the encoder learns nothing, until `unfreeze`
-    share_encoder:      one encoder for all cameras; False = a copy for each
-    grad_checkpointing: less memory and more time where the encoder learns
-    crops:              while training, that many random crops in the place of the centre crop,
-                        their features averaged; 0 = none
-    pooling:            "pooled", the encoder's own features; "spatial_softmax", where in the
-                        picture 32 learned keypoints are; "tokens", a learned attention over the map
-    feature_norm:       on features: "none", "layer_norm" (each camera's), "batch_norm"
+    freeze_encoder:     True = the encoder does not learn until `unfreeze` is called
+    share_encoder:      True = one encoder for all cameras; False = one for each
+    grad_checkpointing: save memory at the cost of time where the encoder learns
+    crops:              number of random crops per picture in training, whose features are averaged;
+                        0 = the centre crop
+    pooling:            "pooled", the encoder's own features; "spatial_softmax", the positions of 32
+                        learned keypoints; "tokens", a learned attention over the feature map
+    feature_norm:       of features: "none", "layer_norm" (for each camera), "batch_norm"
     emb_dim:            width of the projection, a 2-layer MLP with LeakyReLU; 0 = no projection
     """
 
@@ -84,13 +85,13 @@ class ObservationConfig:
 class ObservationEncoder(nn.Module):
     """Pictures of the named cameras and P signals -> float [B, out_dim].
 
-    cameras: in the order of V; low_dim: P, 0 = without proprioception; encoders: one, or one per
-    camera, in the place of those that the config names.
+    cameras:       in the order of V
+    low_dim:       P; 0 = no signals
+    encoders:      one, or one per camera, instead of those that the config names
+    feature_shape: of one camera's features in a cache, [D] or [D, h, w]
+    out_dim:       width of the vector
     Raises UserError for an encoder that does not fit the config.
     """
-
-    low_dim_mean: Tensor
-    low_dim_std: Tensor
 
     def __init__(
         self,
@@ -109,7 +110,6 @@ class ObservationEncoder(nn.Module):
             encoder.set_grad_checkpointing(config.grad_checkpointing)
         if config.crops:
             _require_margin(self.encoder)
-        # what a cache holds: the shape of one camera's features
         self.feature_shape = _feature_shape(self.encoder, config)
         self.pool = _build_pool(config.pooling, self.feature_shape[0])
         width = 2 * _KEYPOINTS if config.pooling == "spatial_softmax" else self.feature_shape[0]
@@ -117,22 +117,21 @@ class ObservationEncoder(nn.Module):
         inputs = len(self.cameras) * width + low_dim
         self.projection = _build_projection(inputs, config.emb_dim)
         self.out_dim = config.emb_dim or inputs
-        self.register_buffer("low_dim_mean", torch.zeros(low_dim))
-        self.register_buffer("low_dim_std", torch.ones(low_dim))
+        self.low_dim = Standardise(low_dim)
 
     @property
     def encoder(self) -> Encoder:
-        """The shared encoder, or the first camera's."""
+        """The shared encoder, or that of the first camera."""
         return self.all_encoders()[0]
 
     def all_encoders(self) -> list[Encoder]:
-        """One, or one per camera."""
+        """The shared encoder, or one per camera."""
         return [encoder for encoder in self.encoders if isinstance(encoder, Encoder)]
 
     def forward(self, pictures: Mapping[str, Any], low_dim: Tensor | None = None) -> Tensor:
-        """Raw pictures of each camera, [B, 3, H, W] or [B, H, W, 3], and float [B, P] -> [B, out].
+        """Raw pictures [B, 3, H, W] or [B, H, W, 3] by camera and signals [B, P] -> [B, out_dim].
 
-        Raises UserError for a missing camera and for what is no raw picture.
+        Raises UserError if a camera is missing or a picture is not raw.
         """
         crops = self.config.crops if self.training else 0
         pooled = [self.pool(self._encode(camera, pictures, crops)) for camera in self.cameras]
@@ -140,9 +139,9 @@ class ObservationEncoder(nn.Module):
         return self._finish(torch.stack(means, dim=1), low_dim)
 
     def from_features(self, features: Tensor, low_dim: Tensor | None = None) -> Tensor:
-        """The same from what `features` returned: float [B, V, D], of maps [B, V, D, h, w].
+        """Features [B, V, D] or [B, V, D, h, w] of `features`, and signals [B, P] -> [B, out_dim].
 
-        Raises UserError for features of another encoder, another size or other cameras.
+        Raises UserError for features of another shape.
         """
         expected = (len(self.cameras), *self.feature_shape)
         if tuple(features.shape[1:]) != expected:
@@ -154,30 +153,26 @@ class ObservationEncoder(nn.Module):
         return self._finish(rearrange(pooled, "(b v) d -> b v d", b=len(features)), low_dim)
 
     def features(self, pictures: Mapping[str, Any]) -> Tensor:
-        """What a cache holds of these pictures: the encoders' centre crops, before pooling."""
+        """The features of the pictures' centre crops before pooling, as a cache holds them."""
         features = [self._encode(camera, pictures, crops=0) for camera in self.cameras]
         return torch.stack(features, dim=1)
-
-    def take_statistics(self, low_dim: Tensor) -> None:
-        """Standardise low-dimensional signals by these from now on: [N, P]."""
-        self.low_dim_mean, self.low_dim_std = mean_and_std(low_dim)
 
     # ----------------------------------------------------------------------- what may learn
 
     def freeze(self) -> None:
-        """Let no encoder learn; pooling, norm and projection do."""
+        """Let no encoder learn. Pooling, norm and projection still do."""
         for encoder in self.all_encoders():
             encoder.freeze()
 
     def unfreeze(self, num_stages: int = 0) -> None:
-        """Let the encoders' last stages learn, `Encoder.stages`; 0 = all of them."""
+        """Let the last stages of the encoders learn, see `Encoder.stages`. 0 = all stages."""
         for encoder in self.all_encoders():
             encoder.unfreeze(encoder.stages[: num_stages or None])
 
-    # ----------------------------------------------------------------------- the way through
+    # ----------------------------------------------------------------------- the parts of forward
 
     def _encode(self, camera: str, pictures: Mapping[str, Any], crops: int) -> Tensor:
-        """[B * n, D] or [B * n, D, h, w] of n random crops each; 0 = the centre crop."""
+        """Features of n random crops per picture, [B * n, ...]; of the centre crop if n is 0."""
         if camera not in pictures:
             raise UserError(f"no pictures of the camera {camera!r}, only of {', '.join(pictures)}")
         place = 0 if self.config.share_encoder else self.cameras.index(camera)
@@ -196,19 +191,19 @@ class ObservationEncoder(nn.Module):
 
     def _finish(self, features: Tensor, low_dim: Tensor | None) -> Tensor:
         """Pooled features [B, V, D] and signals [B, P] -> [B, out_dim]."""
-        num_signals = len(self.low_dim_mean)
+        num_signals = len(self.low_dim.mean)
         if low_dim is None:
             low_dim = features.new_zeros(len(features), 0)
         if low_dim.shape != (len(features), num_signals):
             raise UserError(
                 f"low_dim has the shape {list(low_dim.shape)}, not [{len(features)}, {num_signals}]"
             )
-        signals = (low_dim - self.low_dim_mean) / self.low_dim_std
-        return self.projection(torch.cat([self.norm(features), signals], dim=1))
+        vectors = torch.cat([self.norm(features), self.low_dim(low_dim)], dim=1)
+        return self.projection(vectors)
 
 
 def random_crops(pixels: Tensor, size: int, count: int) -> Tensor:
-    """Squares cut out at random: [B, 3, R, R] -> [B * count, 3, size, size], each its own place."""
+    """Crops at independent random places: [B, 3, R, R] -> [B * count, 3, size, size]."""
     pixels = pixels.repeat_interleave(count, dim=0)
     margin = pixels.shape[-1] - size
     begins = torch.randint(margin + 1, (2, len(pixels), 1), device=pixels.device)
@@ -218,9 +213,9 @@ def random_crops(pixels: Tensor, size: int, count: int) -> Tensor:
 
 
 class SpatialSoftmax(nn.Module):
-    """Where 32 learned keypoints are in a map (Levine et al. 2016): [B, D, h, w] -> [B, 64].
+    """Positions of 32 learned keypoints in a map (Levine et al. 2016): [B, D, h, w] -> [B, 64].
 
-    The expected x and y of each, from -1 (left, top) to 1.
+    First all expected x, from -1 (left) to 1, then all expected y, from -1 (top) to 1.
     """
 
     def __init__(self, width: int):
@@ -237,9 +232,9 @@ class SpatialSoftmax(nn.Module):
 
 
 class TokenAttention(nn.Module):
-    """A learned query's attention over the map's tokens: [B, D, h, w] -> [B, D].
+    """Attention of a learned query over the tokens of a map: [B, D, h, w] -> [B, D].
 
-    Begins as their mean.
+    Before training it is the mean of the tokens.
     """
 
     def __init__(self, width: int):
@@ -294,7 +289,7 @@ def _require_margin(encoder: Encoder) -> None:
 
 
 def _output(config: ObservationConfig) -> str:
-    """Which of the encoder's outputs pooling needs."""
+    """The encoder's output that pooling needs."""
     return "pooled" if config.pooling == "pooled" else "spatial"
 
 

@@ -157,7 +157,7 @@ def _statistics(encoder: Encoder) -> Finding:
     counters = [t for name, t in encoder.state_dict().items() if name.endswith("batches_tracked")]
     batches = max((int(counter) for counter in counters), default=0)
     counted = f", of {batches:,} batches" if batches else ""
-    return Finding("batch statistics", SOUND, f"{len(layers)} layers, all sane{counted}")
+    return Finding("batch statistics", SOUND, f"{len(layers)} layers, all valid{counted}")
 
 
 def _training(encoder: Encoder) -> Finding:

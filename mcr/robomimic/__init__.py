@@ -2,10 +2,10 @@
 
     import mcr.robomimic  # from here on robomimic knows MCRConv, R3MConv, MVPConv, ...
 
-That line is all: robomimic's configs, algorithms and scripts are used as they are. What else lies
-here: demonstrations to try it on, its simulator made to run, features computed once, and a
-comparison. Nothing of robomimic is copied; the little that is patched is in `compatibility`.
-docs/robomimic.md is the guide.
+This line is all that is needed: robomimic's configs, algorithms and scripts are used as they are.
+This package also records demonstrations to try it on, makes robomimic's simulator run, computes
+features once, and compares encoders. It copies nothing of robomimic. `compatibility` holds the few
+patches. The guide is docs/robomimic.md.
 """
 
 from mcr.robomimic.compatibility import register
@@ -15,7 +15,7 @@ __all__ = ["EncoderConv", "MCRConv", "MVPConv", "R3MConv"]
 
 
 def _simulator() -> type:
-    """The class, imported when robomimic asks for it: most who use encoders need no simulator."""
+    """The class, imported when robomimic asks for it: most users of encoders need no simulator."""
     from mcr.robomimic.simulator import RobosuiteSimulator
 
     return RobosuiteSimulator

@@ -1,11 +1,11 @@
-"""The example in full: policies on several inputs, trained and tried by robomimic, in one table.
+"""The robomimic example: policies on several inputs, trained and tried by robomimic, in one table.
 
-Behaviour cloning, without and with an LSTM, on Lift: a frozen encoder in the training loop, the
-same with its features cached, an untrained encoder, no pictures at all, and robomimic's own
-ResNet-18 learning from scratch. Called by scripts/robomimic_example.py.
+The task is Lift, the algorithm behaviour cloning without and with an LSTM. The inputs are a frozen
+encoder in the training loop, its cached features, those of an untrained encoder, no pictures, and
+robomimic's own ResNet-18 learning from scratch. Called by scripts/robomimic_example.py.
 
-All policies of an algorithm get the same number of gradient steps, but for those that a CPU cannot
-afford or that say nothing new: they are only timed.
+All policies of an algorithm are trained with the same number of gradient steps. Policies that would
+take too long on a CPU, or whose result is known from another one, are only timed.
 """
 
 from __future__ import annotations
@@ -49,10 +49,13 @@ _ALGORITHMS: dict[str, Config] = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How much to do: epochs of how many gradient steps, rollouts at the end.
+    """How long policies are trained and tried.
 
-    timed_steps: of an epoch where a policy is only timed
-    everything:  no policy is; all are trained and tried
+    bc_epochs, rnn_epochs: of BC and BC-RNN
+    steps:       gradient steps of an epoch
+    rollouts:    after the last epoch
+    timed_steps: gradient steps of an epoch of a policy that is only timed
+    everything:  train and try all policies; time none of them only
     """
 
     demonstrations: int = 40
@@ -64,9 +67,9 @@ class Scale:
     everything: bool = False
 
     def length(self, algorithm: str, name: str) -> Config:
-        """How long a policy is trained and tried, as changes to the config."""
-        # On a frozen encoder in the loop a policy is that on its cached features; and in a step
-        # BC-RNN sees ten times as many pictures as BC.
+        """How long this policy is trained and tried, as changes to the config."""
+        # A policy on a frozen encoder in the loop learns the same as one on its cached features.
+        # A step of BC-RNN encodes ten times as many pictures as a step of BC.
         dear = name.endswith(LOOPED) or (algorithm, name) == ("BC-RNN", SCRATCH)
         if dear and not self.everything:
             return _length(epochs=3, steps=self.timed_steps, rollouts=0)
@@ -88,9 +91,14 @@ def _length(epochs: int, steps: int, rollouts: int) -> Config:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row of the table: what the policy sees, gradient steps and the seconds of one, last loss.
+    """A row of the table.
 
-    rollouts: 0 if the policy was only timed
+    input:     what the policy sees besides proprioception
+    steps:     gradient steps
+    step_s:    seconds of one of them
+    loss:      training loss of the last epoch
+    successes: of the rollouts
+    rollouts:  0 if the policy was only timed
     """
 
     algorithm: str
@@ -109,12 +117,13 @@ def compare(
     scale: Scale | None = None,
     processes: int = 2,
 ) -> list[TableRow]:
-    """Record, cache features, train and try all policies; print the table and return its rows.
+    """Record demonstrations, cache features, train and try all policies. Prints the table.
 
-    folder:    must not exist; holds data sets, configs, runs and logs afterwards
-    config:    robomimic's JSON of what the policies share
-    weights:   what `load_model` reads; None = only the untrained encoder takes part
-    processes: runs at a time, of two threads and about 2 GB each
+    folder:    must not exist; for data sets, configs, runs and logs
+    config:    robomimic's JSON with what the policies share
+    weights:   of the encoder, as `load_model` takes them; None = compare only an untrained one
+    processes: runs at a time; each takes two threads and about 2 GB
+    returns:   the rows of the table
     """
     folder, scale = Path(folder).resolve(), scale or Scale()
     if folder.exists():
@@ -150,9 +159,9 @@ def _merge(*configs: Config) -> Config:
 
 
 def _inputs(folder: Path, encoders: dict[str, str], low_dim: list[str]) -> dict[str, Config]:
-    """What a policy sees beside proprioception, `low_dim` -> changes to the config.
+    """Changes to the config for each input, by what it adds to the proprioception `low_dim`.
 
-    Caches the features of the encoders, given by name; the last one also sees pictures in the loop.
+    Computes the features of all encoders. The last encoder is also an input in the training loop.
     """
     data = folder / "lift.hdf5"
     inputs = {"nothing else": _see_low_dim(low_dim, data)}
@@ -162,7 +171,7 @@ def _inputs(folder: Path, encoders: dict[str, str], low_dim: list[str]) -> dict[
         features = write_features(data, cached, weights)
         inputs[name + CACHED] = _see_low_dim([*low_dim, *features], cached)
     inputs[name + LOOPED] = _see_pictures("EncoderConv", {"weights": weights, "freeze": True})
-    # as robomimic's defaults are
+    # These are robomimic's defaults.
     pooled = {"pool_class": "SpatialSoftmax", "feature_dimension": 64}
     inputs[SCRATCH] = _see_pictures("ResNet18Conv", {"pretrained": False}, pooled)
     return inputs
@@ -181,12 +190,13 @@ def _see_pictures(backbone: str, kwargs: Config, core_kwargs: Config | None = No
 
 
 def _run(folder: Path, algorithm: str, name: str, config: Config) -> TableRow:
-    """Train and try in a process of its own, as from the command line."""
+    """Train and try one policy in a process of its own, as the command line does."""
     slug = f"{algorithm} {name}".lower().replace(",", "").replace(" ", "_")
     config = merge(config, {"experiment": {"name": slug}})
     path, log = folder / f"{slug}.json", folder / f"{slug}.log"
     path.write_text(json.dumps(config, indent=4))
-    # robomimic asks torch for two threads, however many runs share the cores: they must not spin
+    # robomimic gives torch two threads however many runs share the cores, so threads that wait must
+    # not keep a core busy.
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
     command = [sys.executable, "-c", _TRAIN, str(path)]
     with log.open("w") as file:
@@ -203,7 +213,7 @@ def _run(folder: Path, algorithm: str, name: str, config: Config) -> TableRow:
         steps=steps * len(progress.loss),
         step_s=statistics.median(progress.epoch_s.values()) / steps,
         loss=progress.loss[max(progress.loss)],
-        successes=round(sum(progress.success.values()) * rollouts),  # tried once, at the end
+        successes=round(sum(progress.success.values()) * rollouts),  # only the last epoch has some
         rollouts=rollouts,
     )
     print(f"{algorithm} on {name}: {_success(outcome)}", flush=True)
@@ -211,7 +221,7 @@ def _run(folder: Path, algorithm: str, name: str, config: Config) -> TableRow:
 
 
 def format_table(outcomes: list[TableRow]) -> str:
-    """A row each; how much faster steps on cached features are."""
+    """The table as text, and how many times faster a step is on cached features."""
     lines = [
         f"{'policy':8}{'sees proprioception and':36}{'steps':>7}{'ms/step':>9}{'loss':>9}"
         f"{'success':>22}"
@@ -231,7 +241,7 @@ def format_table(outcomes: list[TableRow]) -> str:
 
 
 def _success(row: TableRow) -> str:
-    """Successes with the rate's 95% interval."""
+    """Successes, with the 95% interval of the success rate."""
     if not row.rollouts:
         return "only timed"
     low, high = wilson_interval(row.successes, row.rollouts)

@@ -1,11 +1,11 @@
-"""All that is changed in robomimic and robosuite, and the versions for which that is known to work.
+"""Everything that is patched in robomimic and robosuite, and the versions that it works with.
 
-1. `register` puts backbone classes where robomimic looks for their names.
-2. robomimic's simulator of the robosuite kind becomes `simulator.RobosuiteSimulator`, a subclass.
-3. `mujoco_py_stand_in` lets robomimic 0.3.0 import its robosuite wrapper without mujoco_py.
-4. `separate_renderers` keeps robosuite's simulators of one process out of each other's pictures.
+1. `register` puts backbone classes where robomimic looks up their names.
+2. `register` replaces robomimic's wrapper of robosuite by `simulator.RobosuiteSimulator`.
+3. `mujoco_py_stand_in` lets robomimic 0.3.0 import that wrapper without mujoco_py.
+4. `separate_renderers` lets several simulators of robosuite render in one process.
 
-Other versions are refused: a patch that meets code it was not written for does silent harm.
+Other versions are refused, because a patch of code that it was not written for may fail silently.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROBOSUITE_VERSIONS = ("1.5.1", "1.5.2")
 
 
 def require_version(package: str, known: tuple[str, ...]) -> ModuleType:
-    """Import what the extra `robomimic` brings. UserError if it is absent or another version."""
+    """Import a package of the extra `robomimic`. Raises UserError if it is absent or unknown."""
     module = import_extra(package, "robomimic")
     if module.__version__ not in known:
         raise UserError(
@@ -36,13 +36,13 @@ def require_version(package: str, known: tuple[str, ...]) -> ModuleType:
 
 
 def register(*backbones: type, simulator: Callable[[], type]) -> None:
-    """Make the classes known to robomimic by their names.
+    """Make backbone classes known to robomimic by their names.
 
-    simulator: gives the class for robosuite's simulators, and is called when one is made
+    simulator: returns the class of robosuite's simulators; called when a simulator is made
 
-    robomimic evaluates the name that a config gives inside `obs_core`, so it must stand there;
-    0.5 also asks its registry, into which its own base class puts every subclass. Names that
-    robomimic has itself, R3MConv and MVPConv, mean ours from here on, in `base_nets` too.
+    robomimic evaluates a config's class name inside `obs_core`, so the classes are put there.
+    Version 0.5 also looks into a registry, where its base class puts every subclass. robomimic has
+    an R3MConv and an MVPConv of its own; after this call both names mean our classes.
     """
     from robomimic.models import base_nets, obs_core
     from robomimic.utils import env_utils
@@ -56,12 +56,12 @@ def register(*backbones: type, simulator: Callable[[], type]) -> None:
         env_utils.get_env_class = _environment_class
 
 
-_robomimics: dict[str, Any] = {}  # what was replaced
-_robosuites: list[Callable[[], type]] = []  # what gives the class of robosuite's simulators
+_robomimics: dict[str, Any] = {}  # robomimic's functions that were replaced
+_robosuites: list[Callable[[], type]] = []  # the argument `simulator` of the latest `register`
 
 
 def _environment_class(env_meta: Any = None, env_type: Any = None, env: Any = None) -> type:
-    """robomimic's `get_env_class` for all kinds of simulators but robosuite."""
+    """robomimic's `get_env_class`, except for robosuite."""
     from robomimic.utils import env_utils
 
     if env_utils.is_robosuite_env(env_meta=env_meta, env_type=env_type, env=env):
@@ -71,10 +71,11 @@ def _environment_class(env_meta: Any = None, env_type: Any = None, env: Any = No
 
 @contextlib.contextmanager
 def mujoco_py_stand_in() -> Iterator[None]:
-    """Inside, `import mujoco_py` yields the one name that robomimic 0.3.0 wants of it.
+    """Inside the block, `import mujoco_py` gives a module with the one name that robomimic needs.
 
-    Its robosuite wrapper catches mujoco_py's exception in rollouts. Today's robosuite runs on
-    mujoco, whose exception takes that place. Nothing stays in `sys.modules`.
+    The robosuite wrapper of robomimic 0.3.0 catches mujoco_py's exception in rollouts. Today's
+    robosuite runs on mujoco, so the stand-in's exception is mujoco's. The stand-in is removed from
+    `sys.modules` at the end of the block.
     """
     if importlib.util.find_spec("mujoco_py"):
         yield
@@ -91,11 +92,12 @@ def mujoco_py_stand_in() -> Iterator[None]:
 
 
 def separate_renderers() -> None:
-    """Let each of robosuite's renderers work, and be freed, in its own OpenGL context.
+    """Let each renderer of robosuite render, and free its memory, in its own OpenGL context.
 
-    robosuite makes a context current once, when it creates it. A second simulator of the process
-    then renders in the wrong one, and the first, when Python frees it, frees textures and meshes of
-    the second, whose pictures are noise from then on: a silent 0% in a rollout. Harmless twice.
+    robosuite makes a context current only when it creates it. Without this patch, a simulator
+    renders in the context of the newest one, and when Python frees a simulator, it frees textures
+    and meshes of another, whose pictures are noise from then on. Policies then fail without any
+    error. Calling this function twice is harmless.
     """
     from robosuite.utils.binding_utils import MjRenderContext
 
@@ -108,7 +110,7 @@ def separate_renderers() -> None:
 def _in_its_own_context(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def run(renderer: Any, *args: Any, **kwargs: Any) -> Any:
-        if sys.is_finalizing():  # OpenGL is closed already and takes everything with it
+        if sys.is_finalizing():  # OpenGL is closed already, and its memory is freed
             return None
         renderer.gl_ctx.make_current()
         return method(renderer, *args, **kwargs)

@@ -1,22 +1,21 @@
 """Demonstrations of robosuite's Lift by a scripted expert, in robomimic's HDF5 format.
 
-For examples and tests: enough to train and try a policy without downloading anything. Called by
+They are enough to train and try a policy without downloading anything. Called by
 scripts/record_lift.py and `comparison`.
 
     data                 attrs: env_args (JSON: how to make the simulator), total
     data/demo_0          attrs: num_samples, model_file (the scene as MuJoCo XML)
         actions          float64 [T, 7]   displacement, rotation, gripper (-1 open .. 1 closed)
-        states           float64 [T, S]   of the simulator, to replay
-        rewards, dones   float64, int64 [T]   1 where the cube is up after the action
+        states           float64 [T, S]   the simulator's, to replay an episode
+        rewards, dones   float64, int64 [T]   1 if the cube is lifted after the action
         obs, next_obs    agentview_image, robot0_eye_in_hand_image  uint8 [T, H, W, 3]
                          robot0_eef_pos [T, 3], robot0_eef_quat [T, 4], robot0_gripper_qpos [T, 2]
-    mask/train  mask/valid   names of demonstrations, nine and one of ten
+    mask/train  mask/valid   names of demonstrations: of every ten, nine and one
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +26,14 @@ import numpy as np
 
 from mcr.errors import UserError
 from mcr.robomimic.simulator import RobosuiteSimulator
+from mcr.runs.atomic import atomic_path
 from mcr.simulation.recorder import write_split
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 CONTROL_HZ = 20  # robosuite's and robomimic's
 MAX_STEPS = 150
 _STEPS_AFTER_SUCCESS = 5
-_MAX_STEP_M, _MAX_STEP_RAD = 0.05, 0.5  # what an action of 1 means to the Panda's controller
+_MAX_STEP_M, _MAX_STEP_RAD = 0.05, 0.5  # how far the Panda's controller moves for an action of 1
 _HOVER_M, _LIFT_M = 0.10, 0.12
 _GRASP_STEPS = 8
 
@@ -42,7 +42,7 @@ Record = dict[str, Any]  # of one step: actions, states, rewards, dones, obs, ne
 
 @dataclass(frozen=True)
 class Recording:
-    """What came of `record_lift`: demonstrations kept, attempts for them, steps in those kept."""
+    """The result of `record_lift`: demonstrations, attempts that they took, and their steps."""
 
     demonstrations: int
     attempts: int
@@ -56,24 +56,24 @@ def record_lift(
     noise: float = 0.2,
     seed: int = 0,
 ) -> Recording:
-    """Write `num_demonstrations` successful ones to `path`; failures are not kept.
+    """Write `num_demonstrations` successful demonstrations to `path`. Failures are not kept.
 
-    noise: deviation of what is added to the executed action, in units of the largest action, so
-        that states next to the expert's path are seen too. The action stored is the expert's own
-        answer to the state, without the noise (DART, arXiv 1703.09327).
-    seed: of cube and noise, set as NumPy's global one, which is what the simulator draws from.
-    raises: UserError when `path` exists, or the expert fails too often.
+    noise: standard deviation of the noise on executed actions, in units of the largest action. It
+        shows a policy states beside the expert's path. The stored action is the expert's, without
+        the noise (DART, arXiv 1703.09327).
+    seed: of the cube's place and the noise. It also seeds NumPy's global generator, which the
+        simulator uses.
+    raises: UserError if `path` exists, or if the expert fails too often.
     """
     path = Path(path)
     if path.exists():
         raise UserError(f"{path} exists: give another name or delete it")
-    # Not `seed` itself, which robomimic's trainer may be given too: rollouts would repeat these.
+    # With `seed` alone, robomimic's rollouts with the same seed would repeat these scenes.
     np.random.seed([seed, num_demonstrations])
     simulator = make_lift(image_size)
     rng = np.random.default_rng(seed)
-    partial = path.with_name(f".{path.name}.partial")
     steps = attempts = kept = 0
-    with h5py.File(partial, "w") as file:
+    with atomic_path(path) as partial, h5py.File(partial, "w") as file:
         while kept < num_demonstrations:
             attempts += 1
             if attempts > 2 * num_demonstrations + 10:
@@ -91,12 +91,11 @@ def record_lift(
         env_args = json.dumps(simulator.serialize(), indent=4)
         file["data"].attrs.update(env_args=env_args, total=steps)
         write_split(file, num_demonstrations)
-    os.replace(partial, path)
     return Recording(kept, attempts, steps)
 
 
 def make_lift(image_size: int) -> RobosuiteSimulator:
-    """Lift with a Panda, as robomimic would make it to extract observations for a data set."""
+    """Lift with a Panda, made as robomimic makes it to extract observations for a data set."""
     from robosuite.controllers import load_composite_controller_config
 
     return RobosuiteSimulator.create_for_data_processing(
@@ -114,12 +113,13 @@ def make_lift(image_size: int) -> RobosuiteSimulator:
 
 
 class LiftExpert:
-    """Over the cube, down, close, up; it knows where the cube is."""
+    """Moves over the cube, down to it, closes the gripper and lifts. It knows the cube's pose."""
 
     def __init__(self, simulator: RobosuiteSimulator):
         self._world = simulator.env
         self._phase = "hover"
         self._steps_closing = 0
+        self._top = np.zeros(3)  # where it lifts the cube to
 
     def __call__(self) -> np.ndarray:
         """The action for the present state, float64 [7] in [-1, 1]."""
@@ -139,7 +139,7 @@ class LiftExpert:
                 self._phase, self._top = "lift", position + [0, 0, _LIFT_M]
         if self._phase == "lift":
             goal, turn = self._top, 0.0
-        tilt = np.cross(rotation[:, 2], [0, 0, -1])  # the hand's axis points to the table
+        tilt = np.cross(rotation[:, 2], [0, 0, -1])  # keeps the hand pointing down
         move = np.concatenate(
             [(goal - position) / _MAX_STEP_M, (tilt + [0, 0, turn]) / _MAX_STEP_RAD]
         )
@@ -156,7 +156,7 @@ class LiftExpert:
 
 
 def _turn_to(gripper: np.ndarray, cube: np.ndarray) -> float:
-    """Angle about the vertical from the jaw's axis to the nearest of the cube's sides, radians."""
+    """Angle about the vertical from the jaws' axis to the nearest side of the cube, radians."""
     jaw, side = np.arctan2(gripper[1, 1], gripper[0, 1]), np.arctan2(cube[1, 0], cube[0, 0])
     quarter = np.pi / 2
     return float((side - jaw + quarter / 2) % quarter - quarter / 2)
@@ -165,7 +165,7 @@ def _turn_to(gripper: np.ndarray, cube: np.ndarray) -> float:
 def _demonstrate(
     simulator: RobosuiteSimulator, rng: np.random.Generator, noise: float
 ) -> Iterator[Record]:
-    """One attempt, step by step, until some steps after success or MAX_STEPS."""
+    """The steps of one attempt. It ends a few steps after success, or after MAX_STEPS."""
     observation = simulator.reset()
     expert = LiftExpert(simulator)
     successes = 0

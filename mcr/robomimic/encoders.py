@@ -1,9 +1,9 @@
-"""Encoders as robomimic's visual backbones: what its configs call `backbone_class`.
+"""Encoders as robomimic's visual backbones: the `backbone_class` of its configs.
 
-Each is a `ConvBase` that VisualCore builds from `backbone_kwargs`. robomimic drops keyword
-arguments that a class does not name in its signature without a word, so all are named, and what is
-missing is an error. Pictures arrive as robomimic hands them on, float [B, 3, H, W] in [0, 1], after
-its randomizers; the encoder resizes, crops and normalises them itself.
+Each is a `ConvBase` that VisualCore builds from `backbone_kwargs`. robomimic silently drops keyword
+arguments that a class does not name in its signature, so all are named, and a missing one is an
+error. Pictures arrive as float [B, 3, H, W] in [0, 1], after robomimic's randomizers. The encoder
+resizes, crops and normalises them itself.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ MVP_CLASSES = tuple(name.removeprefix("mvp_") for name in MODELS if name.startsw
 
 
 class EncoderConv(ConvBase):
-    """Whatever `mcr.load_model` loads.
+    """Any encoder that `mcr.load_model` loads.
 
-    input_channel: robomimic passes it; only 3 will do
-    weights:       what `load_model` accepts: a path, a name of the catalogue, `hf:...`
-    model_class:   a name of BACKBONES; needed where nothing else says which network it is
-    freeze:        True = nothing learns, whatever `set_train` says; False = all layers do, or those
-                   in `trainable`. Batch normalisation keeps its statistics in any case.
+    input_channel: robomimic passes it; it must be 3
+    weights:       what `load_model` takes: a path, a name of the catalogue, `hf:...`
+    model_class:   a name of BACKBONES; needed if nothing else says which network it is
+    freeze:        True = nothing learns, whatever `set_train` says; False = all layers learn, or
+                   those in `trainable`. Batch normalisation keeps its statistics in both cases.
     trainable:     names of layers, as `load_model` takes them
     output:        "pooled", [D], for pool_class None; "spatial", the last map [D, h, w], for
-                   SpatialSoftmax and the like
-    pretrained:    False = random weights, of which `weights` must then say nothing
-    preprocessing: for subclasses that know it better than the weights
+                   SpatialSoftmax and other pool classes
+    pretrained:    False = random weights; `weights` must then be None
+    preprocessing: replaces that of the weights
 
-    Raises UserError for contradictions and for weights that do not fill the network.
+    Raises UserError for contradictions and for weights that do not fit the network.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class EncoderConv(ConvBase):
         if freeze and trainable:
             raise UserError(
                 f"freeze=True and trainable={list(trainable)} contradict each other: set freeze to "
-                "False if these layers shall learn"
+                "False if these layers should learn"
             )
         self.output = require_choice("output", output, OUTPUTS)
         self.freeze = freeze
@@ -85,9 +85,9 @@ class EncoderConv(ConvBase):
         return self.encoder.features(inputs, output=self.output)
 
     def output_shape(self, input_shape: Sequence[int] | None = None) -> list[int]:
-        """[D] or [D, h, w], for pictures of any size: all are brought to the encoder's."""
-        # Upstream: robomimic's R3MConv says [D, 1, 1], of which SpatialSoftmax makes a constant
-        # without complaint. It refuses [D].
+        """[D] or [D, h, w]; the same for pictures of any size, because the encoder resizes them."""
+        # Upstream: robomimic's R3MConv says [D, 1, 1], which SpatialSoftmax silently turns into a
+        # constant. It refuses [D].
         if self.output == "pooled":
             return [self.encoder.embed_dim]
         size = self.encoder.preprocessing.image_size
@@ -105,8 +105,8 @@ class EncoderConv(ConvBase):
 class MCRConv(EncoderConv):
     """Encoders trained by MCR: the released ResNet-50, or one of your own in `weights`.
 
-    mcr_model_class: a name of BACKBONES (resnet18, resnet34, resnet50, vit_b_16, ...); None = that
-        of `weights`
+    mcr_model_class: a name of BACKBONES (resnet18, resnet34, resnet50, vit_b_16, ...); None = the
+        network of `weights`
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class MCRConv(EncoderConv):
 
 
 class R3MConv(EncoderConv):
-    """R3M's encoders, without the package r3m: stands in for robomimic's class of this name."""
+    """R3M's encoders, without the package r3m. Replaces robomimic's class of the same name."""
 
     def __init__(
         self,
@@ -150,10 +150,10 @@ class R3MConv(EncoderConv):
 
 
 class MVPConv(EncoderConv):
-    """MVP's encoders, without the package mvp: stands in for robomimic's class of this name."""
+    """MVP's encoders, without the package mvp. Replaces robomimic's class of the same name."""
 
     # Upstream: robomimic's MVPConv feeds pixels in [0, 1], although MVP was trained on pictures
-    # that were normalised as ImageNet's. Here they are.
+    # that were normalised as ImageNet's. Here they are normalised.
     def __init__(
         self,
         input_channel: int = 3,
@@ -176,7 +176,7 @@ class MVPConv(EncoderConv):
             trainable,
             output,
             pretrained,
-            preprocessing=model.preprocessing,  # a file does not say that it is MVP's
+            preprocessing=model.preprocessing,  # MVP's files do not hold it
         )
 
 
@@ -195,5 +195,5 @@ def _build_untrained(
     if weights is not None:
         raise UserError(f"pretrained=False means random weights: leave out weights={weights!r}")
     if model_class is None:
-        raise UserError("pretrained=False needs a model class, to know which network is meant")
+        raise UserError("pretrained=False needs a model class, which says which network to build")
     return build_untrained(model_class, preprocessing)

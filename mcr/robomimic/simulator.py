@@ -1,8 +1,7 @@
-"""robosuite under robomimic: where demonstrations are recorded and policies are tried.
+"""robomimic's simulator of robosuite, with two more options for a data set's `env_kwargs`.
 
-robomimic's own wrapper, to which a data set's `env_kwargs` can say two things more. robomimic
-makes it from a data set's metadata; `demonstrations` makes it to write one. Importing this imports
-robosuite and makes it render off-screen.
+robomimic makes it from a data set's metadata, to try policies. `demonstrations` makes it to record
+a data set. Importing this module imports robosuite and makes it render off-screen.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ separate_renderers()
 class RobosuiteSimulator(EnvRobosuite):
     """robomimic's EnvRobosuite.
 
-    light_rendering: no shadows and reflections, 3.5 times faster where a CPU renders. Pictures
-        differ, so it belongs to the data set.
-    features: of which pictures to give an encoder's features beside or instead of the pictures,
-        for policies trained on cached features: {"weights", "fingerprint", "keys"}, as
-        `cached_features.write_features` puts it there.
+    light_rendering: render no shadows and reflections, which is 3.5 times faster on a CPU. Pictures
+        differ, so the data set says it.
+    features: compute an encoder's features of some pictures, for policies trained on cached
+        features: {"weights", "fingerprint", "keys"}, as `cached_features.write_features` puts it
+        into the data set.
     """
 
     def __init__(
@@ -50,10 +49,10 @@ class RobosuiteSimulator(EnvRobosuite):
     ):
         self._light_rendering = light_rendering
         self._features = OnlineFeatures(**features) if features else None
-        if features:  # the policy sees no picture, so robomimic would render none
+        if features:  # the policy takes no pictures, so robomimic would not render any
             kwargs["use_image_obs"] = True
         if _ROBOSUITE == "1.5.2" and "seed" not in kwargs:
-            # 1.5.1 draws from NumPy's global generator, which robomimic seeds. 1.5.2 has its own.
+            # 1.5.1 uses NumPy's global generator, which robomimic seeds. 1.5.2 has its own.
             kwargs["seed"] = int(np.random.randint(2**31))
         super().__init__(env_name, **kwargs)
         self._init_kwargs |= {"light_rendering": light_rendering, "features": features}
@@ -63,13 +62,13 @@ class RobosuiteSimulator(EnvRobosuite):
         return self.get_observation()  # again, because the renderer may be new
 
     def get_observation(self, di: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
-        """robomimic's observation, features included. di: robosuite's; None = look now."""
+        """robomimic's observation with features. di: robosuite's; None = observe now."""
         if di is None:
             self._set_rendering()
             di = self.env._get_observations(force_update=True)
         observation = super().get_observation(di)
         if self._features:
-            # robosuite's pictures stand upside down
+            # robosuite's pictures are upside down.
             pictures = {key: di[key][::-1] for key in self._features.keys}
             observation |= self._features(pictures)
         return observation

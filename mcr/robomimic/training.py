@@ -1,8 +1,8 @@
 """robomimic's own training, as its script runs it, with our backbones registered.
 
-`python -m robomimic.scripts.train` knows nothing of them, asks questions on the terminal and ends
-with exit code 0 whatever happened; hence `train`, which scripts/train_robomimic.py and `comparison`
-call. The loop, the algorithms and the rollouts are robomimic's.
+`python -m robomimic.scripts.train` does not know our backbones, asks questions on the terminal and
+exits with code 0 even after an error. scripts/train_robomimic.py and `comparison` therefore call
+`train`. The loop, the algorithms and the rollouts are robomimic's.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ ALGORITHMS = ("bc", "bcq", "cql", "gl", "hbc", "iql", "iris", "td3_bc")
 class Progress:
     """What robomimic logged of a run, by epoch (counted from 1).
 
-    epoch_s: seconds of training, validation and rollouts left out; loss: of training;
-    success: share of rollouts that succeeded, for the epochs that had any.
+    epoch_s: seconds of training, without validation and rollouts
+    loss:    training loss
+    success: share of rollouts that succeeded, for the epochs that had rollouts
     """
 
     epoch_s: dict[int, float]
@@ -39,7 +40,7 @@ class Progress:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """A robomimic config from JSON. Raises UserError if it is none."""
+    """Read a robomimic config from JSON. Raises UserError if the file is none."""
     path = Path(path)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -53,7 +54,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def merge(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` with `changes`, both nested."""
+    """`config` with `changes`; both are nested dictionaries."""
     merged = dict(config)
     for key, value in changes.items():
         nested = isinstance(value, Mapping)
@@ -68,7 +69,7 @@ def adjust(
     output: str | None = None,
     name: str | None = None,
 ) -> dict[str, Any]:
-    """`config` with another data set, encoder, folder of runs or name of the run, where given."""
+    """`config` with another data set, encoder, folder of runs or name of the run, if given."""
     backbone = _given(weights=weights)
     return merge(
         config,
@@ -85,16 +86,16 @@ def _given(**values: str | None) -> dict[str, str]:
 
 
 def train(config: Mapping[str, Any]) -> Path:
-    """Train as `config` says and return the run's folder: logs/ models/ videos/ inside it.
+    """Train as `config` says. Returns the run's folder, which holds logs/, models/ and videos/.
 
-    A relative `train.output_dir` counts from the working directory.
-    Raises UserError for keys that robomimic does not know, and for a run of this name that exists.
+    A relative `train.output_dir` is relative to the working directory.
+    Raises UserError for keys that robomimic does not know, and if a run of this name exists.
     """
     settings = config_factory(require_choice("algo_name", config["algo_name"], ALGORITHMS))
     try:
         with settings.values_unlocked():
             settings.update(config)
-            # Upstream: robomimic counts from where it is installed, and asks whether to overwrite.
+            # Upstream: robomimic starts at its installation's folder, and asks before overwriting.
             settings.train.output_dir = str(Path(settings.train.output_dir).resolve())
     except RuntimeError as error:
         raise UserError(f"the config does not fit robomimic's: {error}") from error
@@ -108,7 +109,7 @@ def train(config: Mapping[str, Any]) -> Path:
     try:
         train_by_robomimic(settings, device=get_torch_device(try_to_use_cuda=settings.train.cuda))
     finally:
-        # robomimic puts a logger of its own there, and leaves it
+        # robomimic replaces sys.stdout by a logger and does not restore it.
         if isinstance(sys.stdout, PrintLogger):
             sys.stdout.log_file.close()
         sys.stdout, sys.stderr = stdout, stderr
@@ -117,7 +118,7 @@ def train(config: Mapping[str, Any]) -> Path:
 
 
 def read_progress(run: Path) -> Progress:
-    """The TensorBoard log of `train`'s folder."""
+    """Read the TensorBoard log in the folder that `train` returned."""
     log = EventAccumulator(str(run / "logs" / "tb"), size_guidance={"scalars": 0})
     log.Reload()
 

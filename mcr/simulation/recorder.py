@@ -1,7 +1,7 @@
 """Demonstrations of a scripted expert, in robomimic's HDF5 format: what policies learn from.
 
-Of any task of `tasks`; there is no learning here. Called by scripts/record_demonstrations.py
-and scripts/evaluate.py. T steps, A action, P proprioception, H W pixels:
+Of any task of `tasks`; there is no learning here. Called by `mcr record`
+and `mcr evaluate`. T steps, A action, P proprioception, H W pixels:
 
     data                   attrs: env_args (JSON: task, how pictures are taken, noise, seed), total
     data/demo_0            attrs: num_samples, seed (of the scene)

@@ -2,7 +2,7 @@
 
 A simulator steps, renders and knows an expert; there is no learning here and no torch. Each suite
 is an extra of its own, imported when a task of it is made. Called by `recorder`, `rollouts` and
-scripts/evaluate.py.
+`mcr evaluate`.
 """
 
 from __future__ import annotations

@@ -79,8 +79,7 @@ class EngineConfig:
                         measured to pay: one process with a GPU and a C compiler, at least 64 clips
                         at a time, at least 2,000 steps, neither recomputing nor deterministic. See
                         resources/gpu.md. Elsewhere it is "off". Batch norm over several processes
-                        is not compiled and splits the network in parts that are; ghost batches do
-                        not
+                        splits the network into several compiled parts; ghost batches do not
     bucket_mb:          processes average gradients in pieces of this size, while the next ones are
                         being computed; larger pieces suit a slow network
     compress_gradients: average gradients as bfloat16: half the traffic, but rounded

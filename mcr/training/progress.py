@@ -1,4 +1,4 @@
-"""Progress: the log of a pre-training run and what its terminal shows, and how fast it goes."""
+"""The progress of a pre-training run: its log, what the terminal shows, and its speed."""
 
 from __future__ import annotations
 

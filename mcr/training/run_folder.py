@@ -1,7 +1,7 @@
-"""The folder of a pre-training run: what it says about the run, and how to read it again.
+"""The folder of a pre-training run: the description of the run, its metrics, and how to read them.
 
-`train.py` writes the description when a run starts or continues. `summary.py` and the scripts that
-compare runs read it. Checkpoints are in `checkpoint.py`.
+`train.py` writes the description when a run starts or continues. `summary.py` and the comparison of
+runs read it. For checkpoints see `checkpoint.py`.
 
     <run_dir>/config.yaml    the options of the run
               versions.json  software, processes and hardware
@@ -64,7 +64,7 @@ def save_launch(run_dir: Path, report: list[str]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """The versions of the software that decides what a run computes."""
+    """Return the versions of the software that decides what a run computes."""
     packages = ("torch", "torchvision", "numpy")
     return {
         "mcr": mcr.__version__,
@@ -103,7 +103,7 @@ def load_config(run_dir: str | Path) -> Config:
 
 
 def read_metrics(run_dir: str | Path) -> pd.DataFrame:
-    """metrics.jsonl as a table: "step", "split" ("train" or "val"), and a column per metric."""
+    """Read metrics.jsonl as a table: "step", "split" ("train", "val"), and a column per metric."""
     lines = _file_of_run(run_dir, "metrics.jsonl").read_text().splitlines()
     return pd.DataFrame([json.loads(line) for line in lines], columns=None if lines else ["step"])
 
@@ -116,11 +116,11 @@ def _file_of_run(run_dir: str | Path, name: str) -> Path:
 
 
 def final_metrics(metrics: pd.DataFrame) -> pd.DataFrame:
-    """The final value of each metric: a row per metric, with the columns
+    """Return the final value of each metric: a row per metric, and the columns
 
     train:  mean of the last 10 lines
-    val:    the last validation
-    chance: what guessing scores; NaN where that is not known
+    val:    value of the last validation
+    chance: value of guessing; NaN where that is not known
     """
     columns = {
         "train": metrics[metrics["split"] == "train"].tail(NUM_FINAL_LINES),
@@ -141,7 +141,10 @@ def _chance(name: str, table: pd.DataFrame) -> float:
 
 
 def final_accuracies(metrics: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """{objective: (held-out accuracy, chance level)} at the last validation; {} without any."""
+    """Return {objective: (held-out accuracy, chance level)} of the last validation.
+
+    It is empty if there was none.
+    """
     table = final_metrics(metrics)
     rows = table[table.index.str.endswith("/accuracy") & table["val"].notna()]
     return {

@@ -73,7 +73,7 @@ def train(config: Config) -> Path:
 
 
 class Run:
-    """What is trained in one run, and how far it is: network, optimiser, step."""
+    """The state of one run: its data, and the network, optimiser and step that change."""
 
     def __init__(self, config: Config, world: World, device: torch.device):
         self.config, self.world, self.device = config, world, device
@@ -94,7 +94,7 @@ class Run:
             self._restore(checkpoint)
 
     def open_log(self) -> contextlib.AbstractContextManager[TrainingLog | None]:
-        """The log of the run on rank 0, None on the other processes."""
+        """Open the log of the run on rank 0; the other processes get None."""
         if not self.world.is_main:
             return contextlib.nullcontext()
         wandb_config = dataclasses.asdict(self.config) if self.config.log_wandb else None
@@ -129,10 +129,13 @@ class Run:
             self.world,
         )
 
-    # --- stopping and going on
+    # --- stopping and resuming
 
     def _newest_checkpoint(self) -> dict[str, Any] | None:
-        """The checkpoint to continue from, or None for a new run; refuses one of another config."""
+        """Load the checkpoint to continue from. Returns None for a new run.
+
+        Raises UserError if the run may not be continued, or was begun with another config.
+        """
         paths = list_checkpoints(self.folder / "checkpoints")
         newest = self.world.of_main(paths[-1] if paths else None)
         check_resume(self.folder, self.config.resume, is_used=newest is not None)
@@ -167,7 +170,7 @@ class Run:
         self.world.say(f"resumed from {path} at step {self.step}")
 
     def save(self) -> Path:
-        """Write a checkpoint of the current step (again if there is one: it is the same)."""
+        """Write a checkpoint of the current step. One that exists already is written again."""
         folder = self.folder / "checkpoints"
         if not self.world.is_main:
             return checkpoint_path(folder, self.step)
@@ -239,7 +242,7 @@ class Run:
         return every > 0 and self.step % every == 0
 
     def _check_steps(self, monitor: StepMonitor, wait: bool) -> bool:
-        """Whether a process was asked to stop. Raises NonFinite if a step went wrong."""
+        """Return whether a process was asked to stop. Raises NonFinite if a step was not finite."""
         statuses = monitor.finished(wait)
         for status in statuses:
             if status.bad_loss or status.bad_gradient:
@@ -248,7 +251,7 @@ class Run:
         return any(status.wants_to_stop for status in statuses)
 
     def _report(self, status: StepStatus, losses: dict[str, float]) -> str:
-        """Write down, on rank 0, which samples a step that went wrong was computed from."""
+        """Report on rank 0 which samples a step that was not finite was computed from."""
         if not self.world.is_main:
             return ""
         first = status.number * self.config.batch_size
@@ -271,7 +274,7 @@ class Run:
         """Log the metrics of the held-out clips; they are the same for any number of processes."""
         if self.data.validation is None:
             return
-        torch.manual_seed(self.config.seed)  # training seeds each of its steps
+        torch.manual_seed(self.config.seed)  # does not affect training, which seeds every step
         results = []
         for batch in on_device(self.data.validation, self.device):
             metrics, embeddings = self.engine.evaluate(batch)
@@ -280,7 +283,7 @@ class Run:
             log.write(self.step, "val", mean_of(results))
 
     def draw(self, log: TrainingLog | None) -> None:
-        """Draw the pictures of this step, on rank 0. Training goes on as if this had not been."""
+        """Draw the pictures of this step on rank 0. This does not affect training."""
         config = self.config
         if log is None or not config.pictures_every:
             return
@@ -297,7 +300,7 @@ def seed_draws(seed: int, step: int) -> None:
 
 
 def main() -> None:
-    """`python -m mcr.training.train`, `scripts/train_mcr.sh`."""
+    """`mcr train`, `python -m mcr.training.train`."""
     hydra_command(_train_or_stop, Config, schema="config", recipe="mcr", renamed=RENAMED)
 
 

@@ -27,7 +27,7 @@ from sample_droid.plan import EpisodePlan
 from sample_droid.scene import TabletopScene
 from scipy.spatial.transform import Rotation
 
-from mcr.data.tfrecord import encode_example
+from mcr.data.tf_example import encode_example
 
 MAX_ATTEMPTS = 8
 MAX_JOINT_STEP, MAX_GRIPPER_STEP = 0.2, 0.25  # DROID's, radians and share of the opening

@@ -1,4 +1,4 @@
-"""Data sets and records made to order from the reference shards, for the tests of `mcr.data`."""
+"""Fixtures that make data sets and records from the reference shards, for `mcr.data`."""
 
 import hashlib
 import json
@@ -11,14 +11,15 @@ import pytest
 from mcr.data.droid import RldsDataset
 from mcr.data.index import build_index
 from mcr.data.pictures import decode
-from mcr.data.tfrecord import encode_example, parse_example, read_records, write_records
+from mcr.data.tf_example import encode_example, parse_example
+from mcr.data.tfrecord import read_records, write_records
 
 REFERENCE = Path(__file__).parent / "droid_tfds"
 
 
 @pytest.fixture(scope="session")
 def expected() -> list[dict]:
-    """Per record of the reference, in file order: texts, length, hashes; see droid_tfds/README."""
+    """Texts, length and hashes of each reference record, in file order; see droid_tfds/README."""
     return json.loads((REFERENCE / "expected.json").read_text())
 
 
@@ -99,7 +100,7 @@ def make_dataset(tmp_path, reference):
 
 @pytest.fixture(scope="session")
 def make_large(reference, make_features, tmp_path_factory, file_path):
-    """make_large(num_shards, episodes, length) -> folder, enough work to be killed in.
+    """make_large(num_shards, episodes, length) -> folder with enough work to kill a run in it.
 
     episodes: per shard; length: in steps, as far as the reference's episodes go
     """
@@ -122,7 +123,7 @@ def make_large(reference, make_features, tmp_path_factory, file_path):
 def digest():
     """digest(root) -> path relative to it -> SHA-256, of every file and folder below it.
 
-    Of a PNG, its pixels: igzip, once in many thousand pictures, has found one match less.
+    For a PNG the pixels are hashed: once in many thousand pictures, igzip finds one match less.
     """
 
     def content(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Every defect alone, made in a tree of otherwise sound episodes."""
+"""Each defect is made alone in a tree of otherwise sound episodes."""
 
 import csv
 import errno
@@ -21,7 +21,8 @@ from mcr.data.droid import EXTERIOR_CAMERAS, RldsDataset
 from mcr.data.episode import LANGUAGES
 from mcr.data.other_data import OTHER_DATA, read_other_data
 from mcr.data.sources.tree import write_episode
-from mcr.data.tfrecord import Record, encode_example
+from mcr.data.tf_example import encode_example
+from mcr.data.tfrecord import Record
 from mcr.errors import UserError
 from tests.waiting import PATIENCE_S
 
@@ -32,7 +33,7 @@ CAMERA, OTHER_CAMERA = EXTERIOR_CAMERAS
 
 @pytest.fixture(scope="module")
 def write_short_episode(reference, make_features, file_path):
-    """write_short_episode(root, second, encode, suffix): LENGTH frames of two cameras."""
+    """write_short_episode(root, second, encode, suffix) writes LENGTH frames of two cameras."""
     dataset = RldsDataset.open(reference)
 
     def write(root: Path, second: int, encode, suffix: str) -> None:
@@ -57,14 +58,14 @@ def to_png(data: memoryview) -> bytes:
 
 @pytest.fixture
 def sound(sound_once, tmp_path) -> Path:
-    """Three episodes of six frames that break no rule but the one on length."""
+    """Three episodes of six frames. They break only the rule on length."""
     return shutil.copytree(sound_once, tmp_path / "sound")
 
 
 def rejected(
     root: Path, min_frames: int = LENGTH, min_words: int = 2, cameras=None, quick: bool = False
 ) -> dict[str, dict[str, str]]:
-    """Episode -> rule -> reason, of the episodes that break one; as `report`, in this process."""
+    """Episode -> rule -> reason of the rejected episodes. Like `report`, but in this process."""
     facts = [inspect_episode(folder, quick) for folder in sorted(root.iterdir())]
     expected = expect(facts, min_frames, min_words, cameras)
     findings = [judge(f, expected) for f in facts]
@@ -255,7 +256,7 @@ def test_sound_episodes_break_no_rule(sound):
     )
 
 
-def test_thresholds(sound):
+def test_the_thresholds_are_applied(sound):
     for key in LANGUAGES:
         (min(sound.iterdir()) / key / "0.txt").write_text("")
     (min(sound.iterdir()) / LANGUAGES[2] / "0.txt").write_text("one two three")
@@ -271,7 +272,7 @@ def test_cameras_are_those_of_most_episodes_or_those_asked_for(sound, tmp_path):
         report(sound, cameras=("exterior_image_1",), workers=1)
 
 
-def test_quick_looks_at_both_ends_only(sound):
+def test_quick_checks_only_both_ends_of_a_picture(sound):
     picture = min(sound.iterdir()) / CAMERA / "2.png"
     data = bytearray(picture.read_bytes())
     data[len(data) // 2] ^= 0xFF
@@ -282,7 +283,7 @@ def test_quick_looks_at_both_ends_only(sound):
     assert "damaged_picture" in rejected(sound, quick=True)[picture.parts[-3]]
 
 
-def test_trees_of_upstreams_script_are_fine(sound):
+def test_trees_of_upstreams_script_are_accepted(sound):
     """Names with ':', RGBA pictures, plain pickles by NumPy 1 without our extra keys."""
     for folder in list(sound.iterdir()):
         for path in folder.rglob("*.png"):
@@ -297,7 +298,7 @@ def test_trees_of_upstreams_script_are_fine(sound):
     assert rejected(sound) == {}
 
 
-def test_jpeg_trees_are_fine(write_short_episode, tmp_path):
+def test_jpeg_trees_are_accepted(write_short_episode, tmp_path):
     (tmp_path / "tree").mkdir()
     write_short_episode(tmp_path / "tree", 1, bytes, ".jpg")
     assert rejected(tmp_path / "tree") == rejected(tmp_path / "tree", quick=True) == {}
@@ -322,7 +323,7 @@ def test_a_malicious_pickle_is_rejected_and_not_executed(sound, tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_strays_are_named_and_let_alone(sound, tmp_path):
+def test_strays_are_named_and_left_alone(sound, tmp_path):
     (sound / "notes.txt").write_text("mine")
     (sound / "photos").mkdir()
     (sound / "photos" / "holiday.jpg").write_bytes(b"x")
@@ -356,7 +357,7 @@ def test_quarantine_moves_and_never_overwrites(sound, tmp_path):
 
 
 def test_quarantine_across_file_systems(sound, tmp_path, monkeypatch):
-    """Only the refusal to rename across devices is imitated."""
+    """Only the error of renaming across devices is imitated."""
     rename = os.rename
     away = tmp_path / "away"
 

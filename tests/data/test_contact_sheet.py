@@ -1,4 +1,4 @@
-"""The contact sheet, read back from its PNG: black frames, on which lime can only be crop boxes."""
+"""The contact sheet is read back from its PNG. Its frames are black, so lime is a crop box."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def draw(batch, path, **options) -> np.ndarray:
 
 
 def long_runs(present: np.ndarray) -> list[tuple[int, int]]:
-    """(begin, end) of each stretch of True that is no letter and no frame's border."""
+    """(begin, end) of each run of True that is neither a letter nor the border of a frame."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], present.astype(int), [0]])))
     pairs = zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
     return [(begin, end) for begin, end in pairs if end - begin > 50]
@@ -52,7 +52,7 @@ def test_each_frame_shows_its_crop_box(tmp_path):
         assert np.abs(drawn - box * (end - begin) / 160).max() < 4  # pixels: the line's width
 
 
-def test_a_row_per_clip_up_to_the_number_asked_for(tmp_path):
+def test_each_clip_has_a_row_up_to_the_number_asked_for(tmp_path):
     batch = batch_of(4, torch.tensor([10.0, 10.0, 50.0, 50.0]))
     heights = [len(draw(batch, tmp_path / "sheet.png", clips=clips)) for clips in (1, 2, 4, 9)]
     assert heights[1] == pytest.approx(2 * heights[0], abs=1)

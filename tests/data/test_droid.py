@@ -6,7 +6,8 @@ import pytest
 
 from mcr.data.droid import RldsDataset, missing_shards, scan_file_paths
 from mcr.data.episode import LANGUAGES, OBSERVATIONS
-from mcr.data.tfrecord import BadRecord, encode_example, read_records, write_records
+from mcr.data.tf_example import encode_example
+from mcr.data.tfrecord import BadRecord, read_records, write_records
 from mcr.errors import UserError
 
 
@@ -49,7 +50,7 @@ def test_the_schema_gives_sizes_and_cameras(reference):
     assert RldsDataset.open(reference.parent) == dataset  # a single version inside
 
 
-def test_another_robots_dimensions_need_no_code(make_dataset, make_features):
+def test_data_of_another_robot_is_read(make_dataset, make_features):
     features = make_features(6)
     features["steps/action"] = np.arange(60.0)
     root = make_dataset([[features]])
@@ -120,7 +121,7 @@ def test_lost_episodes_of_a_truncated_shard_are_counted(shards):
     ]
 
 
-def test_a_partial_download_is_known_as_such(shards):
+def test_missing_shards_of_a_partial_download_are_listed(shards):
     first, _ = RldsDataset.open(shards).shards
     first.unlink()
     dataset = RldsDataset.open(shards)
@@ -148,7 +149,7 @@ def test_scanning_damaged_shards(tmp_path, make_features, file_path):
         assert len(scan_file_paths(shard)) == len(whole) or size == len(data) - 1
 
 
-def test_what_is_no_data_set_is_refused_with_the_fix(tmp_path, shards):
+def test_a_folder_without_a_data_set_is_refused_with_the_fix(tmp_path, shards):
     with pytest.raises(UserError, match="no such folder"):
         RldsDataset.open(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()

@@ -11,14 +11,14 @@ def test_origin_of_a_droid_path(file_path):
     assert Origin.parse("2023-07-07/Fri/trajectory.h5").outcome == ""
 
 
-def test_one_recording_keeps_its_short_name(file_path):
+def test_a_unique_name_stays_short(file_path):
     assert unique_names([file_path(1), file_path(2)]) == [
         "2023-07-07_Fri_Jul__7_09_42_01_2023",
         "2023-07-07_Fri_Jul__7_09_42_02_2023",
     ]
 
 
-def test_the_same_second_in_two_labs_is_told_apart_by_lab(file_path):
+def test_episodes_of_the_same_second_get_their_lab_appended(file_path):
     names = unique_names([file_path(1, "AUTOLab"), file_path(2), file_path(1, "IRIS")])
     assert names == [
         "2023-07-07_Fri_Jul__7_09_42_01_2023_AUTOLab",
@@ -32,7 +32,7 @@ def test_unusable_paths_have_no_name(file_path):
 
 
 def test_no_name_is_given_twice_whatever_the_paths():
-    """Parts chosen so that a lab or a counter runs into another recording's own name."""
+    """The parts are such that an appended lab or counter may equal the name of another episode."""
     draw = random.Random(0)
     recordings = ["x", "X", "x_2", "x_3", "x_lab", "x_lab_2", "x:2"]
     labs = ["lab", "2", "no lab!", "L" * 300, ""]

@@ -1,4 +1,4 @@
-"""The extraction as users run it: the script in a process of its own, killed and run again."""
+"""Extraction as users run it: the script runs in its own process, is killed and run again."""
 
 import contextlib
 import hashlib
@@ -30,7 +30,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "process_data_multicore.py"
 
 
 def start(*arguments, **options) -> subprocess.Popen:
-    """The script in a process group of its own."""
+    """Start the script in its own process group."""
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(
@@ -45,7 +45,7 @@ def run(*arguments, **options) -> subprocess.CompletedProcess:
 
 
 def children(pid: int) -> list[int]:
-    """Worker processes, started by spawn; not the resource tracker."""
+    """The worker processes (started by spawn), without the resource tracker."""
     found = []
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -55,7 +55,7 @@ def children(pid: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def whole(reference, tmp_path_factory) -> Path:
-    """The reference shards, extracted without disturbance."""
+    """The tree of the reference shards, extracted without interruption."""
     output = tmp_path_factory.mktemp("whole") / "tree"
     assert extract(reference, output, workers=2).counts["written"] == 4
     return output
@@ -78,7 +78,7 @@ def test_pixels_are_tensorflows(whole, expected):
 
 
 def test_upstreams_loader_reads_the_tree(whole, expected_numbers):
-    """What it does per sample: list, count, read the text, five frames, and the whole pickle."""
+    """Upstream's loader lists and counts files, and reads the text, five frames and the pickle."""
     names = sorted(os.listdir(whole))
     assert len(names) == 4 and not any(":" in name for name in names)
     lengths = set()
@@ -137,7 +137,7 @@ def test_language_rules(make_dataset, make_features, file_path, tmp_path, rule, 
     assert not skipped or f"{skipped} by --require-language {rule}" in str(summary)
 
 
-def test_recordings_of_the_same_second_both_survive(
+def test_episodes_of_the_same_second_are_both_written(
     make_dataset, make_features, file_path, tmp_path
 ):
     shards = [
@@ -214,7 +214,7 @@ def test_repaired_shards_are_completed(make_dataset, make_features, file_path, t
     assert (counts["already there"], counts["written"], counts["failed"]) == (1, 2, 0)
 
 
-def test_a_shard_that_grew_since_the_scan_is_not_misnamed(
+def test_a_shard_that_grew_after_the_scan_gives_no_wrong_names(
     make_dataset, make_features, file_path, tmp_path
 ):
     dataset = RldsDataset.open(make_dataset([[make_features(1, file_path(s)) for s in (0, 1)]]))
@@ -226,7 +226,7 @@ def test_a_shard_that_grew_since_the_scan_is_not_misnamed(
     assert "has changed since it was scanned" in second.reason
 
 
-def test_many_failures_are_cut_short(make_dataset, make_features, file_path, tmp_path):
+def test_a_long_list_of_failures_is_shortened(make_dataset, make_features, file_path, tmp_path):
     episodes = [make_features(1, file_path(second)) for second in range(13)]
     for features in episodes[:12]:
         del features["steps/action"]
@@ -257,7 +257,7 @@ def test_parts_and_limits_add_up_to_the_whole(reference, whole, tmp_path, digest
 
 
 def test_shards_are_scanned_once_until_they_change(shards, whole, tmp_path, digest):
-    """Many parts on a network file system would otherwise read all of it as many times."""
+    """Otherwise each of many parts would read the whole data set over the network."""
     assert "scanning" in run(shards, tmp_path / "tree", "--limit", 1).stderr
     assert "scanning" not in run(shards, tmp_path / "tree", "--shard", "1/2").stderr
     os.utime(min(shards.glob("*tfrecord*")))
@@ -293,7 +293,7 @@ def test_an_episode_that_was_removed_is_written_again(reference, whole, tmp_path
 
 @pytest.fixture(scope="module")
 def large(make_large) -> Path:
-    """24 episodes of 30 steps in 6 shards, to be killed in."""
+    """24 episodes of 30 steps in 6 shards, to kill a run in."""
     return make_large(num_shards=6, episodes=4, length=30)
 
 
@@ -302,7 +302,7 @@ def give_way() -> None:
     os.nice(19)
 
 
-def test_killed_at_any_moment_and_run_again_the_tree_is_the_same(large, tmp_path, digest):
+def test_a_run_that_is_killed_and_repeated_gives_the_same_tree(large, tmp_path, digest):
     undisturbed = extract(large, tmp_path / "undisturbed", workers=2)
     assert undisturbed.counts["written"] == 24
     tree = tmp_path / "tree"
@@ -336,13 +336,13 @@ def test_killed_at_any_moment_and_run_again_the_tree_is_the_same(large, tmp_path
 
 
 def test_ctrl_c_stops_cleanly(large, tmp_path):
-    def heed_ctrl_c():  # which what a shell starts with & does not, nor do its children
+    def heed_ctrl_c():  # a shell makes what it starts with & ignore Ctrl-C
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         give_way()
 
     process = start(large, tmp_path / "tree", "--workers", 2, preexec_fn=heed_ctrl_c)
     wait_for(lambda: list(tmp_path.glob("tree/2*")), process)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the workers, too
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the workers, too
     _, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2
     assert f"error: interrupted; every episode in {tmp_path / 'tree'} is whole" in stderr
@@ -352,7 +352,7 @@ def test_ctrl_c_stops_cleanly(large, tmp_path):
 
 
 def test_a_full_disk_stops_the_run_with_one_sentence(reference, whole, tmp_path, digest):
-    """The limit on the size of a file stands for the disk's: no test may fill a disk."""
+    """A limit on the size of a file stands for a full disk, because no test may fill a disk."""
 
     def limit_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
@@ -369,7 +369,7 @@ def test_a_full_disk_stops_the_run_with_one_sentence(reference, whole, tmp_path,
 
 
 def test_a_worker_holds_one_episode_at_a_time(make_dataset, make_features, file_path, tmp_path):
-    """Under 200 MB a worker although DROID's longest episodes are 100 MB."""
+    """A worker needs under 200 MB although DROID's longest episodes have 100 MB."""
     episodes = [make_features(40, file_path(second)) for second in range(3)]
     for features in episodes:  # 400 steps, 26 MB
         for key, values in features.items():

@@ -1,4 +1,4 @@
-"""Reading frames where files are few, or a file system fails for a moment."""
+"""Frames are read with few open files, and from a file system that fails for a moment."""
 
 import re
 import resource
@@ -30,7 +30,7 @@ print(len(os.listdir("/proc/self/fd")))
 
 @pytest.fixture
 def many_shards(make_dataset, make_features, file_path, tmp_path):
-    """The index of a data set with an episode of one step in each of its shards."""
+    """The index of a data set whose shards hold one episode of one step each."""
     episodes = [[make_features(1, file_path(second))] for second in range(NUM_SHARDS)]
     return build_index(make_dataset(episodes), tmp_path / "index", workers=1).path
 
@@ -53,7 +53,7 @@ def test_more_shards_than_files_may_be_open(many_shards, soft, hard, fewest, mos
 
 @pytest.fixture
 def failing(shards, tmp_path, monkeypatch):
-    """(index, repair): the first shard's reads fail with EIO until it is repaired."""
+    """(index, repair): reads of the first shard fail with EIO until `repair` is called."""
     index = open_index(shards)
     shard = shards / index.info["shards"][0]
     shard.rename(tmp_path / "whole")
@@ -67,7 +67,7 @@ def failing(shards, tmp_path, monkeypatch):
     return index, repair
 
 
-def test_a_read_error_that_passes_is_survived_and_told(failing, capfd):
+def test_a_transient_read_error_is_retried_and_reported(failing, capfd):
     index, repair = failing
     row = int(np.flatnonzero(index.shards == 0)[0])
     repairer = threading.Timer(0.2, repair)
@@ -79,7 +79,7 @@ def test_a_read_error_that_passes_is_survived_and_told(failing, capfd):
     assert len(re.findall(r"-00000-of-00002, episode .*Input/output error; again in", told)) == 2
 
 
-def test_a_read_error_that_lasts_is_an_error(failing):
+def test_a_lasting_read_error_is_raised(failing):
     index, _ = failing
     row = int(np.flatnonzero(index.shards == 0)[0])
     with pytest.raises(UserError, match=r"-00000-of-00002, episode .*Input/output error"):

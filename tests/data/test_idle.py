@@ -1,4 +1,4 @@
-"""Against openpi's rule written as loops over steps."""
+"""Idle steps are compared with openpi's rule, written as loops over steps."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ STILL = {0: [(10, 17), (20, 26)], 1: [(0, 9)], 3: [(5, 30), (33, 41)]}  # row ->
 
 @pytest.fixture
 def resting(tree):
-    """The index of a tree whose episodes rest in STILL: the command before is repeated."""
+    """The index of a tree whose episodes rest in STILL, where they repeat the command before."""
     for row, folder in enumerate(sorted(tree.iterdir())):
         data = read_other_data(folder / "other_data.pkl")
         for begin, end in STILL.get(row, ()):
@@ -62,7 +62,7 @@ def test_idle_steps_follow_the_rule(resting, change, num_steps):
         assert moving == moving_in(velocities, change, num_steps), row
 
 
-def test_only_long_rests_go_out(resting):
+def test_only_long_rests_are_dropped(resting):
     idle = [
         np.flatnonzero(~np.array(m)) for m in per_episode(resting, moving_steps(resting, 1e-3, 7))
     ]
@@ -80,7 +80,7 @@ def test_chunks_do_not_matter(resting, monkeypatch):
     assert np.array_equal(moving_steps(resting, 0.3, 2), whole)
 
 
-def test_what_cannot_be_idle_is_refused(tree):
+def test_wrong_idle_options_are_refused(tree):
     for options in ({"idle_change": 0.0}, {"idle_steps": 0}):
         with pytest.raises(UserError, match=next(iter(options))):
             select_episodes(open_index(tree), SelectionConfig(idle="drop", **options))
@@ -99,7 +99,7 @@ def test_a_robot_without_joint_velocities_is_refused(tree):
 
 
 def key_of(path):
-    """As openpi forms it."""
+    """The key that openpi uses for an episode."""
     return f"{path.replace('trajectory.h5', 'recordings/MP4')}--{path}"
 
 
@@ -148,7 +148,7 @@ def test_ranges_are_found_by_name_in_upstreams_tree(tree, reference_index, write
     assert found == "0 episodes found in it by path, 4 by name, 0 not"
 
 
-def test_a_recording_of_another_lab_is_not_mistaken(reference_index, write_ranges):
+def test_an_episode_of_another_lab_is_not_matched(reference_index, write_ranges):
     index = reference_index
     other = index.table["file_path"][0].replace(index.table["lab"][0], "OTHER")
     assert "0 by name, 4 not" in listed_steps(index, write_ranges({key_of(other): [[0, 5]]}))[1]
@@ -185,7 +185,7 @@ def test_a_file_that_is_not_there_is_refused(reference_index, tmp_path):
 
 @dataclasses.dataclass
 class Layout:
-    """What `kept_steps` reads of an index: where its episodes lie."""
+    """Stands for an index: `kept_steps` reads only where episodes lie."""
 
     starts: np.ndarray
     lengths: np.ndarray
@@ -198,7 +198,7 @@ class Layout:
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.95, 1.0])
 @pytest.mark.parametrize("seed", range(5))
 def test_ranges_hold_exactly_the_kept_steps_of_each_episode(share, seed):
-    """Episodes in any order in the file, with steps between them of some that were left out."""
+    """Episodes lie in any order in the file, with steps of left-out episodes between them."""
     generator = np.random.default_rng(seed)
     sizes = generator.integers(1, 20, 12)
     places = np.cumsum(sizes) - sizes
@@ -220,7 +220,7 @@ def test_ranges_hold_exactly_the_kept_steps_of_each_episode(share, seed):
         )
 
 
-def test_clips_show_kept_steps_and_windows_the_real_recording(resting):
+def test_clips_show_kept_steps_and_windows_show_all_steps(resting):
     episodes, report = select_episodes(resting, SelectionConfig(idle="drop", min_frames=10))
     assert report == [
         "all: 4 episodes, 163 frames",
@@ -246,8 +246,8 @@ def test_clips_show_kept_steps_and_windows_the_real_recording(resting):
     assert everything == kept_of_all - first_kept  # the rule never draws the first
 
 
-def test_the_real_steps_are_the_shortened_timelines(resting):
-    """Drawing from kept steps = drawing from a recording of that many steps, then looking up."""
+def test_drawn_steps_are_steps_of_the_kept_timeline(resting):
+    """Kept steps are drawn like the steps of an episode of that length, and then looked up."""
     episodes, _ = select_episodes(resting, SelectionConfig(idle="drop", min_frames=3))
     options = (2, (180, 320), SamplingConfig())
     lengths = np.asarray(resting.lengths)[episodes.rows]

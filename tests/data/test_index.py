@@ -101,7 +101,7 @@ def test_an_index_of_other_data_is_refused(shards, tree):
 
 
 @pytest.mark.parametrize("content", ["nothing", "file", "stray"])
-def test_what_is_no_data_set_is_refused(tmp_path, content):
+def test_a_folder_without_a_data_set_is_refused(tmp_path, content):
     root = tmp_path / "data"
     if content == "file":
         root.write_text("")

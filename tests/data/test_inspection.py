@@ -1,4 +1,4 @@
-"""The inspection: numbers against the data's own, flaws made on purpose, picture, script."""
+"""Inspection: its numbers, flaws made on purpose, its picture and its script."""
 
 import runpy
 import sys
@@ -46,7 +46,7 @@ def dimension(found, name):
     return next(d for d in found.dimensions if d.name == name)
 
 
-def test_report_answers_what_this_is(index, found):
+def test_the_report_states_the_facts(index, found):
     report = describe(found)
     for fact in (
         "(RLDS shards)",
@@ -105,7 +105,7 @@ def test_flaws_of_signals_are_named(change_signals):
     assert "2 not finite" in describe(found)
 
 
-def test_says_how_far_an_action_is_from_droids_meaning(change_signals):
+def test_the_report_says_how_an_action_differs_from_droids(change_signals):
     def edit(signals, index):
         velocity = index.columns(("action_dict/joint_velocity",))
         arm, gripper = index.columns(("action",))[:-1], index.columns(("action",))[-1:]
@@ -138,7 +138,7 @@ def test_idle_is_the_share_of_steps_in_which_nothing_moves(change_signals):
     assert found.idle == pytest.approx(1 - 3 / num_pairs)
 
 
-def test_looks_at_whole_random_episodes_when_there_are_too_many_steps(index):
+def test_whole_random_episodes_are_read_if_there_are_too_many_steps(index):
     some = inspect_dataset(index, seed=3, max_steps=100)
     assert (some.num_episodes, some.num_steps) in {(2, 32 + 41), (2, 32 + 45), (2, 86), (2, 90)}
     assert f"over {some.num_steps} steps of 2 random episodes" in describe(some)

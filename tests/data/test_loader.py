@@ -60,7 +60,7 @@ def test_batch_has_the_contracts_shapes_and_types(shards):
 
 
 def test_batch_holds_what_was_drawn(shards):
-    """Against the episodes themselves, read without the index."""
+    """The batch is compared with the episodes, which are read without the index."""
     index = open_index(shards)
     rlds = RldsDataset.open(shards)
     episodes = {
@@ -118,13 +118,13 @@ def test_a_batch_that_does_not_divide_is_refused(shards):
         ({"cameras": []}, "no cameras"),
     ],
 )
-def test_what_the_data_lacks_is_refused(shards, options, message):
+def test_a_camera_or_signal_that_the_data_lacks_is_refused(shards, options, message):
     with pytest.raises(UserError, match=message):
         dataset(shards, config(**options))
 
 
 def damage_frames(root, share):
-    """Overwrite the beginning of some JPEGs inside the shards, sizes unchanged."""
+    """Overwrite the beginning of some JPEGs in the shards. Their sizes stay the same."""
     index = open_index(root)
     rng = np.random.default_rng(0)
     for row in range(len(index)):

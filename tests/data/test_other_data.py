@@ -17,7 +17,7 @@ def read_bytes(tmp_path, raw: bytes):
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_upstreams_pickles_are_read(tmp_path, episode, protocol):
-    """Plain pickles of NumPy values, of any protocol, by NumPy 2 and, renamed, by NumPy 1."""
+    """Plain pickles of NumPy values are read in any protocol."""
     data = other_data(episode) | {"discount": [np.float32(1.0)] * 41, "is_first": [np.True_] * 41}
     raw = pickle.dumps(data, protocol)
     read = read_bytes(tmp_path, raw)
@@ -33,7 +33,7 @@ def test_pickles_of_numpy_1_are_read(tmp_path, episode):
 
 
 class Call:
-    """Pickles as a call of `function`."""
+    """An object that is pickled as a call of `function`."""
 
     def __init__(self, function, *arguments):
         self.reduction = function, arguments
@@ -62,7 +62,7 @@ def test_a_malicious_pickle_executes_nothing(tmp_path, call, protocol):
     assert not victim.exists()
 
 
-def test_dotted_names_reach_nothing(tmp_path):
+def test_dotted_names_are_refused(tmp_path):
     """Protocol 4 resolves `ndarray.__class__...` attribute by attribute."""
     raw = b"\x80\x04\x8c\x05numpy\x8c\x11ndarray.__class__\x93."
     with pytest.raises(UserError, match="refuses to load"):

@@ -51,7 +51,7 @@ def test_decoding_jpeg_is_tensorflows_bit_for_bit(reference, expected, expected_
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
-def test_png_of_any_make_is_decoded_and_alpha_dropped(mode):
+def test_pngs_of_other_encoders_are_decoded_without_alpha(mode):
     pixels = noise(20, 30)
     decoded = pictures.decode(saved(pixels, "PNG", mode))
     assert decoded.shape == (20, 30, 3) and decoded.dtype == np.uint8
@@ -75,7 +75,7 @@ def test_every_truncation_is_noticed(name):
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_damage_raises_nothing_but_value_error(name):
+def test_a_damaged_picture_raises_only_value_error(name):
     data = PICTURES[name]
     draw = random.Random(0)
     for _ in range(2000):
@@ -104,7 +104,7 @@ def test_a_changed_byte_of_a_png_never_changes_its_pixels(name):
 @pytest.mark.parametrize(
     "data", [b"", b"\xff\xd8\xff", b"GIF89a" + b"0" * 100, b"\x89PNG\r\n\x1a\n"]
 )
-def test_what_is_no_picture_is_named(data):
+def test_bytes_that_are_no_picture_are_named(data):
     with pytest.raises(ValueError):
         pictures.decode(data)
     with pytest.raises(ValueError):

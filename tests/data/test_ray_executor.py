@@ -23,7 +23,7 @@ NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": F
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A head and a second node, a core each; $RAY_ADDRESS names it."""
+    """A cluster of a head and a second node with one core each, at $RAY_ADDRESS."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_AUTH_MODE", "disabled")  # or Ray writes a token to the home folder
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -38,20 +38,20 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def large(make_large) -> Path:
-    """48 episodes of up to 40 steps in 16 shards, to be killed in."""
+    """48 episodes of up to 40 steps in 16 shards, to kill a run in."""
     return make_large(num_shards=16, episodes=3, length=40)
 
 
 @pytest.fixture(scope="module")
 def whole(large, tmp_path_factory, digest) -> dict[str, str]:
-    """What this machine alone makes of it."""
+    """The digest of the tree that this machine alone makes."""
     tree = tmp_path_factory.mktemp("whole") / "tree"
     assert extract(large, tree, workers=2).counts["written"] == 48
     return digest(tree)
 
 
 def start(large: Path, tree: Path) -> subprocess.Popen:
-    """The script at work in a process group of its own: its first episode is there."""
+    """Start the script in its own process group, and wait for its first episode."""
     process = subprocess.Popen(
         [sys.executable, SCRIPT, large, tree, "--engine", "ray"],
         stdout=subprocess.PIPE,
@@ -64,7 +64,7 @@ def start(large: Path, tree: Path) -> subprocess.Popen:
 
 
 def busy_workers(node) -> list[int]:
-    """Processes of a node that are extracting a shard at the moment."""
+    """The processes of a node that are extracting a shard."""
     (raylet,) = node.all_processes["raylet"]
     children = Path(f"/proc/{raylet.process.pid}/task/{raylet.process.pid}/children").read_text()
     titles = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children.split()}
@@ -100,7 +100,7 @@ def test_an_index_is_the_same(cluster, large, tmp_path):
 
 
 def test_a_killed_worker_and_a_lost_node_lose_nothing(cluster, large, whole, tmp_path, digest):
-    """The last test that needs both nodes."""
+    """This must be the last test that needs both nodes."""
     tree = tmp_path / "tree"
     process = start(large, tree)
     (worker,) = wait_for(lambda: busy_workers(cluster.head_node), process)
@@ -118,7 +118,7 @@ def test_a_killed_worker_and_a_lost_node_lose_nothing(cluster, large, whole, tmp
     assert [len(page["records"]) for page in pages] == [3] * 16
 
 
-def test_what_goes_wrong_on_a_node_is_one_sentence(cluster, tmp_path, monkeypatch):
+def test_an_error_on_a_node_is_one_sentence(cluster, tmp_path, monkeypatch):
     with (
         pytest.raises(UserError, match=r"nowhere: No such file.*on the node .*same path; kept"),
         ray_cluster("; kept"),
@@ -136,13 +136,13 @@ def test_what_goes_wrong_on_a_node_is_one_sentence(cluster, tmp_path, monkeypatc
         list(ray_map(kill_itself, [0]))
 
 
-def test_nobody_at_the_address(monkeypatch):
+def test_an_address_without_a_cluster_is_an_error(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(UserError, match="RAY_ADDRESS=127.0.0.1:1: no Ray cluster"), ray_cluster():
         pass
 
 
-def test_workers_are_not_an_option_of_a_cluster(reference, tmp_path):
+def test_a_cluster_takes_no_number_of_workers(reference, tmp_path):
     with pytest.raises(UserError, match="--workers 2: a Ray cluster has the cores"):
         extract(reference, tmp_path / "tree", workers=2, executor="ray")
     assert not list(tmp_path.iterdir())

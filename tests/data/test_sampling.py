@@ -42,7 +42,7 @@ def test_a_sample_depends_on_seed_and_number_only():
             assert np.array_equal(value, getattr(whole, key)[first : first + count]), key
 
 
-def test_other_seed_stream_or_attempt_is_another_sample():
+def test_another_seed_stream_or_attempt_gives_another_sample():
     assert not same(draw(seed=0), draw(seed=1))
     assert not same(draw(stream=TRAIN), draw(stream=VALIDATION))
     assert not same(draw(attempt=0), draw(attempt=1))

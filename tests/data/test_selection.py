@@ -7,7 +7,7 @@ from mcr.errors import UserError
 
 
 class TableIndex:
-    """What selection reads of an index: its table."""
+    """Stands for an index: selection reads only its table."""
 
     source = "somewhere"
 
@@ -45,7 +45,7 @@ def test_language_any_and_words():
     assert selected(index, outcome="success") == [0, 3]
 
 
-def test_labs():
+def test_only_the_named_labs_are_used():
     index = TableIndex(length=[50] * 4, lab=["AUTO", "ILIAD", "AUTO", "RAIL"])
     assert selected(index, labs=["AUTO", "RAIL"]) == [0, 2, 3]
     assert (
@@ -71,7 +71,7 @@ def test_episodes_by_name_and_from_a_file(tmp_path):
         select_episodes(index, SelectionConfig(episodes=["nowhere.txt"]))
 
 
-def test_nothing_left_names_the_filter(reference_index):
+def test_a_filter_that_leaves_nothing_is_named(reference_index):
     with pytest.raises(UserError, match="min_frames=1000"):
         select_episodes(reference_index, SelectionConfig(min_frames=1000))
 
@@ -97,7 +97,7 @@ def test_sessions_are_never_cut_and_stay_when_data_is_added():
     assert list(fewer) == [row for row in held_out if row < 300]
 
 
-def test_few_sessions_still_hold_one_out():
+def test_one_of_a_few_sessions_is_held_out():
     index = TableIndex(session=["a", "a", "b", "c"])
     train, held_out = split(index, np.arange(4), 1e-9)
     assert len(held_out) and len(train)

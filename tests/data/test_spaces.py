@@ -1,4 +1,4 @@
-"""Against rotation matrices written out here; SciPy is what the code uses."""
+"""Spaces are compared with rotation matrices that are written out here. The code uses SciPy."""
 
 import dataclasses
 import json
@@ -83,7 +83,7 @@ def six(m):
 
 
 def expected_action(index, name, rotation):
-    """Every step's action in a space, in float64."""
+    """The action of every step in a space, computed in float64."""
     stored = {
         key: np.asarray(index.signals[:, begin:end], np.float64)
         for key, (begin, end) in index.info["columns"].items()
@@ -136,7 +136,7 @@ def test_a_pose_that_is_not_first_changes_too(index):
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 2, 3)])
-def test_any_shape_of_steps(index, shape):
+def test_steps_may_have_any_shape(index, shape):
     space = action_space(index, "delta", "6d")
     steps = np.random.default_rng(0).integers(0, index.info["total_steps"], shape)
     got = space.read(index.signals, steps)
@@ -146,7 +146,7 @@ def test_any_shape_of_steps(index, shape):
 
 
 def of_pose(index, name, rotation, observed, commanded):
-    """A space's numbers for poses made to order, [n, D]."""
+    """The numbers of a space for given poses, [n, D]."""
     signals = np.zeros((len(observed), index.info["num_signals"]), np.float32)
     signals[:, index.columns(("cartesian_position",))] = observed
     signals[:, index.columns(("action_dict/cartesian_position",))] = commanded
@@ -193,7 +193,7 @@ def other_robot(tree):
     return make
 
 
-def test_without_action_dict_only_the_default_space_is_there(other_robot):
+def test_without_action_dict_only_the_default_space_exists(other_robot):
     index = other_robot(lambda data: data.pop("action_dict"))
     assert action_space(index, "default", "euler").size == 7
     for name in set(ACTION_SPACES) - {"default"}:
@@ -204,7 +204,7 @@ def test_without_action_dict_only_the_default_space_is_there(other_robot):
 
 
 @pytest.mark.parametrize("action", [[0.1] * 7, [0.1] * 3])
-def test_an_action_that_is_no_pose_is_left_alone(other_robot, action):
+def test_an_action_that_is_no_pose_stays_as_it_is(other_robot, action):
     index = other_robot(lambda data: data.update(action=[np.array(action)] * len(data["action"])))
     space = action_space(index, "default", "6d")
     assert space.size == len(action)
@@ -335,7 +335,7 @@ def test_normalised_batches_are_normalised(shuffled, name, rotation):
     assert raw.mean(0).abs().max() > 1 and raw.std(0).min() < 0.1
 
 
-def test_what_never_changes_is_only_shifted(other_robot):
+def test_a_constant_signal_is_only_shifted(other_robot):
     index = other_robot(lambda d: d.update(gripper_position=[np.array([0.3])] * len(d["action"])))
     clips, batch = first_batch(index, 2)
     normalised = SignalNormaliser(statistics_of(index, clips))(batch)

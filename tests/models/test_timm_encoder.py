@@ -120,7 +120,8 @@ def test_wrong_names_and_files(network, save):
         mcr.load_model("timm:resnet18.a9_in1k")
     with pytest.raises(UserError, match="timm has no weights for it; give a file"):
         mcr.load_model("timm:coatnet_0_224")
-    with pytest.raises(UserError, match="sees 3 x 192 x 192 pixels, squash: only square RGB"):
+    message = "takes 3 x 192 x 192 pixels, cropped by 'squash': only square RGB"
+    with pytest.raises(UserError, match=message):
         mcr.load_model("timm:dm_nfnet_f0")
     tensors = build("resnet10t").state_dict()
     missing = tensors.pop("layer1.0.conv1.weight")

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import h5py
@@ -21,14 +22,12 @@ from mcr.errors import UserError
 from mcr.features.extraction import FeatureConfig, extract_features
 from mcr.models.untrained import write_untrained
 from mcr.policies import behaviour_cloning
-from mcr.policies.behaviour_cloning import (
-    Cloning,
-    Config,
-    batches,
-    check_overrides,
-    load_policy,
-    train,
-)
+from mcr.policies.behaviour_cloning import Cloning, main, train
+from mcr.policies.config import Config
+from mcr.policies.demonstrations import DemonstrationConfig
+from mcr.policies.network import PolicyConfig
+from mcr.policies.observation_encoder import ObservationConfig
+from mcr.policies.policy import load_policy
 
 ROOT = Path(__file__).parents[2]
 SIZE, LENGTH, DEMOS = 32, 5, 10
@@ -62,19 +61,27 @@ def desk(tmp_path_factory):
 
 
 def config(desk, run_dir, **changes):
-    return Config(
-        **{
-            "data": str(desk / "demos.hdf5"),
-            "encoder": str(desk / "encoder.pt"),
-            "feature_cache": str(desk / "features"),
-            "run_dir": str(run_dir),
-            "hidden": [32],
-            "emb_dim": 16,
-            "batch_size": 16,
-            "epochs": 3,
-        }
-        | changes
-    )
+    """A small run. changes: options of any part, by their names without the part."""
+    options = {
+        "data": str(desk / "demos.hdf5"),
+        "encoder": str(desk / "encoder.pt"),
+        "feature_cache": str(desk / "features"),
+        "run_dir": str(run_dir),
+        "hidden": [32],
+        "emb_dim": 16,
+        "batch_size": 16,
+        "epochs": 3,
+    }
+    options |= changes
+    parts = {
+        name: kind(**{f.name: options.pop(f.name) for f in fields(kind) if f.name in options})
+        for name, kind in (
+            ("demonstrations", DemonstrationConfig),
+            ("observations", ObservationConfig),
+            ("policy", PolicyConfig),
+        )
+    }
+    return Config(**parts, **options)
 
 
 def metrics(run_dir, split, name):
@@ -125,7 +132,8 @@ def test_two_stages_thaw_layer_by_layer(desk, tmp_path):
     def watched(bar):
         result = original(bar)
         layers = changed_layers(start, encoder_tensors(run.policy))
-        seen.append((layers, run.optimizer, [g["lr"] for g in run.optimizer.param_groups]))
+        optimizer = run.stage.optimizer
+        seen.append((layers, optimizer, [g["lr"] for g in optimizer.param_groups]))
         return result
 
     run._train_epoch = watched
@@ -227,31 +235,27 @@ def test_an_encoder_without_a_file_is_cached_too(desk, tmp_path, changed):
 def test_from_shards(shards, tmp_path):
     path = write_untrained(tmp_path / "encoder.pt", image_size=SIZE)
     options = Config(
-        data=str(shards),
-        encoder=str(path),
-        cameras=["wrist_image_left"],
+        demonstrations=DemonstrationConfig(
+            str(shards), cameras=["wrist_image_left"], val_fraction=0.3
+        ),
+        observations=ObservationConfig(encoder=str(path)),
+        policy=PolicyConfig(epochs=1),
         run_dir=str(tmp_path / "run"),
-        epochs=1,
         workers=1,
-        val_fraction=0.3,
     )
     policy = load_policy(train(options))
     assert policy.signals == ("cartesian_position", "gripper_position", "joint_position")
-    assert policy.action_mean.shape == (10,)
+    assert policy.network.action_dim == 10
     assert (tmp_path / "run/features/features.json").is_file()
-
-
-def test_batches_are_even():
-    assert [len(rows) for rows in batches(np.arange(50), 20)] == [17, 17, 16]
-    assert [len(rows) for rows in batches(np.arange(3), 2)] == [3]  # not 2 and 1
-    assert [len(rows) for rows in batches(np.arange(1), 2)] == [1]
-    assert np.concatenate(batches(np.arange(50), 20)).tolist() == list(range(50))
 
 
 def test_bad_input(desk, tmp_path):
     for changes, complaint in (
         ({"resume": "nevr"}, "resume='nevr' is unknown; did you mean 'never'"),
-        ({"fine_tune_epochs": 1, "freeze_encoder": False}, "leave out freeze_encoder=False"),
+        (
+            {"fine_tune_epochs": 1, "freeze_encoder": False},
+            "leave out observations.freeze_encoder=False",
+        ),
         ({"unfreeze_every": -1}, "unfreeze_every=-1 must not be negative"),
         ({"save_every": 0}, "save_every=0 must be at least 1"),
         ({"pooling": "pool"}, "did you mean 'pooled'"),
@@ -268,7 +272,7 @@ def test_what_a_run_was_begun_with_is_kept(desk, tmp_path):
     before = path.read_bytes()
     train(config(desk, tmp_path, epochs=1, save_every=7))  # nothing to do
     for changes, complaint in (
-        ({"learning_rate": 1e-4}, "learning_rate: 0.001 -> 0.0001"),
+        ({"learning_rate": 1e-4}, r"policy\.learning_rate: 0.001 -> 0.0001"),
         ({"resume": "never"}, "holds a run; choose another run_dir"),
     ):
         with pytest.raises(UserError, match=complaint):
@@ -280,6 +284,45 @@ def test_what_a_run_was_begun_with_is_kept(desk, tmp_path):
     torch.save({"format": "else"}, path)
     with pytest.raises(UserError, match="holds no policy"):
         load_policy(path)
+
+
+def flat_policy(path):
+    """Rewrite a policy as the first format had it: a flat config, other names of tensors."""
+    content = torch.load(path)
+    config = content["config"]
+    for part in ("demonstrations", "observations", "policy"):
+        config |= config.pop(part)
+    tensors = {}
+    for name, tensor in content["policy"].items():
+        name = name.replace("observations.low_dim.", "observations.low_dim_")
+        name = name.replace("network.standardise.", "action_")
+        if name.startswith("network.layers."):
+            _, _, number, kind = name.split(".")
+            name = f"body.{3 * int(number) + 1}.{kind}"
+        tensors[name] = tensor
+    torch.save(content | {"format": "mcr-bc-1", "config": config, "policy": tensors}, path)
+
+
+def test_a_policy_of_the_first_format_acts_and_trains_on(desk, tmp_path):
+    options = TWO_STAGES | {"hidden": [32, 16]}
+    path = train(config(desk, tmp_path / "run", **options))
+    pictures, signals = {CAMERA: np.full((3, 40, 50, 3), 99, np.uint8)}, np.ones((3, 2))
+    expected = load_policy(path).act(pictures, signals)
+    half = train(config(desk, tmp_path / "half", **options | {"fine_tune_epochs": 1}))
+    flat_policy(path)
+    assert "body.7.weight" in torch.load(path)["policy"]
+    loaded = load_policy(path)
+    np.testing.assert_array_equal(loaded.act(pictures, signals), expected)
+    assert loaded.signals == ("proprioception",)
+
+    content = torch.load(half)
+    content["config"]["fine_tune_epochs"] = 2  # it was killed after its third epoch of four
+    torch.save(content, half)
+    flat_policy(half)
+    resumed = load_policy(train(config(desk, tmp_path / "half", **options)))
+    np.testing.assert_array_equal(resumed.act(pictures, signals), expected)
+    with pytest.raises(UserError, match=r"policy\.chunk: 1 -> 2"):
+        train(config(desk, tmp_path / "half", **options, chunk=2))
 
 
 def test_features_of_another_encoder_are_refused(desk, tmp_path):
@@ -297,30 +340,45 @@ def test_features_of_another_encoder_are_refused(desk, tmp_path):
 def test_the_recipe_is_the_typed_defaults():
     ConfigStore.instance().store(name="bc_config", node=Config)
     with initialize_config_dir(str(ROOT / "cfgs"), version_base="1.3"):
-        recipe = OmegaConf.to_object(compose("bc", overrides=["hidden=[8,8]", "cameras=[a]"]))
-    assert recipe == Config(feature_norm="batch_norm", hidden=[8, 8], cameras=["a"])
+        overrides = ["policy.hidden=[8,8]", "demonstrations.cameras=[a]"]
+        recipe = OmegaConf.to_object(compose("bc", overrides=overrides))
+    assert recipe == Config(
+        DemonstrationConfig(cameras=["a"]),
+        ObservationConfig(feature_norm="batch_norm"),
+        PolicyConfig(hidden=[8, 8]),
+    )
     header = (ROOT / "cfgs/bc.yaml").read_text().split("defaults:")[0]
     assert all(f"#   {word}" in header for word in ("command", "cost", "expected"))
 
 
-def test_unknown_options_are_named():
-    check_overrides(["--multirun", "data=x", "hydra.run.dir=y", "+head=gmm"])
-    with pytest.raises(
-        UserError, match="unknown option 'freeze_enc'; did you mean 'freeze_encoder'"
-    ):
-        check_overrides(["freeze_enc=True"])
-
-
-def test_an_error_is_one_line(capsys):
+@pytest.mark.parametrize(
+    ("argument", "complaint"),
+    [
+        (
+            "observations.freeze_enc=True",
+            "unknown option 'observations.freeze_enc'; did you mean 'observations.freeze_encoder'?",
+        ),
+        ("encoder=x.pt", "encoder is called observations.encoder now: write observations.enc"),
+        ("feature_norm=none", "feature_norm is called observations.feature_norm now"),
+        ("head=gmm", "head is called policy.head now: write policy.head=..."),
+        ("demonstrations.data=nowhere.hdf5", "nowhere.hdf5: no such file or folder; check demon"),
+    ],
+)
+def test_an_error_is_one_line(argument, complaint, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["mcr bc", argument])
     with pytest.raises(SystemExit, match="2"):
-        behaviour_cloning._main(OmegaConf.structured(Config(data="nowhere.hdf5")))
-    assert capsys.readouterr().err == "error: nowhere.hdf5: no such file or folder; check data=\n"
+        main()
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {complaint}") and error.count("\n") == 1
 
 
 def test_the_script(desk, tmp_path):
     shutil.copyfile(desk / "demos.hdf5", tmp_path / "demos.hdf5")
-    options = "pretrained_encoder=False rgb_model_name=resnet18 image_size=32 freeze_encoder=True"
-    run = f"data=demos.hdf5 run_dir=run epochs=1 cache_features=False {options}"
+    sees = "pretrained_encoder=False rgb_model_name=resnet18 image_size=32 freeze_encoder=True"
+    options = " ".join(f"observations.{option}" for option in sees.split())
+    run = (
+        f"demonstrations.data=demos.hdf5 run_dir=run policy.epochs=1 cache_features=False {options}"
+    )
     script = str(ROOT / "scripts/train_bc.py")
     command = [sys.executable, script, *run.split()]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

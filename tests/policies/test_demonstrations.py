@@ -132,7 +132,7 @@ def test_bad_input(tmp_path):
     ):
         with pytest.raises(UserError, match=complaint):
             opened(path, **options)
-    with pytest.raises(UserError, match="data is not set"):
+    with pytest.raises(UserError, match=r"demonstrations\.data is not set"):
         open_demonstrations(DemonstrationConfig())
     with pytest.raises(UserError, match="none.hdf5: no such file"):
         opened(tmp_path / "none.hdf5")

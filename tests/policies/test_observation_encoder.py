@@ -82,7 +82,7 @@ def test_one_vector_and_cached_features_give_the_same(options, width):
 
 def test_without_projection_it_is_features_and_standardised_signals(weights):
     module = build(encoder=weights, pretrained_encoder=True, image_size=0, emb_dim=0)
-    module.take_statistics(SIGNALS)
+    module.low_dim.fit(SIGNALS)
     encoder = mcr.load_model(weights)
     images = pictures(size=48)
     vector = module(images, SIGNALS)

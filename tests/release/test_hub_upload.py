@@ -145,7 +145,7 @@ def test_a_folder_that_is_not_an_export_is_not_uploaded(hub, tmp_path):
 def test_the_hubs_refusal_is_passed_on(hub, folder):
     with pytest.raises(UserError, match="forbidden/encoder: the Hub refused: .*not your organ"):
         mcr.push_to_hub(folder, "forbidden/encoder")
-    with pytest.raises(UserError, match="is no name for a repository"):
+    with pytest.raises(UserError, match="is not a valid name of a repository"):
         mcr.push_to_hub(folder, "a/b/c")
 
 

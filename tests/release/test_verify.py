@@ -127,7 +127,7 @@ def test_an_untrained_part_is_recognised(damaged):
 @pytest.mark.parametrize("value", [0.0, -1.0])
 def test_impossible_variances(damaged, value):
     found = findings(damaged(lambda tensors: tensors["layer2.0.bn1.running_var"].fill_(value)))
-    assert found["batch statistics"].text.startswith("layer2.0.bn1: variances not above zero")
+    assert found["batch statistics"].text.startswith("layer2.0.bn1: variances are not above zero")
 
 
 def test_a_collapsed_encoder(damaged):

@@ -29,8 +29,8 @@ class RldsSource:
 
     @staticmethod
     def recognises(folder: Path) -> bool:
-        # A version is looked for by its name (1.0.1), not by "*": a look into each of the 100,000
-        # episodes of a tree takes seconds.
+        # The pattern of a version (1.0.1) is not "*", which would open each of the 100,000 episodes
+        # of a tree and take seconds.
         features = folder / "features.json"
         return features.is_file() or bool(list(folder.glob("*.*.*/features.json")))
 

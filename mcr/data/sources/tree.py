@@ -179,7 +179,7 @@ def _read_folder(folder: Path, cameras: list[str]) -> tuple[dict[str, Any], Colu
         if names != {f"{step}{suffix}" for step in range(len(signals))}:
             raise ValueError(
                 f"{camera} holds {len(names)} files, not frames 0..{len(signals) - 1} as "
-                f"{OTHER_DATA} says; scripts/delete_short_videos.py reports such episodes"
+                f"{OTHER_DATA} says; `mcr clean` reports such episodes"
             )
     languages = {
         key: (folder / key / "0.txt").read_text(encoding="utf-8")

@@ -48,7 +48,7 @@ def test_writing_twice_gives_the_same_bytes(tmp_path, episode):
 
 
 @pytest.mark.parametrize("error", [ValueError("undecodable"), OSError("full"), KeyboardInterrupt()])
-def test_nothing_is_left_of_an_episode_that_fails(tmp_path, episode, error):
+def test_a_failed_episode_leaves_nothing_behind(tmp_path, episode, error):
     calls = itertools.count()
 
     def encode(data):
@@ -63,7 +63,7 @@ def test_nothing_is_left_of_an_episode_that_fails(tmp_path, episode, error):
         assert str(caught.value) == "wrist_image_left at step 20: undecodable"
 
 
-def test_what_a_killed_run_left_is_replaced(tmp_path, episode):
+def test_leftovers_of_a_killed_run_are_replaced(tmp_path, episode):
     (tmp_path / ".partial-x" / "wrist_image_left").mkdir(parents=True)
     (tmp_path / ".partial-x" / "wrist_image_left" / "99.jpg").write_bytes(b"old")
     write(tmp_path, episode)

@@ -8,8 +8,13 @@ import torch
 from torch import nn
 
 from mcr.errors import UserError
+from mcr.policies.ensemble import (
+    EnsembleConfig,
+    EnsembleNetwork,
+    PolicyEnsemble,
+    train_policies,
+)
 from mcr.policies.heads import HEADS
-from mcr.policies.policy import PolicyConfig, PolicyEnsemble, PolicyNetwork, train_policies
 
 N, D, P, A = 50, 6, 3, 2
 
@@ -22,18 +27,18 @@ def samples(seed=0):
 
 
 def small(**changes):
-    return PolicyConfig(**{"hidden": [16, 8], "batch_size": 20, "epochs": 4} | changes)
+    return EnsembleConfig(**{"hidden": [16, 8], "batch_size": 20, "epochs": 4} | changes)
 
 
 class Plain(nn.Module):
     """The same policy, written as anybody would."""
 
-    def __init__(self, start: PolicyNetwork, low_dim):
+    def __init__(self, start: EnsembleNetwork, low_dim):
         super().__init__()
         self.low_dim = torch.from_numpy(low_dim)
         self.norm = nn.BatchNorm1d(D)
         modules = []
-        for layer in start.layers:
+        for layer in start.network.layers:
             fan_in, fan_out = layer.weight.shape[1:]
             linear = nn.Linear(fan_in, fan_out)
             linear.weight.data, linear.bias.data = (
@@ -53,7 +58,7 @@ def test_ensemble_of_one_is_a_plain_training():
     config, seed = small(), 7
     ensemble = train_policies(features, low_dim, actions, config, [seed])
 
-    plain = Plain(PolicyNetwork(config, [D, P, A], [seed]), low_dim)
+    plain = Plain(EnsembleNetwork(config, [D, P, A], [seed]), low_dim)
     optimizer = torch.optim.Adam(plain.parameters(), 1e-3)
     order = torch.Generator().manual_seed(seed)
     losses = []
@@ -107,14 +112,14 @@ def test_rows_of_any_policies_in_any_order():
 
 
 def test_dropout_keeps_the_mean_while_training_and_ends_with_it():
-    network = PolicyNetwork(small(dropout=0.25), [D, P, A], [0, 1])
+    network = EnsembleNetwork(small(dropout=0.25), [D, P, A], [0, 1])
     values = torch.ones(2, 400, 100)
-    dropped = network._dropout(values)
+    dropped = network.network.dropout(values)
     assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.75])
     assert (dropped == 0).float().mean() == pytest.approx(0.25, abs=0.01)
     assert not torch.equal(dropped[0], dropped[1])
-    assert not torch.equal(dropped, network._dropout(values))
-    assert torch.equal(network.eval()._dropout(values), values)
+    assert not torch.equal(dropped, network.network.dropout(values))
+    assert torch.equal(network.eval().network.dropout(values), values)
 
 
 def test_it_learns():
@@ -172,6 +177,25 @@ def test_saved_and_loaded(tmp_path):
         PolicyEnsemble.load(tmp_path / "other.pt")
 
 
+def test_an_ensemble_of_the_first_format_is_loaded(tmp_path):
+    features, low_dim, actions = samples()
+    config = small(standardise_actions=True)
+    ensemble = train_policies(features, low_dim, actions, config, [4, 5])
+    ensemble.save(tmp_path / "policies.pt")
+    content = torch.load(tmp_path / "policies.pt")
+    content["format"] = "mcr-policies-1"
+    first = (("network.standardise.", "action_"), ("network.", ""), ("low_dim.", "low_dim_"))
+    for now, then in first:
+        content["network"] = {k.replace(now, then): v for k, v in content["network"].items()}
+    assert {"layers.0.weight", "action_mean", "low_dim_std"} <= set(content["network"])
+    torch.save(content, tmp_path / "first.pt")
+    loaded = PolicyEnsemble.load(tmp_path / "first.pt")
+    rows = np.arange(N) % 2
+    np.testing.assert_array_equal(
+        loaded.act(rows, features, low_dim), ensemble.act(rows, features, low_dim)
+    )
+
+
 def test_bad_input():
     features, low_dim, actions = samples()
     for changes, complaint in (
@@ -181,7 +205,7 @@ def test_bad_input():
         ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),
     ):
         with pytest.raises(UserError, match=complaint):
-            PolicyConfig(**changes)
+            EnsembleConfig(**changes)
     broken = actions.copy()
     broken[3, 1] = np.nan
     for arrays, config, complaint in (
