@@ -47,6 +47,13 @@ def test_help_lists_every_command_and_imports_no_torch():
     assert result.stdout.endswith("False\n")
 
 
+def test_commands_that_prepare_data_need_no_torch():
+    code = "import sys, mcr.commands.extract, mcr.commands.clean, mcr.commands.index"
+    code += "; print(*{'torch', 'hydra', 'scipy', 'matplotlib'} & {*sys.modules})"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("\n", "")
+
+
 @pytest.mark.parametrize("command", BY_ARGPARSE)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit, match="0"):
@@ -224,7 +231,8 @@ def test_compare(use, trained):
 
 
 def test_bc(trained):
-    options = "epochs=1 val_fraction=0.25 run_dir=bc cache_features=False"
-    result = mcr("bc", "data=tree", "encoder=my_encoder", *options.split(), cwd=trained)
+    data = "demonstrations.data=tree demonstrations.val_fraction=0.25"
+    options = "observations.encoder=my_encoder policy.epochs=1 run_dir=bc cache_features=False"
+    result = mcr("bc", *data.split(), *options.split(), cwd=trained)
     assert result.returncode == 0, result.stderr
     assert (trained / "bc/policy.pt").is_file()

@@ -11,6 +11,7 @@ can be sent to another process.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -190,27 +191,21 @@ def _num_frames(path: Path) -> int:
         return sum(1 for packet in container.demux(video=0) if packet.size)
 
 
-class _video:
+@contextlib.contextmanager
+def _video(path: Path) -> Iterator[Any]:
     """An open video. An error of FFmpeg inside the block becomes a UserError that names it."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._av = import_extra("av", "video")
-
-    def __enter__(self) -> Any:
+    av = import_extra("av", "video")
+    try:
+        container = av.open(str(path))
+    except av.FFmpegError as error:
+        raise UserError(f"{path}: is no readable video ({error})") from error
+    with container:
+        if not container.streams.video:
+            raise UserError(f"{path}: has no video in it")
         try:
-            self._container = self._av.open(str(self._path))
-        except self._av.FFmpegError as error:
-            raise UserError(f"{self._path}: is no readable video ({error})") from error
-        if not self._container.streams.video:
-            self._container.close()
-            raise UserError(f"{self._path}: has no video in it")
-        return self._container
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        self._container.close()
-        if isinstance(error, self._av.FFmpegError):
-            raise UserError(f"{self._path}: cannot be decoded ({error})") from error
+            yield container
+        except av.FFmpegError as error:
+            raise UserError(f"{path}: cannot be decoded ({error})") from error
 
 
 @dataclass

@@ -162,7 +162,7 @@ def _read_export(path: Path) -> Weights:
         if not needed.is_file():
             raise UserError(
                 f"there is no {needed.name} in the folder {folder.name}; give the folder that "
-                "scripts/export.py wrote, or a checkpoint file"
+                "`mcr export` wrote, or a checkpoint file"
             )
     tensors = read_content(file)
     try:

@@ -26,9 +26,7 @@ def push_to_hub(folder: str | Path, repository: str, private: bool = False) -> s
     folder = Path(folder).expanduser()
     missing = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if not (folder / name).is_file()]
     if missing:
-        raise UserError(
-            f"{folder}: has no {missing[0]}; give a folder that scripts/export.py wrote"
-        )
+        raise UserError(f"{folder}: has no {missing[0]}; give a folder that `mcr export` wrote")
     if not (verification := verify(folder)).ok:
         raise UserError(f"{folder}: not uploaded, because it fails verification:\n{verification}")
     api = hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))

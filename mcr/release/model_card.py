@@ -98,11 +98,11 @@ def _reproduction_section(name: str, training: dict[str, Any]) -> str:
         return ""
     return f"""## Train it again
 
-The complete configuration is in `{RECIPE_NAME}`. In a clone of `mcr`, version
-{training.get("versions", {}).get("mcr", _UNKNOWN)}, with the same data:
+The complete configuration is in `{RECIPE_NAME}`. With `mcr`, version
+{training.get("versions", {}).get("mcr", _UNKNOWN)}, and the same data:
 
 ```bash
-bash scripts/train_mcr.sh --config-path "$PWD/{name}" --config-name recipe \\
+mcr train --config-path "$PWD/{name}" --config-name recipe \\
     data.root=DATA run_dir=runs/again
 ```
 """

@@ -36,7 +36,7 @@ def _check_restarts() -> None:
     if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         raise UserError(
             "torchrun --max-restarts may hang when it restarts: export "
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before it, as scripts/train_mcr.sh does, and use "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before it, as `mcr train` does, and use "
             "--standalone or --rdzv-backend c10d"
         )
 

@@ -1,7 +1,7 @@
 """The summary of a pre-training run: one page, made of what the run's folder holds.
 
 summary.html needs no other file, so that it can be sent or pasted into a report; summary.png holds
-its curves. The training loop writes them when a run ends; `scripts/report.py` does at any time.
+its curves. The training loop writes them when a run ends; `mcr report` does at any time.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _facts(run_dir: Path) -> dict[str, list[Any]]:
         newest = checkpoints[-1].resolve()
         facts["checkpoint"] = f"{newest} ({newest.stat().st_size / 1e6:,.0f} MB)"
         facts["use it"] = f'mcr.load_model("{newest}")'
-        facts["share it"] = f"python scripts/export.py {newest} my_encoder"
+        facts["share it"] = f"mcr export {newest} my_encoder"
     return {key: value if isinstance(value, list) else [value] for key, value in facts.items()}
 
 

@@ -300,7 +300,7 @@ def seed_draws(seed: int, step: int) -> None:
 
 
 def main() -> None:
-    """`python -m mcr.training.train`, `scripts/train_mcr.sh`."""
+    """`mcr train`, `python -m mcr.training.train`."""
     hydra_command(_train_or_stop, Config, schema="config", recipe="mcr", renamed=RENAMED)
 
 

@@ -28,7 +28,6 @@ from mcr.policies.demonstrations import DemonstrationConfig
 from mcr.policies.network import PolicyConfig
 from mcr.policies.observation_encoder import ObservationConfig
 from mcr.policies.policy import load_policy
-from mcr.policies.samples import batches
 
 ROOT = Path(__file__).parents[2]
 SIZE, LENGTH, DEMOS = 32, 5, 10
@@ -248,13 +247,6 @@ def test_from_shards(shards, tmp_path):
     assert policy.signals == ("cartesian_position", "gripper_position", "joint_position")
     assert policy.network.action_dim == 10
     assert (tmp_path / "run/features/features.json").is_file()
-
-
-def test_batches_are_even():
-    assert [len(rows) for rows in batches(np.arange(50), 20)] == [17, 17, 16]
-    assert [len(rows) for rows in batches(np.arange(3), 2)] == [3]  # not 2 and 1
-    assert [len(rows) for rows in batches(np.arange(1), 2)] == [1]
-    assert np.concatenate(batches(np.arange(50), 20)).tolist() == list(range(50))
 
 
 def test_bad_input(desk, tmp_path):

@@ -10,11 +10,9 @@ from mcr.training.distributed import World
 from mcr.training.engine import (
     EngineConfig,
     OptimizerConfig,
-    Step,
     compile_mode,
     make_deterministic,
 )
-from mcr.training.monitor import StepMonitor
 from tests.training.one_step import (
     ALONE,
     NUM_CLIPS,
@@ -108,20 +106,6 @@ def test_deterministic_mode_is_switched_on_and_off():
     make_deterministic(False)
     assert not torch.are_deterministic_algorithms_enabled()
     assert not torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
-
-
-def test_on_a_gpu_flags_are_read_one_step_late_and_none_is_lost():
-    monitor = StepMonitor(torch.device("cuda"))  # the flags may lie anywhere
-    flags = [[0.0, 0, 0], [0, 1, 0], [0, 0, 1]]
-    finished = []
-    for number, of_step in enumerate(flags):
-        monitor.add(
-            number, Step({"loss": torch.ones(())}, torch.ones(1), None, torch.tensor(of_step))
-        )
-        finished += [status.number for status in monitor.finished(wait=False)]
-    assert finished == [0, 1]
-    (last,) = monitor.finished(wait=True)
-    assert (last.number, last.bad_loss, last.bad_gradient, last.wants_to_stop) == (2, 0, 0, 1)
 
 
 @pytest.mark.parametrize(
