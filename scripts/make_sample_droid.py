@@ -13,7 +13,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from sample_droid.dataset import Outcome, write_dataset
+from sample_droid.dataset import EpisodeSummary, write_dataset
 from sample_droid.look import Style
 from sample_droid.plan import NUM_LABS, SHARES, plan_episodes
 
@@ -28,10 +28,10 @@ def main() -> None:
     _check(arguments)
     plans = plan_episodes(arguments.episodes, arguments.tasks, arguments.seed, arguments.labs)
     style = Style(arguments.quality, arguments.draft)
-    outcomes = write_dataset(
+    summaries = write_dataset(
         arguments.out.resolve(), plans, arguments.shards, arguments.workers, style
     )
-    _print_summary(arguments.out, outcomes)
+    _print_summary(arguments.out, summaries)
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -83,17 +83,18 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--seed {arguments.seed} must not be negative")
 
 
-def _print_summary(out: Path, outcomes: list[Outcome]) -> None:
+def _print_summary(out: Path, summaries: list[EpisodeSummary]) -> None:
     print(f"\n{'task':8}{'episodes':>9}{'successes':>11}{'frames':>8}{'MB':>8}{'attempts':>10}")
-    groups = {task: [o for o in outcomes if o.task == task] for task in TASKS}
-    for task, group in (*groups.items(), ("all", outcomes)):
+    groups = {task: [each for each in summaries if each.task == task] for task in TASKS}
+    for task, group in (*groups.items(), ("all", summaries)):
         if group:
             print(
-                f"{task:8}{len(group):9}{sum(o.success for o in group):11}"
-                f"{sum(o.frames for o in group):8}{sum(o.num_bytes for o in group) / 1e6:8.2f}"
-                f"{sum(o.attempts for o in group):10}"
+                f"{task:8}{len(group):9}{sum(each.success for each in group):11}"
+                f"{sum(each.frames for each in group):8}"
+                f"{sum(each.num_bytes for each in group) / 1e6:8.2f}"
+                f"{sum(each.attempts for each in group):10}"
             )
-    oddities = Counter(outcome.oddity for outcome in outcomes if outcome.oddity)
+    oddities = Counter(each.oddity for each in summaries if each.oddity)
     counts = [f"{count} {oddity}" for oddity, count in oddities.most_common()]
     print("odd on purpose:", ", ".join(counts) or "none")
     print(f"written: {out}")

@@ -255,7 +255,7 @@ def test_a_dataset_is_not_overwritten_and_a_failed_one_leaves_nothing(generator,
         dataset.write_dataset(SAMPLE.parent, [], 1, 1, Style())
     with (
         pytest.raises(RuntimeError),
-        dataset._folder_that_becomes(tmp_path / "a" / "b" / "1.0.0") as folder,
+        dataset._new_folder(tmp_path / "a" / "b" / "1.0.0") as folder,
     ):
         (folder / "shard").write_text("half")
         raise RuntimeError

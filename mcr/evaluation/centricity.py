@@ -1,10 +1,11 @@
 """Manipulation centricity: does an encoder look at what is being manipulated?
 
-As MCR's paper (arXiv 2410.22325) defines it: Grad-CAM of the encoder, binarised, and its Jaccard
-index |A n B| / |A u B| with the mask of end effector and task objects, averaged over frames. There
-the masks are SAM 2's; in simulation they are rendered, and exact. The paper's threshold is not
-documented: `sweep` gives all of them for the price of one Grad-CAM. The number alone says little;
-`baselines` says what maps of the same size get that never looked. Called by `mcr centricity`.
+MCR's paper (arXiv 2410.22325) defines it as the Jaccard index |A n B| / |A u B|, averaged over
+frames, of the encoder's binarised Grad-CAM with a mask of the end effector and the task's objects.
+The paper's masks come from SAM 2; in simulation they are rendered and exact. The paper does not
+state its threshold, so `sweep` computes the index for many thresholds from one Grad-CAM. The index
+alone says little: `baselines` gives those of maps of the same size that do not depend on the
+picture. Called by `centricity_report`.
 
     N frames   S pixels per side of what enters the network, where maps and masks are compared
 """
@@ -23,7 +24,7 @@ from mcr.evaluation.masked_pictures import MaskedPictures
 from mcr.models.encoder import Encoder
 from mcr.models.grad_cam import grad_cam
 
-THRESHOLD = 0.5  # of maps in [0, 1]
+THRESHOLD = 0.5  # for maps in [0, 1]
 THRESHOLDS = tuple(np.arange(1, 20) / 20)
 
 _IMAGES_AT_ONCE = 32
@@ -31,11 +32,12 @@ _IMAGES_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class Saliency:
-    """Where one encoder looks in N frames.
+    """Grad-CAM of one encoder on N frames, and the masks to compare it with.
 
-    inputs: uint8 [N, S, S, 3], what enters the network; maps: float32 [N, S, S] in [0, 1];
-    masks: bool [N, S, S], none of them empty; num_unseen: frames that were left out because the
-    crop shows nothing of what is manipulated
+    inputs:     uint8 [N, S, S, 3], the pictures that enter the network
+    maps:       float32 [N, S, S] in [0, 1]
+    masks:      bool [N, S, S], none of them empty
+    num_unseen: number of frames that were left out because their masks lie outside of the crop
     """
 
     inputs: np.ndarray
@@ -50,19 +52,21 @@ def manipulation_centricity(
     masks: Sequence[np.ndarray] | np.ndarray,
     threshold: float = THRESHOLD,
 ) -> np.ndarray:
-    """Jaccard index of each frame, float64 [N]; fewer where the crop shows nothing of the mask.
+    """The Jaccard index of each frame, float64 [N].
 
-    images: uint8 [N, H, W, 3]; masks: bool [N, H, W], or lists of frames that differ in size
+    images: uint8 [N, H, W, 3], or a list of pictures of different sizes
+    masks:  bool [N, H, W], or a list of them
+    Frames whose masks lie outside of the crop are left out.
     """
     names = [f"frame {number}" for number in range(len(images))]
-    looks = find_saliency(encoder, MaskedPictures("images", names, list(images), list(masks)))
-    return sweep(looks, [threshold])[:, 0]
+    saliency = find_saliency(encoder, MaskedPictures("images", names, list(images), list(masks)))
+    return sweep(saliency, [threshold])[:, 0]
 
 
 def find_saliency(encoder: Encoder, frames: MaskedPictures) -> Saliency:
-    """Grad-CAM of each frame's largest output, and masks resized and cropped as pictures are.
+    """Compute Grad-CAM of each frame's largest output; resize and crop masks as the pictures.
 
-    Raises UserError if the crop shows nothing of what is manipulated in any frame.
+    Raises UserError if the masks of all frames lie outside of the crop.
     """
     inputs, maps = [], []
     for begin in range(0, len(frames.images), _IMAGES_AT_ONCE):
@@ -94,42 +98,42 @@ def _colours(encoder: Encoder, pixels: Tensor) -> np.ndarray:
 
 
 def jaccard(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """|A n B| / |A u B| of bool [N, H, W] each, float64 [N]; 0 where both are empty."""
+    """|A n B| / |A u B| of two bool [N, H, W], float64 [N]; 0 where both are empty."""
     both = (ones & others).sum(axis=(1, 2))
     either = (ones | others).sum(axis=(1, 2))
     return both / either.clip(1)
 
 
-def sweep(looks: Saliency, thresholds: Sequence[float] = THRESHOLDS) -> np.ndarray:
-    """Jaccard index per frame and threshold, float64 [N, number of thresholds].
+def sweep(saliency: Saliency, thresholds: Sequence[float] = THRESHOLDS) -> np.ndarray:
+    """The Jaccard index of each frame and threshold, float64 [N, number of thresholds].
 
-    A pixel is looked at if the map reaches the threshold there.
+    A pixel of a map counts if it reaches the threshold.
     """
     for threshold in thresholds:
         if not 0 < threshold <= 1:
             raise UserError(f"threshold {threshold} must lie above 0 and be at most 1")
-    return np.stack([jaccard(looks.maps >= t, looks.masks) for t in thresholds], axis=1)
+    return np.stack([jaccard(saliency.maps >= t, saliency.masks) for t in thresholds], axis=1)
 
 
-def baselines(looks: Saliency, threshold: float = THRESHOLD) -> dict[str, np.ndarray]:
-    """What maps get that did not look, float64 [N] each.
+def baselines(saliency: Saliency, threshold: float = THRESHOLD) -> dict[str, np.ndarray]:
+    """The Jaccard indices of maps that do not depend on the picture, float64 [N] each.
 
-    whole:  everything is looked at
+    whole:  the whole picture
     centre: a disc in the middle, as large as the encoder's own binarised map
-    random: as many pixels at random (a m / P of them hit a mask of m of P pixels)
+    random: the same number a of random pixels (of P pixels, a m / P hit a mask of m pixels)
     """
-    areas = (looks.maps >= threshold).sum(axis=(1, 2))
-    sizes = looks.masks.sum(axis=(1, 2))
-    hit = areas * sizes / looks.maps[0].size
+    areas = (saliency.maps >= threshold).sum(axis=(1, 2))
+    sizes = saliency.masks.sum(axis=(1, 2))
+    hit = areas * sizes / saliency.maps[0].size
     return {
-        "whole": jaccard(np.ones_like(looks.masks), looks.masks),
-        "centre": jaccard(_discs(areas, looks.maps.shape[1]), looks.masks),
+        "whole": jaccard(np.ones_like(saliency.masks), saliency.masks),
+        "centre": jaccard(_discs(areas, saliency.maps.shape[1]), saliency.masks),
         "random": hit / (areas + sizes - hit),
     }
 
 
 def _discs(areas: np.ndarray, side: int) -> np.ndarray:
-    """bool [N, side, side]: the `areas[i]` pixels that are nearest to the middle."""
+    """Discs in the middle, bool [N, side, side]; disc i has `areas[i]` pixels."""
     places = np.arange(side) - (side - 1) / 2
     order = np.argsort((places[:, None] ** 2 + places**2).ravel(), kind="stable")
     rank = np.empty(side**2, int)

@@ -59,11 +59,11 @@ def compare_centricity(
     curves: dict[str, list[np.ndarray]] = {name: [] for name in loaded}
     folder.mkdir(parents=True, exist_ok=True)
     for frames in tasks:
-        looks = {name: find_saliency(encoder, frames) for name, encoder in loaded.items()}
-        for name, look in looks.items():
-            rows.append(_table_row(name, frames.task, look, threshold))
-            curves[name].append(sweep(look).mean(axis=0))
-        draw_saliency(looks, folder / f"{frames.task.replace('/', '_')}.png", threshold)
+        saliency = {name: find_saliency(encoder, frames) for name, encoder in loaded.items()}
+        for name, one in saliency.items():
+            rows.append(_table_row(name, frames.task, one, threshold))
+            curves[name].append(sweep(one).mean(axis=0))
+        draw_saliency(saliency, folder / f"{frames.task.replace('/', '_')}.png", threshold)
     draw_sweep({name: np.mean(each, axis=0) for name, each in curves.items()}, folder / "sweep.png")
 
     table = pd.DataFrame(rows)
@@ -84,13 +84,13 @@ def _evaluated_encoders(results: pd.DataFrame | None) -> dict[str, str]:
     return dict(zip(seen["encoder"], seen["source"], strict=True))
 
 
-def _table_row(encoder: str, task: str, looks: Saliency, threshold: float) -> dict:
-    scores = {"centricity": sweep(looks, [threshold])[:, 0], **baselines(looks, threshold)}
+def _table_row(encoder: str, task: str, saliency: Saliency, threshold: float) -> dict:
+    scores = {"centricity": sweep(saliency, [threshold])[:, 0], **baselines(saliency, threshold)}
     return {
         "encoder": encoder,
         "task": task,
-        "frames": len(looks.maps),
-        "unseen": looks.num_unseen,
+        "frames": len(saliency.maps),
+        "unseen": saliency.num_unseen,
         **{name: float(values.mean()) for name, values in scores.items()},
     }
 
@@ -106,7 +106,7 @@ def _describe_correlation(table: pd.DataFrame, results: pd.DataFrame, where: str
 
 
 def to_markdown(table: pd.DataFrame, threshold: float) -> str:
-    """A row per encoder and task, then each encoder's mean over tasks.
+    """A table with a row per encoder and task, then each encoder's mean over tasks.
 
     table: "encoder", "task", "frames", "unseen", "centricity", "whole", "centre", "random"
     """
@@ -129,10 +129,13 @@ def to_markdown(table: pd.DataFrame, threshold: float) -> str:
 def correlate_with_success(
     centricity: dict[str, float], results: pd.DataFrame, where: str = "results"
 ) -> dict[str, float]:
-    """Over encoders: {"pearson", "pearson_p", "spearman", "spearman_p"} with success rates.
+    """Correlation of centricity with success rates: "pearson", "spearman" and their p-values,
+    "pearson_p" and "spearman_p".
 
-    results: rows with "encoder", "task", "successes", "trials", of other encoders too; an encoder's
-    success is the mean over its tasks, which must be the same for all.
+    centricity: name of the encoder -> its mean centricity
+    results:    rows with "encoder", "task", "successes", "trials", also of other encoders. An
+                encoder's success rate is the mean over its tasks, which must be the same for all.
+    where:      names `results` in error messages
     Raises UserError for fewer than three encoders, unknown ones, or numbers that are all equal.
     """
     if lacking := {"encoder", "task", "successes", "trials"} - set(results.columns):
@@ -157,7 +160,7 @@ def correlate_with_success(
 
 
 def _success_rates(results: pd.DataFrame, where: str) -> dict[str, float]:
-    """Encoder -> success rate, the mean over tasks."""
+    """Name of the encoder -> its success rate, the mean over tasks."""
     sums = results.groupby(["encoder", "task"])[["successes", "trials"]].sum()
     rates = (sums["successes"] / sums["trials"]).unstack("task")
     if rates.isna().any(axis=None):
@@ -170,24 +173,24 @@ def _success_rates(results: pd.DataFrame, where: str) -> dict[str, float]:
 
 
 def draw_saliency(
-    looks: dict[str, Saliency], path: str | Path, threshold: float = THRESHOLD
+    saliency: dict[str, Saliency], path: str | Path, threshold: float = THRESHOLD
 ) -> None:
-    """Write a PNG: a row per encoder, evenly chosen frames; map, its outline and the mask's.
+    """Write a PNG with a row per encoder: frames with the map and outlines of map and mask.
 
-    looks: name -> of the same frames, but for those that were left out
+    saliency: name of the encoder -> its saliency on the same frames
     """
-    columns, side = min(_COLUMNS, *(len(look.maps) for look in looks.values())), 1.9
+    columns, side = min(_COLUMNS, *(len(one.maps) for one in saliency.values())), 1.9
     figure = Figure(
-        figsize=(side * columns, (side + 0.25) * len(looks) + 0.4), layout="constrained"
+        figsize=(side * columns, (side + 0.25) * len(saliency) + 0.4), layout="constrained"
     )
-    axes = figure.subplots(len(looks), columns, squeeze=False)
-    for row, (name, look) in zip(axes, looks.items(), strict=True):
-        scores = sweep(look, [threshold])[:, 0]
+    axes = figure.subplots(len(saliency), columns, squeeze=False)
+    for row, (name, one) in zip(axes, saliency.items(), strict=True):
+        scores = sweep(one, [threshold])[:, 0]
         places = np.linspace(0, len(scores) - 1, columns).astype(int)
         for cell, place in zip(row, places.tolist(), strict=True):
-            cell.imshow(look.inputs[place])
-            cell.imshow(look.maps[place], cmap="inferno", alpha=0.5, vmin=0, vmax=1)
-            for shape, colour in ((look.masks, "lime"), (look.maps >= threshold, "white")):
+            cell.imshow(one.inputs[place])
+            cell.imshow(one.maps[place], cmap="inferno", alpha=0.5, vmin=0, vmax=1)
+            for shape, colour in ((one.masks, "lime"), (one.maps >= threshold, "white")):
                 if shape[place].any() and not shape[place].all():
                     cell.contour(shape[place], levels=[0.5], colors=colour, linewidths=1)
             cell.set(xticks=[], yticks=[])
@@ -202,7 +205,10 @@ def draw_saliency(
 
 
 def draw_sweep(curves: dict[str, np.ndarray], path: str | Path) -> None:
-    """Write a PNG of centricity over THRESHOLDS; curves: name -> float [number of THRESHOLDS]."""
+    """Write a PNG of centricity over THRESHOLDS.
+
+    curves: name of the encoder -> float [number of THRESHOLDS]
+    """
     figure = Figure(figsize=(5.5, 3.5), layout="constrained")
     axes = figure.subplots()
     for name, curve in curves.items():
@@ -216,5 +222,5 @@ def draw_sweep(curves: dict[str, np.ndarray], path: str | Path) -> None:
 
 
 def _label(name: str) -> str:
-    """Of a path its end."""
+    """The last two parts of a path."""
     return "/".join(Path(name).parts[-2:])

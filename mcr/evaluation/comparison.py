@@ -1,7 +1,7 @@
-"""Comparison: runs of several variants and seeds -> one table and one picture.
+"""Comparison of training runs, of several variants and seeds: a table and a plot.
 
-It is for what compares: held-out accuracies and probes, not losses, which differ in kind between
-variants. Called by `mcr compare`.
+It compares held-out accuracies and probes. Losses of different variants are not comparable. Called
+by `mcr compare`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _gather(folders: Sequence[Path], probe: bool) -> pd.DataFrame:
 
 
 def _find_runs(folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    """(variant, run_dir): the variant is the run's path without `seed<k>`."""
+    """Yield (variant, run_dir). The variant is the run's path without its `seed<k>`."""
     for folder in folders:
         for config in sorted(folder.rglob("config.yaml")):
             run_dir = config.parent
@@ -87,7 +87,7 @@ def _find_runs(folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
 
 
 def _probe_run(run_dir: Path, config: Config) -> dict[str, float]:
-    """Probes of a run's newest encoder; kept in its probe.json."""
+    """Probe a run's newest encoder. The scores are kept in probe.json in the run's folder."""
     checkpoint = list_checkpoints(run_dir / "checkpoints")[-1]
     kept = run_dir / "probe.json"
     if kept.is_file():
@@ -105,11 +105,11 @@ def _probe_run(run_dir: Path, config: Config) -> dict[str, float]:
 
 
 def summarise_runs(runs: pd.DataFrame, first: str = "") -> pd.DataFrame:
-    """A row per variant; columns of two levels: "seeds", then (metric, "mean"), (metric, "sd").
+    """A table with a row per variant and the columns "seeds", (metric, "mean"), (metric, "sd").
 
     runs:  a row per run: "variant", "seed", and a column per metric; NaN where a run lacks one
-    first: the variant that the others are compared with, if it is there; the rest by name
-    sd:    over seeds, of a sample; NaN for a single one
+    first: the variant that the others are compared with. It comes first, the others by name.
+    "sd" is the sample standard deviation over seeds, NaN for a single seed.
     """
     groups = runs.drop(columns="seed").groupby("variant")
     table = groups.agg(["mean", "std"]).rename(columns={"std": "sd"}, level=1)
@@ -122,7 +122,7 @@ def _in_order(variants: Iterable[str], first: str) -> list[str]:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """What `summarise_runs` gives as a Markdown table, "mean ± sd"; a single seed has no ±."""
+    """The table of `summarise_runs` in Markdown: "mean ± sd", or "mean" for a single seed."""
     metrics = [name for name, part in table.columns if part == "mean"]
     lines = [
         f"| variant | seeds | {' | '.join(metrics)} |",
@@ -144,9 +144,10 @@ def _cell(mean: float, sd: float) -> str:
 def plot_comparison(
     runs: pd.DataFrame, path: str | Path, metrics: Sequence[str], first: str = ""
 ) -> None:
-    """Write a PNG: a column per metric, a row per variant; a dot per seed, a bar for their mean.
+    """Write a PNG with a column per metric and a row per variant.
 
-    runs, first: as for `summarise_runs`. A dashed line carries the first variant's mean down.
+    runs, first: as for `summarise_runs`
+    Dots are seeds, and bars are their means. A dashed line marks the mean of `first`.
     """
     means = runs.groupby("variant")[list(metrics)].mean()
     order = _in_order(means.index, first)

@@ -1,4 +1,7 @@
-"""Confidence intervals of scores: bootstrap and jackknife. Called by the scores of `offline`."""
+"""95% confidence intervals of scores: bootstrap and jackknife. Called by the scores of `offline`.
+
+`scipy.stats.bootstrap` refuses a sample of one, such as a single seed, and scipy has no jackknife.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,11 @@ _CONFIDENCE = 0.95
 def bootstrap(
     statistic: Callable[..., float], rng: np.random.Generator, *sizes: int
 ) -> tuple[float, float, float]:
-    """(value, low, high) of a statistic of index arrays, one per size, each drawn independently.
+    """(value, low, high) of a statistic of several samples, which are resampled independently.
 
-    The value is that of all in order; the interval the 2.5 and 97.5 percentiles over resamples.
+    statistic: takes an array of indices for each of `sizes`
+    The value is the statistic of all indices in order. The interval is from the 2.5th to the 97.5th
+    percentile over resamples.
     """
     value = statistic(*(np.arange(size) for size in sizes))
     draws = [
@@ -30,9 +35,12 @@ def bootstrap(
 def jackknife(
     statistic: Callable[[np.ndarray], float], folds: list[np.ndarray]
 ) -> tuple[float, float, float]:
-    """(value, low, high) of a statistic of bool [n], leaving each fold out in turn.
+    """(value, low, high) of a statistic, from leaving out each of g folds in turn.
 
-    The interval is Student's, with the standard error sqrt((g - 1) / g sum (x_i - mean x)^2).
+    statistic: takes the selection of rows, bool [n]
+    folds:     bool [n] each
+    The interval is Student's with g - 1 degrees of freedom and the standard error
+    sqrt((g - 1) / g sum_i (x_i - mean x)^2), where x_i is the statistic without fold i.
     """
     count = len(folds)
     value = statistic(np.ones(len(folds[0]), bool))

@@ -1,10 +1,10 @@
-"""Pictures with masks of what is manipulated: gripper or end effector, and the task's objects.
+"""Pictures with masks of what is manipulated: the end effector and the task's objects.
 
     HDF5       robomimic's, with a mask <camera>_mask beside <camera>_image; see `mcr.data.hdf5`
     folders    pictures in one, PNG masks of the same names in the other, as SAM 2 writes them
 
-Each HDF5 file, and each folder with pictures in it, is a task. Reads only the frames that are
-asked for. Called by `mcr centricity`.
+Each HDF5 file, and each folder with pictures in it, is a task. Only the chosen frames are read.
+Called by `mcr centricity`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ _PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 @dataclass(frozen=True)
 class MaskedPictures:
-    """Frames of a task. images: uint8 [H, W, 3] each; masks: bool [H, W] each; names: for people.
+    """Frames of a task.
 
-    Raises UserError where a mask is missing or has not its picture's size, or if none marks
-    anything.
+    names:  of the frames, for error messages
+    images: uint8 [H, W, 3] each
+    masks:  bool [H, W] each
+    Raises UserError if a mask is missing, has not the size of its picture, or if all are empty.
     """
 
     task: str
@@ -69,10 +71,11 @@ def _evenly(items: Sequence[Any], count: int) -> list[Any]:
 
 
 def read_demonstrations(path: str | Path, camera: str = "", frames: int = 64) -> MaskedPictures:
-    """Evenly chosen frames of an HDF5 file, over all its demonstrations.
+    """Evenly spaced frames of an HDF5 file, over all its episodes.
 
     camera: "" = the only one that has masks
-    Raises UserError for a file that is none, without demonstrations, or without such a camera.
+    frames: the largest number of frames to choose
+    Raises UserError for a file that is unreadable or lacks episodes or such a camera.
     """
     path = Path(path)
     with Hdf5File(path) as file:
@@ -126,10 +129,11 @@ def _read_step(
 def read_folders(
     picture_root: str | Path, mask_root: str | Path, frames: int = 64
 ) -> Iterator[MaskedPictures]:
-    """Each folder of pictures below `picture_root`, in order; evenly chosen frames of each.
+    """Yield evenly spaced frames of each folder of pictures below `picture_root`, in order.
 
-    The mask of a/b/7.jpg is a/b/7.png below `mask_root`, where all that is not 0 is marked.
-    Raises UserError if a mask is missing, or a file is no picture.
+    frames: the largest number of frames to choose from a folder
+    The mask of a/b/7.jpg is a/b/7.png below `mask_root`; its pixels other than 0 are marked.
+    Raises UserError if a mask is missing, or a file is not a picture.
     """
     picture_root, mask_root = Path(picture_root), Path(mask_root)
     folders: dict[Path, list[Path]] = {}
@@ -157,7 +161,7 @@ def _read_picture(path: Path) -> np.ndarray:
 
 
 def _read_mask(path: Path, picture: Path) -> np.ndarray:
-    """bool [H, W]: of grey or palette masks what is not 0, of coloured ones what is not black."""
+    """bool [H, W]: what is not 0 in grey or palette masks, and not black in coloured ones."""
     if not path.is_file():
         raise UserError(f"{path}: is missing; it is to be the mask of {picture}")
     try:

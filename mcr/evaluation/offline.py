@@ -1,13 +1,12 @@
-"""The offline suite: what frozen features say on recorded data, without a simulator.
+"""The offline suite: scores of frozen features on recorded data, without a simulator.
 
-    probes           state, action, time to the end, by ridge regression and by a small network
+    probes           predict state, action, time to the end, by ridge regression and by a network
     temporal order   do predicted times put an episode's frames in their order? (Kendall's tau)
     retrieval        does a frame find the frame that another camera took at the same step?
     feature health   do features differ between pictures, and in how many directions?
 
-Probes are fitted on training sessions; all but feature health is judged on whole held-out recording
-sessions. Each frame goes through the encoder once, for all scores. Called by `mcr evaluate`.
-It is no substitute for success rates.
+Probes are fitted on training sessions. All scores but feature health are measured on whole held-out
+recording sessions. They do not replace success rates. Called by `mcr evaluate`.
 """
 
 from __future__ import annotations
@@ -32,22 +31,22 @@ from mcr.models.encoder import Encoder
 from mcr.models.loading import load_model
 
 SCORES = {
-    "state_ridge": "R² of the state by ridge regression: 1 perfect, 0 blind",
+    "state_ridge": "R² of the state by ridge regression: 1 perfect, 0 without features",
     "state_mlp": "the same by a network with one hidden layer",
     "action_ridge": "R² of the action by ridge regression",
     "action_mlp": "the same by a network with one hidden layer",
     "time_to_end_ridge": "R² of the number of steps to the episode's end by ridge regression",
     "time_to_end_mlp": "the same by a network with one hidden layer",
     "temporal_order": "Kendall's tau of predicted and true order in an episode: 0 is chance",
-    "retrieval_episode": "share of frames whose nearest among the episode's frames by another "
-    "camera is the one of the same step (chance: 1 / frames per episode)",
-    "rank_episode": "median rank of that one: 0 nearest, 0.5 chance, 1 farthest",
+    "retrieval_episode": "share of frames whose nearest frame of another camera, within the "
+    "episode, is of the same step (chance: 1 / frames per episode)",
+    "rank_episode": "median rank of the frame of the same step: 0 nearest, 0.5 chance, 1 farthest",
     "retrieval_all": "as retrieval_episode, among the frames of all held-out episodes",
     "rank_all": "as rank_episode, among the frames of all held-out episodes",
-    "effective_rank": "directions that features use: between 1 and their width",
-    "dead_units": "share of units that are the same for every picture",
+    "effective_rank": "number of directions that features use: between 1 and their dimension",
+    "dead_units": "share of units that are constant over pictures",
     "feature_std": "mean standard deviation of a unit over pictures, in the features' own scale",
-    "feature_cosine": "mean cosine between features of two pictures: 1 if they do not differ",
+    "feature_cosine": "mean cosine between features of two pictures: 1 if all are equal",
 }
 
 
@@ -58,13 +57,14 @@ def evaluate_offline(
     config: OfflineConfig | None = None,
     device: str = "cpu",
 ) -> str:
-    """Score encoders on recordings, and write results.csv, results.md, results.png to `folder`.
+    """Score encoders on recorded data, and write results.csv, .md and .png to `folder`.
 
-    An untrained encoder of each kind of network is scored, too. What the folder has is kept.
+    An untrained encoder of each kind of network is scored, too. Rows that the folder has already
+    are not measured again.
 
     encoders: "NAME=SOURCE" or "SOURCE", what `load_model` reads
     data:     shards or a tree, as training reads them
-    device:   of the encoder
+    device:   where the encoders run
     Returns the table in Markdown. Raises UserError as `offline_scores`, and for a folder with
     results of other data or of other weights under the same name.
     """
@@ -101,13 +101,13 @@ def evaluate_offline(
 def offline_scores(
     encoder: Encoder, index: Index, config: OfflineConfig | None = None, seed: int = 0
 ) -> dict[str, float]:
-    """The scores named and explained in SCORES, and of each a 95% interval, `_low` and `_high`.
+    """The scores that SCORES explains, each with a 95% interval in `<score>_low` and `_high`.
 
-    Without a second camera there are none of retrieval. Intervals are by bootstrap over held-out
-    episodes and, where networks are fitted, seeds; of feature health by jackknife over groups of
-    sessions, because resampled pictures would be fewer and its rank lower. They say what other
-    held-out episodes would have given, not what other training sessions would have; episodes of
-    a session are alike, so they are rather too narrow.
+    Retrieval needs a second camera. Intervals come from a bootstrap over held-out episodes and, for
+    networks, over seeds. Those of feature health come from a jackknife over groups of sessions,
+    because a resample has fewer different pictures and thus a lower rank. Intervals tell how scores
+    vary with the held-out episodes, not with the training sessions. Since episodes of a session
+    resemble each other, they are somewhat too narrow.
 
     Raises UserError if the data lacks a camera or a signal, or has too few sessions to hold one
     out.
@@ -138,7 +138,10 @@ def offline_scores(
 
 
 def ridge_answers(training: Frames, held_out: Frames, name: str) -> np.ndarray:
-    """Predictions [q, K] for the held-out frames; each dimension has its own strength."""
+    """Ridge regression's predictions for the held-out frames, [q, K].
+
+    The strength is chosen for each dimension of the target.
+    """
     targets, features = training.targets[name], training.side_by_side
     best = ridge_errors(features, targets, training.sessions).argmin(axis=0)
     predictions = ridge_predictions(features, targets, held_out.side_by_side)
@@ -146,7 +149,7 @@ def ridge_answers(training: Frames, held_out: Frames, name: str) -> np.ndarray:
 
 
 def mlp_answers(training: Frames, held_out: Frames, name: str, seed: int) -> np.ndarray:
-    """Predictions [q, K] for the held-out frames by a small network."""
+    """A small network's predictions for the held-out frames, [q, K]."""
     return mlp_predictions(
         training.side_by_side,
         training.targets[name],
@@ -163,12 +166,12 @@ def probe_score(
     answers: list[np.ndarray],
     rng: np.random.Generator,
 ) -> tuple[float, float, float]:
-    """R^2 of `answers` [q, K] each, their mean.
+    """R^2 of predictions, the mean over `answers`, [q, K] each.
 
-    Errors are compared with those of always answering the training side's mean, both in units of
-    its deviation and summed over dimensions; those that do not vary in training are left out. (The
-    mean of each dimension's own R^2, as of `probe_encoder`, is at the mercy of one that hardly
-    varies in the few episodes of a resample.)
+    Squared errors are in units of the training side's variance and summed over dimensions. R^2
+    compares them with the errors of always predicting the training side's mean. Dimensions that are
+    constant in training are left out. (`probe_encoder` averages the R^2 of the dimensions instead.
+    In a resample of few episodes, one dimension that hardly varies would dominate that average.)
     """
     wanted, targets = held_out.targets[name], training.targets[name]
     weights = varying(targets) / targets.var(axis=0).clip(1e-12)
@@ -182,20 +185,20 @@ def probe_score(
 
 
 def _per_episode(frames: Frames, values: np.ndarray) -> np.ndarray:
-    """Sums of values [n] over each episode's frames, [E]."""
+    """The sums of values [n] over each episode's frames, [E]."""
     return np.array([values[episode].sum() for episode in frames.episodes])
 
 
 def order_score(
     frames: Frames, predicted: np.ndarray, rng: np.random.Generator
 ) -> tuple[float, float, float]:
-    """Kendall's tau-b of predicted times [n] and true ones in each episode, the mean over them.
+    """Kendall's tau-b between predicted times [n] and true ones, the mean over episodes.
 
-    Order is judged by a regressed time, not by neighbours in another episode as in TCC (Dwibedi et
-    al. 2019), which presumes that both show one task: those of DROID do not.
+    TCC (Dwibedi et al. 2019) judges the order by nearest neighbours in another episode, which must
+    show the same task. Episodes of DROID do not, so a probe predicts the time here.
     """
     taus = []
     for episode in frames.episodes:
         tau = kendalltau(predicted[episode], frames.steps[episode]).statistic
-        taus.append(0.0 if np.isnan(tau) else tau)  # the same time for all frames says nothing
+        taus.append(0.0 if np.isnan(tau) else tau)  # NaN if all predicted times are equal
     return bootstrap(lambda episodes: float(np.mean(np.array(taus)[episodes])), rng, len(taus))

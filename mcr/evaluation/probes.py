@@ -1,10 +1,12 @@
-"""Probes: how much of the robot can be read from an encoder's frozen features.
+"""Probes: how well an encoder's frozen features predict the robot's state and action.
 
-Losses of differently trained encoders do not compare; this does. Features of training episodes are
-regressed on what the robot is at, is told to do, and how far the episode is; the regression, linear
-or a small network, is judged on held-out recording sessions. It sees an encoder as a released file
-and knows nothing of how it was trained. `probe_encoder` is called by `mcr compare`, the
-regressions by `offline`.
+The losses of differently trained encoders cannot be compared, but their probes can. A probe is a
+ridge regression or a small network. It predicts the robot's state, the commanded action, or the
+time within the episode from the features of a frame. It is fitted on training sessions and judged
+by R^2 on held-out ones. `comparison` calls `probe_encoder`, and `offline` calls the regressions.
+
+scikit-learn is not used: its ridge regression cannot choose a strength for each target by
+cross-validation over groups, and the closed form here takes five lines.
 """
 
 from __future__ import annotations
@@ -25,13 +27,13 @@ from mcr.data.spaces import action_space, signal_space
 from mcr.errors import UserError
 from mcr.models.encoder import Encoder
 
-STRENGTHS = 10.0 ** np.arange(-4, 5)  # of the ridge, per row of standardised features
-MAX_EPISODES = 200  # of either side, evenly chosen
+STRENGTHS = 10.0 ** np.arange(-4, 5)  # of the ridge penalty, divided by the number of rows
+MAX_EPISODES = 200  # on each side, evenly spaced
 FRAMES_PER_EPISODE = 32
 NUM_FOLDS = 5
 
 HIDDEN, MLP_STEPS, MLP_BATCH, MLP_LR, MLP_WEIGHT_DECAY = 256, 300, 256, 1e-3, 1e-2
-_MLP_LOOK = 10  # steps between looks at the validation fold
+_MLP_STEPS_PER_VALIDATION = 10
 
 _IMAGES_AT_ONCE = 64
 
@@ -45,13 +47,13 @@ def probe_encoder(
     state_keys: Sequence[str],
     rotation: str = "6d",
 ) -> dict[str, float]:
-    """{"state", "action", "time"} -> R^2 on the held-out episodes, the mean over dimensions.
+    """R^2 of "state", "action" and "time" on the held-out episodes, the mean over dimensions.
 
-    1 is perfect; 0 is always answering the mean of the training side, the best without looking.
+    1 is perfect. 0 is the score of always predicting the training side's mean, without features.
 
-    cameras:      cameras; their features stand side by side, as for a policy
+    cameras:    their features are concatenated, as for a policy
     state_keys: signals of the state; the action is the signal `action`
-    rotation:   of poses among them, see `data.spaces`: as "6d" no number jumps
+    rotation:   how rotations in poses are represented, see `data.spaces`; "6d" is continuous
 
     Raises UserError if there are no held-out episodes or the data lacks a camera or signal.
     """
@@ -85,7 +87,7 @@ def probe_encoder(
 def choose_steps(
     index: Index, episodes: Episodes, max_episodes: int, frames_per_episode: int
 ) -> np.ndarray:
-    """(row, step) pairs, int64 [n, 2]: evenly chosen episodes, and steps of each, in order."""
+    """(row, step) pairs, int64 [n, 2], in order: evenly spaced episodes and steps of each."""
     count = min(max_episodes, len(episodes))
     pairs = []
     for row in episodes.rows[np.linspace(0, len(episodes) - 1, count).astype(int)].tolist():
@@ -99,7 +101,10 @@ def choose_steps(
 def embed_steps(
     encoder: Encoder, index: Index, steps: np.ndarray, cameras: Sequence[str]
 ) -> np.ndarray:
-    """Features float32 [n, V * D] of (row, step) pairs int64 [n, 2], cameras side by side."""
+    """Features of (row, step) pairs, int64 [n, 2], all cameras concatenated: float32 [n, V * D].
+
+    Raises UserError if the data lacks a camera.
+    """
     for camera in cameras:
         if camera not in index.cameras:
             raise UserError(
@@ -130,8 +135,8 @@ def ridge_score(
 ) -> float:
     """R^2 of ridge regression from features [n, D] to targets [n, K], on the held-out rows.
 
-    groups [n]: the strength is chosen by cross-validation over them, within the training rows.
-    Dimensions of the targets that do not vary in training are left out.
+    groups: [n], the strength is chosen by cross-validation over these groups of training rows
+    Dimensions of the targets that are constant in training are left out.
     """
     varies = varying(targets)
     targets, held_targets = targets[:, varies], held_targets[:, varies]
@@ -143,14 +148,14 @@ def ridge_score(
 
 
 def varying(targets: np.ndarray) -> np.ndarray:
-    """bool [K]: which dimensions of targets [n, K] are not constant."""
+    """Which dimensions of targets [n, K] are not constant, bool [K]."""
     return targets.std(axis=0) > 1e-6
 
 
 def ridge_errors(features: np.ndarray, targets: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Cross-validated squared errors over groups [n], [number of STRENGTHS, K].
+    """Squared errors of cross-validation over groups [n]: float64 [number of STRENGTHS, K].
 
-    Summed over rows, in units of the training rows' variance.
+    They are summed over rows, in units of the training rows' variance.
     """
     errors = np.zeros((len(STRENGTHS), targets.shape[1]))
     for fold in session_folds(groups):
@@ -161,62 +166,67 @@ def ridge_errors(features: np.ndarray, targets: np.ndarray, groups: np.ndarray) 
 
 
 def session_folds(groups: np.ndarray) -> list[np.ndarray]:
-    """bool [n] each: whole groups, dealt out over at most NUM_FOLDS folds."""
+    """At most NUM_FOLDS folds, bool [n] each. A group [n] lies within one fold.
+
+    Raises UserError if there is only one group.
+    """
     names, members = np.unique(groups, return_inverse=True)
     if len(names) == 1:
         raise UserError(
-            f"all episodes to probe with are of the one session '{names[0]}': at least two are "
-            "needed to choose the regression's strength"
+            f"all episodes of the probe's training side are of one session, '{names[0]}': choosing "
+            "the regression's strength needs at least two sessions"
         )
     count = min(NUM_FOLDS, len(names))
     return [members % count == fold for fold in range(count)]
 
 
 def ridge_predictions(features: np.ndarray, targets: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Predictions float64 [number of STRENGTHS, q, K] for queries [q, D].
+    """Ridge regression's predictions for queries [q, D]: float64 [number of STRENGTHS, q, K].
 
-    Closed form; features are standardised by those of the training rows, the intercept is free.
+    In closed form. Features and queries are standardised by the training rows' mean and standard
+    deviation. The intercept is not penalised.
     """
-    inputs, questions = _standardised(features, queries)
+    inputs, test_inputs = _standardised(features, queries)
     left, values, right = np.linalg.svd(inputs, full_matrices=False)
-    answers = left.T @ (targets - targets.mean(axis=0))
-    projected = questions @ right.T
+    coefficients = left.T @ (targets - targets.mean(axis=0))
+    projected = test_inputs @ right.T
     shrinkage = values / (values**2 + STRENGTHS[:, None] * len(features))
-    return np.einsum("qr,sr,rk->sqk", projected, shrinkage, answers) + targets.mean(axis=0)
+    return np.einsum("qr,sr,rk->sqk", projected, shrinkage, coefficients) + targets.mean(axis=0)
 
 
 @torch.enable_grad()
 def mlp_predictions(
     features: np.ndarray, targets: np.ndarray, groups: np.ndarray, queries: np.ndarray, seed: int
 ) -> np.ndarray:
-    """Predictions float64 [q, K] of a network with one hidden layer, for queries [q, D].
+    """Predictions of a network with one hidden layer for queries [q, D]: float64 [q, K].
 
-    Both sides are standardised by the training rows. One fold of groups [n], another for each seed,
-    is not trained on: the answer is that of the step at which its error was least. The network
-    begins by answering the mean, so that features that say nothing score about 0, not far below.
+    Features and targets are standardised by the training rows. One fold of the groups [n], another
+    one for each seed, is left out for validation; the predictions are those of the step with the
+    least validation error. The untrained network predicts the mean, so features without information
+    score about 0 and not far below.
     """
-    inputs, questions = (torch.from_numpy(x).float() for x in _standardised(features, queries))
+    inputs, test_inputs = (torch.from_numpy(x).float() for x in _standardised(features, queries))
     mean, std = targets.mean(axis=0), targets.std(axis=0).clip(1e-6)
-    answers = torch.from_numpy((targets - mean) / std).float()
+    wanted = torch.from_numpy((targets - mean) / std).float()
     folds = session_folds(groups)
     fold = folds[seed % len(folds)]
     kept, left_out = (torch.from_numpy(np.flatnonzero(side)) for side in (~fold, fold))
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _mlp(inputs.shape[1], answers.shape[1])
+        network = _mlp(inputs.shape[1], wanted.shape[1])
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=MLP_LR, weight_decay=MLP_WEIGHT_DECAY
         )
-        best, predicted = torch.inf, torch.zeros(len(questions), answers.shape[1])
+        best, predicted = torch.inf, torch.zeros(len(test_inputs), wanted.shape[1])
         for step in range(MLP_STEPS):
-            if step % _MLP_LOOK == 0:
+            if step % _MLP_STEPS_PER_VALIDATION == 0:
                 with torch.no_grad():
-                    error = F.mse_loss(network(inputs[left_out]), answers[left_out]).item()
+                    error = F.mse_loss(network(inputs[left_out]), wanted[left_out]).item()
                     if error < best:
-                        best, predicted = error, network(questions)
+                        best, predicted = error, network(test_inputs)
             rows = kept[torch.randint(len(kept), (MLP_BATCH,))]
-            loss = F.mse_loss(network(inputs[rows]), answers[rows])
+            loss = F.mse_loss(network(inputs[rows]), wanted[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -224,7 +234,7 @@ def mlp_predictions(
 
 
 def _mlp(num_inputs: int, num_outputs: int) -> nn.Sequential:
-    """One hidden layer; it answers 0 at first."""
+    """A network with one hidden layer whose output is 0 at first."""
     last = nn.Linear(HIDDEN, num_outputs)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
@@ -232,7 +242,10 @@ def _mlp(num_inputs: int, num_outputs: int) -> nn.Sequential:
 
 
 def _standardised(features: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both by the mean and deviation of the features, float64; units that rest stay as they are."""
+    """Standardise both, as float64, by the features' mean and standard deviation.
+
+    Units that are constant in the features are only shifted.
+    """
     mean, std = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
     std = np.where(std < 1e-6, 1.0, std)
     return (features - mean) / std, (queries - mean) / std

@@ -21,17 +21,17 @@ from mcr.models.encoder import Encoder
 
 @dataclass
 class OfflineConfig:
-    """What the suite looks at.
+    """Which frames, cameras and signals the offline suite uses.
 
-    cameras:       cameras; for probes their features stand side by side, as for a policy.
-                 [] = the data set's first two. Retrieval needs two at least.
-    state_keys:  signals of the state; the action is the signal `action`
-    rotation:    of poses among them, see `data.spaces`: as "6d" no number jumps
-    selection:   which episodes, and the share of recording sessions held out. For encoders that
-                 were pretrained on the same data, use the val_fraction that they had (or a smaller
-                 one, whose sessions are among those): else they have seen the held-out pictures.
-    max_episodes, frames_per_episode: of either side, evenly chosen
-    num_seeds:   of the networks
+    cameras:    for probes their features are concatenated, as for a policy. [] = the data set's
+                first two. Retrieval needs at least two.
+    state_keys: signals of the state; the action is the signal `action`
+    rotation:   how rotations in poses are represented, see `data.spaces`; "6d" is continuous
+    selection:  which episodes, and the share of recording sessions that are held out. An encoder
+                that was pretrained on the same data must not have seen the held-out pictures, so
+                use its val_fraction or a smaller one, whose sessions are among those.
+    max_episodes, frames_per_episode: on each side, evenly spaced
+    num_seeds:  number of networks for each probe
 
     Raises UserError for numbers that leave nothing to compare.
     """
@@ -54,10 +54,13 @@ class OfflineConfig:
 
 @dataclass(frozen=True)
 class Frames:
-    """One side's frames, n of them, episode by episode, in order.
+    """The n frames of the training or the held-out side, episode by episode, in order.
 
-    rows: int64 [n], of the index; sessions: [n]; steps: int64 [n]; features: float32 [n, V, D];
-    targets: name -> float [n, K]
+    rows:     int64 [n], the episodes' rows in the index
+    steps:    int64 [n]
+    sessions: [n], names of recording sessions
+    features: float32 [n, V, D]
+    targets:  name -> float [n, K], what probes predict
     """
 
     rows: np.ndarray
@@ -68,18 +71,21 @@ class Frames:
 
     @property
     def side_by_side(self) -> np.ndarray:
-        """Features [n, V * D]."""
+        """The features of all cameras concatenated, [n, V * D]."""
         return rearrange(self.features, "n v d -> n (v d)")
 
     @property
     def episodes(self) -> list[slice]:
-        """Where each episode's frames are."""
+        """The range of each episode's frames."""
         begins = [0, *(np.flatnonzero(np.diff(self.rows)) + 1), len(self.rows)]
         return [slice(a, b) for a, b in zip(begins[:-1], begins[1:], strict=True)]
 
 
 def read_frames(encoder: Encoder, index: Index, config: OfflineConfig) -> tuple[Frames, Frames]:
-    """(training side, held-out side): chosen frames, their features and what to predict of them."""
+    """Choose frames, encode them, and read the probes' targets: (training side, held-out side).
+
+    Raises UserError if the data lacks a camera or a signal, or no episode is held out.
+    """
     episodes, _ = select_episodes(index, config.selection)
     sides = split_sessions(index, episodes, config.selection.val_fraction)
     if len(sides[1]) == 0:

@@ -1,11 +1,11 @@
-"""Results of an evaluation: a CSV that grows row by row, and the table and the picture made of it.
+"""Results of an evaluation: a CSV that grows row by row, and a table and a plot of it.
 
-    <folder>/protocol.json   what all rows were measured with; another protocol is refused
-             results.csv     a row per task, encoder and seed, with what it takes to repeat it
-             results.md      encoders by tasks, with 95% intervals
-             results.png     the same to look at
+    <folder>/protocol.json   the settings that all rows share; other settings are refused
+             results.csv     a row per task, encoder and seed, with all that repeating it needs
+             results.md      a table of encoders and tasks, with 95% intervals
+             results.png     the same as a plot
 
-Called by `success_rates` and `mcr evaluate`.
+Called by `success_rates` and `offline`.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy.stats import binomtest
 
 from mcr.errors import UserError
 from mcr.runs.atomic import atomic_path, write_text
-from mcr.simulation.rollouts import wilson_interval
 
-MEAN = "mean"  # over tasks, in the place of a task
+MEAN = "mean"  # stands in the column "task" of the mean over tasks
 _PROTOCOL, _RESULTS = "protocol.json", "results.csv"
 _PACKAGES = ("mcr", "torch", "torchvision", "numpy", "mujoco", "metaworld", "robosuite")
 
 
 class Results:
-    """The rows of one folder. What is added is on disk when `add` returns."""
+    """The rows of one folder. A row is on the disk when `add` returns."""
 
     def __init__(self, folder: str | Path, protocol: Mapping[str, Any]):
-        """Open or begin a folder. UserError if its rows are of another protocol."""
+        """Open or make a folder. Raises UserError if its rows have another protocol."""
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         _require_protocol(self.folder / _PROTOCOL, protocol)
@@ -46,7 +46,10 @@ class Results:
         )
 
     def has(self, encoder: str, weights: str, task: str) -> bool:
-        """Is this measured? UserError if it is, but with other weights under the same name."""
+        """Whether the encoder has rows for the task.
+
+        Raises UserError if the rows of this name were measured with other weights.
+        """
         same = self.rows[(self.rows["encoder"] == encoder) & (self.rows["task"] == task)]
         if others := sorted(set(same["weights"]) - {weights}):
             raise UserError(
@@ -56,7 +59,7 @@ class Results:
         return len(same) > 0
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows, each with encoder, weights and task."""
+        """Append rows. Each needs "encoder", "weights" and "task"."""
         new = pd.DataFrame(rows)
         # pandas makes floats of counts where the other frame has no such column
         self.rows = pd.concat([self.rows, new], ignore_index=True) if len(self.rows) else new
@@ -64,7 +67,10 @@ class Results:
             self.rows.to_csv(partial, index=False)
 
     def write_report(self, scores: pd.DataFrame, percent: bool) -> str:
-        """Write results.md and results.png of `scores`; returns the table."""
+        """Write results.md and results.png of `scores`; returns the table.
+
+        scores, percent: as for `to_markdown`
+        """
         text = to_markdown(scores, percent)
         write_text(self.folder / "results.md", text)
         with atomic_path(self.folder / "results.png") as partial:
@@ -91,7 +97,7 @@ def _require_protocol(path: Path, protocol: Mapping[str, Any]) -> None:
 
 
 def versions() -> str:
-    """ "mcr 0.1.0, torch 2.6.0, ...": of what is installed among the packages that matter."""
+    """Versions of the installed packages that influence results: "mcr 0.1.0, torch 2.6.0, ..."."""
     found = []
     for name in _PACKAGES:
         try:
@@ -105,11 +111,13 @@ def versions() -> str:
 
 
 def success_rates(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows per seed -> scores: encoder, task, value, low, high, sd; the mean over tasks last.
+    """Success rates: a table with encoder, task, value, low, high, sd.
 
-    rows: encoder, task, seed, successes, trials. Intervals are Wilson's over all rollouts of all
-    seeds, and for the mean over those of all tasks; sd is that of the seeds' own rates. An encoder
-    that lacks some of the tasks has no mean.
+    rows: a row per seed, with encoder, task, seed, successes, trials
+
+    low and high are Wilson's 95% interval over the rollouts of all seeds, sd is the standard
+    deviation of the seeds' own rates. After the tasks of an encoder comes its mean over tasks,
+    whose interval is over the rollouts of all tasks. An encoder that lacks a task has no mean.
     """
     counts = rows.astype({"successes": int, "trials": int})
     tasks = list(dict.fromkeys(counts["task"]))
@@ -124,19 +132,21 @@ def success_rates(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _rate(rows: pd.DataFrame) -> dict[str, float]:
     successes, trials = int(rows["successes"].sum()), int(rows["trials"].sum())
-    low, high = wilson_interval(successes, trials)
+    low, high = binomtest(successes, trials).proportion_ci(method="wilson")
     of_seeds = rows.groupby("seed")[["successes", "trials"]].sum()
     sd = float((of_seeds["successes"] / of_seeds["trials"]).std())
     return {"value": successes / trials, "low": low, "high": high, "sd": sd}
 
 
-# --------------------------------------------------------------------------- for people
+# --------------------------------------------------------------------------- table and plot
 
 
 def to_markdown(scores: pd.DataFrame, percent: bool) -> str:
-    """A table with a row per encoder, best mean first, and a column per task: value (low to high).
+    """A table with a row per encoder, the best mean first, and a column per task.
 
-    scores: encoder, task, value, low, high. percent: of rates in 0..1.
+    scores:  encoder, task, value, low, high
+    percent: whether values are rates in 0..1, to be written as percentages
+    A cell reads "value (low to high)".
     """
     tasks = list(dict.fromkeys(scores["task"]))
     tasks.sort(key=lambda task: task == MEAN)  # the mean comes last
@@ -159,15 +169,15 @@ def _cell(value: float, low: float, high: float, percent: bool) -> str:
 
 
 def _in_order(scores: pd.DataFrame) -> list[str]:
-    """Encoders, the best mean (or only task) first; those without one last, as they come."""
+    """Encoders, the best mean (or the best in the only task) first, those without a mean last."""
     names, tasks = (list(dict.fromkeys(scores[key])) for key in ("encoder", "task"))
-    judge = MEAN if MEAN in tasks else tasks[0] if len(tasks) == 1 else None
-    values = scores[scores["task"] == judge].set_index("encoder")["value"]
+    decisive = MEAN if MEAN in tasks else tasks[0] if len(tasks) == 1 else None
+    values = scores[scores["task"] == decisive].set_index("encoder")["value"]
     return sorted(names, key=lambda name: -values.get(name, -math.inf))
 
 
 def plot_scores(scores: pd.DataFrame, path: str | Path, percent: bool) -> None:
-    """Write a PNG: a column per task, a row per encoder, its value and 95% interval."""
+    """Write a PNG of values and 95% intervals: a column per task, a row per encoder."""
     encoders = _in_order(scores)
     tasks = list(dict.fromkeys(scores["task"]))
     tasks.sort(key=lambda task: task == MEAN)

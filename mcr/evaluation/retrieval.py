@@ -16,11 +16,11 @@ from mcr.evaluation.recorded_frames import Frames
 def retrieval_scores(
     training: Frames, held_out: Frames, rng: np.random.Generator
 ) -> dict[str, tuple[float, float, float]]:
-    """Recall at 1 and median rank, each camera's frames asking for every other's.
+    """Recall at 1 and median rank, with each camera's frames as queries for every other camera's.
 
-    By cosine, as in time-contrastive networks (Sermanet et al. 2018) and image-text retrieval:
-    nothing is fitted, so it judges features as they are. Only each camera's mean over the training
-    side is taken off first, since a camera's own look would drown all else in raw features.
+    Similarity is the cosine, as in time-contrastive networks (Sermanet et al. 2018) and image-text
+    retrieval. Nothing is fitted. Only each camera's mean feature over the training side is
+    subtracted first, because in raw features the difference between cameras outweighs all else.
     """
     features = held_out.features - training.features.mean(axis=0)
     features = features / np.linalg.norm(features, axis=-1, keepdims=True).clip(1e-12)
@@ -41,11 +41,13 @@ def retrieval_scores(
 
 
 def camera_ranks(queries: np.ndarray, candidates: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """Where candidate `answers[i]` stands for query i: 0 nearest, 1 farthest of all, float64.
+    """The rank of candidate `answers[i]` for query i: 0 nearest, 1 farthest of all, float64.
 
-    Over all ordered pairs of cameras, one after the other. queries: unit features [n, V, D];
-    candidates: [m, V, D]; answers: int64 [n]. Of equally near ones each has the middle rank, so
-    that features that are all alike find nothing.
+    queries:    unit features [n, V, D]
+    candidates: unit features [m, V, D]
+    answers:    int64 [n], indices of candidates
+    Returns n ranks for each ordered pair of cameras, concatenated. Candidates at equal distance
+    share their mean rank, so constant features find nothing.
     """
     ranks = []
     for asking, asked in permutations(range(queries.shape[1]), 2):

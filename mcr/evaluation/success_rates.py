@@ -1,8 +1,9 @@
-"""Evaluation: frozen encoders -> success rates of policies in simulation.
+"""Evaluation in simulation: success rates of policies that use frozen encoders.
 
-For each task an expert's demonstrations, recorded once; for each encoder their features, on them
-one policy per seed by behaviour cloning, and rollouts on the same scenes for all. Nothing is tuned
-on the rollouts: the policy after the last epoch is tried, once. Called by `mcr evaluate`.
+For each task, an expert's demonstrations are recorded once. For each encoder, their features are
+computed, one policy per seed is trained on them by behaviour cloning, and its rollouts start from
+the same scenes as all others. Nothing is tuned on rollouts: only the policy after the last epoch is
+evaluated, once. Called by `mcr evaluate`.
 
     <folder>/demonstrations/   <task>.hdf5, with masks for `evaluation.centricity`
              features/         <task>/<hash of the encoder>, caches
@@ -47,19 +48,19 @@ from mcr.simulation.simulator import Observation, PictureConfig
 from mcr.simulation.tasks import SUITES
 
 PROPRIOCEPTION_ONLY = "proprioception only"
-_SIMULATORS = 8  # at the same time: the encoder's batch
+_SIMULATORS = 8  # that run at the same time; the encoder's batch size
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What all rows of a table have in common.
+    """The settings that all rows of a table share.
 
-    demonstrations: per task
-    noise:          of the expert's executed actions, see `recorder`
-    rollouts:       per seed, on the scenes of seeds 0, 1, ...
-    seeds:          policies per task and encoder
-    pictures:       of demonstrations and rollouts
-    horizon:        steps of a rollout; 0 = the task's
+    demonstrations: number of demonstrations for each task
+    noise:          on the expert's executed actions, see `recorder`
+    rollouts:       number of rollouts for each seed, on the scenes of seeds 0, 1, ...
+    seeds:          number of policies for each task and encoder
+    pictures:       how pictures of demonstrations and rollouts are taken
+    horizon:        steps of a rollout; 0 = the task's own
     """
 
     demonstrations: int = 25
@@ -78,10 +79,10 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A row of the table.
+    """An encoder to evaluate: a row of the table.
 
     source: what `load_model` reads; None = a policy that sees no pictures
-    learns: the encoder learns with the policy, in the place of being frozen
+    learns: whether the encoder is trained together with the policy instead of frozen
     """
 
     name: str
@@ -99,16 +100,17 @@ def evaluate_in_simulation(
     processes: int = 0,
     device: str = "cpu",
 ) -> str:
-    """Measure encoders on a suite, and write results.csv, results.md, results.png to `folder`.
+    """Evaluate encoders on a suite, and write results.csv, results.md, results.png to `folder`.
 
-    An untrained encoder of each kind of network and a policy that sees no pictures are rows, too.
+    There are also rows for an untrained encoder of each kind of network and for a policy that sees
+    no pictures.
 
     encoders:     "NAME=SOURCE" or "SOURCE", what `load_model` reads
     suite:        a key of `SUITES`
     tasks:        names of its tasks, without the suite's; [] = all
-    from_scratch: also a row for each untrained encoder that learns with its policy
-    processes:    of simulators, 0 = one per core
-    device:       of the encoder
+    from_scratch: add rows of untrained encoders that are trained together with their policies
+    processes:    number of processes for simulators, 0 = one per core
+    device:       where the encoder runs
     Returns the table of success rates in Markdown. Raises UserError as `evaluate`.
     """
     folder = Path(folder)
@@ -136,18 +138,17 @@ def evaluate(
     processes: int = 0,
     device: str = "cpu",
 ) -> Results:
-    """Measure what the folder's results lack, task by task; a row per seed.
+    """Measure what is missing in the folder's results, task by task, with a row per seed.
 
-    processes: of simulators, 0 = one per core. device: of the encoder.
-    Raises UserError for tasks and encoders that are not there, for a folder with results of another
-    protocol or of other weights under the same name.
+    processes, device: as for `evaluate_in_simulation`
+    Raises UserError for unknown tasks and encoders, and for a folder whose results have another
+    protocol or, under the same name, other weights.
     """
     folder = Path(folder)
     encoders = {c: load_model(c.source, device) if c.source else None for c in contestants}
     weights = {c: fingerprint(e) if e else "" for c, e in encoders.items()}
     results = Results(folder, asdict(protocol))
     for task in tasks:
-        # UserError comes before the work
         missing = [c for c in contestants if not results.has(c.name, weights[c], task)]
         if not missing:
             continue
@@ -155,15 +156,17 @@ def evaluate(
         demonstrations = open_demonstrations(DemonstrationConfig(str(path)))
         caches = folder / "features" / path.stem
         for contestant in missing:
-            sight = Sight(contestant.source, encoders[contestant], weights[contestant])
+            picture_features = PictureFeatures(
+                contestant.source, encoders[contestant], weights[contestant]
+            )
             if contestant.learns:
                 runs = folder / "fine_tuned" / path.stem / weights[contestant][:16]
-                act = learning_policies(sight, path, runs, protocol, device)
+                act = learning_policies(picture_features, path, runs, protocol, device)
             else:
-                features = sight.of_demonstrations(demonstrations, path, caches, device)
-                act = frozen_policies(sight, features, demonstrations, protocol, device)
+                features = picture_features.of_demonstrations(demonstrations, path, caches, device)
+                act = frozen_policies(picture_features, features, demonstrations, protocol, device)
             successes = try_policies(task, act, protocol, processes)
-            about = _about(contestant, sight, task, demonstrations.cameras, protocol)
+            about = _about(contestant, picture_features, task, demonstrations.cameras, protocol)
             rows = [
                 {**about, "seed": str(seed), "successes": int(won.sum()), "trials": len(won)}
                 for seed, won in enumerate(successes)
@@ -178,7 +181,7 @@ def evaluate(
 
 
 def _recorded(task: str, protocol: Protocol, folder: Path) -> Path:
-    """The task's demonstrations, recorded if they are not there yet."""
+    """The path of the task's demonstrations, which are recorded if they do not exist."""
     path = folder / "demonstrations" / f"{task.replace('/', '_')}.hdf5"
     if not path.exists():
         record_demonstrations(
@@ -193,16 +196,20 @@ def _recorded(task: str, protocol: Protocol, folder: Path) -> Path:
 
 
 def _about(
-    contestant: Contestant, sight: Sight, task: str, cameras: Sequence[str], protocol: Protocol
+    contestant: Contestant,
+    picture_features: PictureFeatures,
+    task: str,
+    cameras: Sequence[str],
+    protocol: Protocol,
 ) -> dict[str, Any]:
-    """What it takes to repeat a row."""
+    """The columns of a row that say how it was measured."""
     return {
         "suite": task.partition("/")[0],
         "task": task,
         "encoder": contestant.name,
         "source": contestant.source or "",
-        "weights": sight.weights,
-        "preprocessing": sight.preprocessing,
+        "weights": picture_features.weights,
+        "preprocessing": picture_features.preprocessing,
         "cameras": " ".join(camera.removesuffix("_image") for camera in cameras),
         "picture_size": protocol.pictures.picture_size,
         "looks": protocol.pictures.looks,
@@ -215,8 +222,12 @@ def _about(
 # --------------------------------------------------------------------------- one task, one encoder
 
 
-class Sight:
-    """What a policy sees of pictures: features of all cameras side by side, or nothing."""
+class PictureFeatures:
+    """The features that a policy receives: those of all cameras concatenated, or none.
+
+    source, encoder: None = no features
+    weights:         the encoder's fingerprint
+    """
 
     def __init__(self, source: str | None, encoder: Encoder | None, weights: str):
         self.source, self.encoder, self.weights = source, encoder, weights
@@ -224,7 +235,7 @@ class Sight:
 
     @property
     def preprocessing(self) -> str:
-        """For people: "resnet18, resize 256, crop 224, mean ..., std ..."."""
+        """A readable summary: "resnet18, resize 256, crop 224, mean ..., std ..."."""
         if self.encoder is None:
             return ""
         config = self.encoder.preprocessing.encoder_config(self.encoder.backbone)
@@ -233,10 +244,10 @@ class Sight:
     def of_demonstrations(
         self, demonstrations: Demonstrations, path: Path, folder: Path, device: str
     ) -> np.ndarray:
-        """Features of all steps, float32 [N, V * D]; of the HDF5 `path`, by caches in `folder`."""
+        """Features of all steps of the HDF5 file `path`, cached in `folder`: float32 [N, V * D]."""
         if self.source is None:
             return np.zeros((len(demonstrations.actions), 0), np.float32)
-        # The network of the rollouts, in this process: others would take longer to start.
+        # In this process, with the rollouts' network, because workers would take longer to start.
         config = FeatureConfig(device=device, engine="torch", workers=1)
         cache = extract_features(self.source, path, folder / self.weights[:16], config)
         return rearrange(np.array(cache.array), "n v d -> n (v d)")
@@ -253,18 +264,18 @@ class Sight:
 
 
 def frozen_policies(
-    sight: Sight,
+    picture_features: PictureFeatures,
     features: np.ndarray,
     demonstrations: Demonstrations,
     protocol: Protocol,
     device: str = "cpu",
 ) -> Act:
-    """Train a policy per seed on frozen features: what their rollouts are decided by.
+    """Train a policy per seed on frozen features; returns the function that they act by.
 
-    features: of the demonstrations' steps, [N, V * D], as `sight` has them
+    features: `picture_features` of the demonstrations' steps, [N, V * D]
     """
     config = protocol.policy
-    if sight.source is None:
+    if picture_features.source is None:
         config = replace(config, feature_norm="none")
     lengths, seeds = demonstrations.recordings.lengths, range(protocol.seeds)
     policies = train_policies(
@@ -273,27 +284,32 @@ def frozen_policies(
 
     @torch.inference_mode()
     def act(chosen: np.ndarray, observation: Observation) -> np.ndarray:
-        seen = sight.of_observation(observation)
+        seen = picture_features.of_observation(observation)
         return policies.act(chosen, seen, observation["proprioception"])
 
     return act
 
 
 def learning_policies(
-    sight: Sight, demonstrations: Path, folder: Path, protocol: Protocol, device: str = "cpu"
+    picture_features: PictureFeatures,
+    demonstrations: Path,
+    folder: Path,
+    protocol: Protocol,
+    device: str = "cpu",
 ) -> Act:
-    """The same policies, but each with an encoder of its own that learns with it.
+    """Train a policy per seed together with its encoder; returns the function that they act by.
 
-    The encoder begins with the weights of `sight`, learns at a tenth of the policy's rate, and
-    sees random crops where its preprocessing crops at all. Runs are kept in `folder`.
+    Each policy has an encoder of its own. It starts from the weights of `picture_features`, has a
+    tenth of the policy's learning rate, and receives random crops if its preprocessing crops. The
+    runs are kept in `folder`.
     """
-    assert sight.source is not None and sight.encoder is not None
-    preprocessing = sight.encoder.preprocessing
+    assert picture_features.source is not None and picture_features.encoder is not None
+    preprocessing = picture_features.encoder.preprocessing
     policy = asdict(protocol.policy)
     config = BehaviourCloning(
         demonstrations=DemonstrationConfig(data=str(demonstrations), val_fraction=0),
         observations=ObservationConfig(
-            encoder=sight.source,
+            encoder=picture_features.source,
             freeze_encoder=False,
             crops=int(preprocessing.resize > preprocessing.image_size),
             feature_norm=policy.pop("feature_norm"),
@@ -318,7 +334,7 @@ def learning_policies(
 
 
 def try_policies(task: str, act: Act, protocol: Protocol, processes: int = 0) -> np.ndarray:
-    """Rollouts of the policies, one per seed, that `act` asks: bool [seeds, rollouts]."""
+    """Roll out the policies of all seeds; returns the successes, bool [seeds, rollouts]."""
     slots = [(seed, scene) for scene in range(protocol.rollouts) for seed in range(protocol.seeds)]
     successes = run_rollouts(
         task,

@@ -1,8 +1,9 @@
-"""Scripted experts for robosuite's tasks: each a generator of actions, one per control step.
+"""Scripted experts for robosuite's tasks: generators that yield one action per control step.
 
-They read the true state of the world, and react to it, so disturbed actions are made good. Whether
-the task is done is for the simulator to say; an expert that is done stays where it is. Called by
-`robosuite`.
+An expert reads the true state of the world at every step, so it corrects for noise on its actions.
+The simulator decides whether the task is done. An expert that has finished stays where it is.
+Called by `robosuite` and `mcr.robomimic.demonstrations`. The sample data has an expert of its own
+(scripts/sample_droid/expert.py), which commands poses and imitates a person.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from typing import Any
 import numpy as np
 
 MAX_STEP_M, MAX_STEP_RAD = 0.05, 0.5  # what an action of 1 means to the Panda's controller
-_EAGERNESS = 2.5  # the controller covers but a part of a step, and would stop millimetres short
+_GAIN = 2.5  # the controller covers only part of a step, and would stop millimetres short
 _CLOSING_STEPS, _OPENING_STEPS = 8, 5
-_SLOW_M = 0.015  # what a hand that descends has before it: quick ones swing
-_HALF, _QUARTER = np.pi, np.pi / 2  # turns after which a handle, a cube look the same
+_SLOW_M = 0.015  # the farthest a descending hand aims below itself; a faster one would swing
+_HALF, _QUARTER = np.pi, np.pi / 2  # the symmetry of a handle and of a cube, in radians
 
 Pose = tuple[np.ndarray, np.ndarray]  # position [3] in metres, rotation matrix [3, 3]; world frame
-Goal = Callable[[], tuple[np.ndarray, float]]  # position to reach; angle to turn by, about z
+Goal = Callable[[], tuple[np.ndarray, float]]  # position to reach; angle to turn about z
 Plan = Iterator[np.ndarray]  # actions, float64 [7] in [-1, 1]
 
 
@@ -31,12 +32,12 @@ class Hand:
         self.closed = False
 
     def pose(self) -> Pose:
-        """Of the point between the fingertips."""
+        """The pose of the point between the fingertips."""
         data, site = self._world.sim.data, self._world.robots[0].eef_site_id["right"]
         return data.site_xpos[site].copy(), data.site_xmat[site].reshape(3, 3).copy()
 
     def reach(self, goal: Goal, tolerance_m: float, max_steps: int = 60) -> Plan:
-        """Go there until within the tolerance, and within 0.05 rad."""
+        """Move until the hand is within the tolerance of the goal, and within 0.05 rad."""
         for _ in range(max_steps):
             target, turn = goal()
             position, _ = self.pose()
@@ -45,7 +46,7 @@ class Hand:
             yield self._action(target, turn)
 
     def hold(self, steps: int) -> Plan:
-        """Stay, while the fingers open or close."""
+        """Stay in place while the fingers open or close."""
         position, _ = self.pose()
         for _ in range(steps):
             yield self._action(position, 0.0)
@@ -55,7 +56,7 @@ class Hand:
         yield from self.reach(lambda: (top, 0.0), 0.02)
 
     def rest(self) -> Plan:
-        """For ever."""
+        """Stay in place for ever."""
         position, _ = self.pose()
         while True:
             yield self._action(position, 0.0)
@@ -63,8 +64,8 @@ class Hand:
     def _action(self, target: np.ndarray, turn: float) -> np.ndarray:
         position, rotation = self.pose()
         tilt = np.cross(rotation[:, 2], [0, 0, -1])
-        shift = _EAGERNESS * (target - position) / MAX_STEP_M
-        spin = _EAGERNESS * (tilt + [0, 0, turn]) / MAX_STEP_RAD
+        shift = _GAIN * (target - position) / MAX_STEP_M
+        spin = _GAIN * (tilt + [0, 0, turn]) / MAX_STEP_RAD
         move = np.concatenate([shift, spin]).clip(-1, 1)
         return np.append(move, 1.0 if self.closed else -1.0)
 
@@ -90,7 +91,7 @@ def stack(hand: Hand, world: Any) -> Plan:
 def can(hand: Hand, world: Any) -> Plan:
     thing = _body(world, world.obj_body_id["Can"])
     centre = world.target_bin_placements[world.object_to_id["can"]]
-    place = centre + [-0.05, -0.03, 0.07]  # the bin's centre is at the edge of the arm's reach
+    place = centre + [-0.05, -0.03, 0.07]  # the arm barely reaches the bin's centre
     yield from _grasp(hand, lambda: (thing()[0] + [0, 0, 0.01], 0.0))
     yield from hand.rise(0.25)
     yield from _place(hand, lambda: (_carry(hand, thing, place), 0.0), 0.12, spare_m=0.03)
@@ -106,10 +107,10 @@ def square(hand: Hand, world: Any) -> Plan:
         return position + rotation @ [0.06, 0, 0], turn
 
     def over_peg() -> tuple[np.ndarray, float]:
-        """With the handle towards the robot: on other sides the peg is out of the arm's reach."""
+        """Turn the handle towards the robot: in other directions the arm cannot reach the peg."""
         turn = _turn(nut()[1][:, 0], np.array([-1, 0]), 2 * np.pi)
         if away and turn < -_QUARTER / 2:
-            turn += 2 * np.pi  # the wrist can turn by half a turn one way only
+            turn += 2 * np.pi  # the wrist can make half a turn in one direction only
         return _carry(hand, nut, np.array([*peg()[0][:2], floor + 0.05])), turn
 
     away = nut()[1][0, 0] > 0  # the handle points away from the robot
@@ -134,7 +135,7 @@ def _grasp(hand: Hand, goal: Goal) -> Plan:
 
 
 def _place(hand: Hand, goal: Goal, height_m: float, spare_m: float) -> Plan:
-    """Over the goal, down where no more than `spare_m` beside it, let go, up."""
+    """Move above the goal, descend while within `spare_m` of its axis, let go, rise."""
     yield from hand.reach(_above(goal, height_m), 0.01, max_steps=90)
     yield from hand.reach(_funnel(hand, goal, height_m, spare_m), spare_m, max_steps=150)
     hand.closed = False
@@ -144,9 +145,9 @@ def _place(hand: Hand, goal: Goal, height_m: float, spare_m: float) -> Plan:
 
 
 def _funnel(hand: Hand, goal: Goal, height_m: float, spare_m: float) -> Goal:
-    """Slowly down where the hand is above the goal, up where it is beside.
+    """Descend slowly while the hand is above the goal, and rise while it is beside the goal.
 
-    Between the two it stays at its height, and comes nearer.
+    In between, the hand keeps its height and moves sideways towards the goal.
     """
 
     def descent() -> tuple[np.ndarray, float]:
@@ -178,7 +179,7 @@ def _across_cube(hand: Hand, cube: Callable[[], Pose]) -> Goal:
 
 
 def _carry(hand: Hand, thing: Callable[[], Pose], place: np.ndarray) -> np.ndarray:
-    """Where the hand must be for the thing that it holds to be at `place`."""
+    """The position of the hand at which the thing that it holds is at `place`."""
     return place + hand.pose()[0] - thing()[0]
 
 
@@ -188,6 +189,6 @@ def _body(world: Any, number: int) -> Callable[[], Pose]:
 
 
 def _turn(now: np.ndarray, wanted: np.ndarray, period: float) -> float:
-    """Angle about z from one direction to another, or its like after a period, radians."""
+    """The smallest angle about z from one direction to another, modulo `period`, in radians."""
     angle = np.arctan2(wanted[1], wanted[0]) - np.arctan2(now[1], now[0])
     return float((angle + period / 2) % period - period / 2)

@@ -1,8 +1,8 @@
 """MetaWorld's tasks (metaworld 3) with its scripted experts.
 
-Four of MetaWorld's habits are undone: scenes are frozen at the first draw, the goal is hidden from
-the experts, it is then clipped away by bounds that were cached while it was hidden, and cameras
-hang upside down. Made by `make_simulator`.
+Four of MetaWorld's habits are undone: it freezes scenes at the first draw, it hides the goal from
+the experts, it clips the goal by bounds that it cached while the goal was hidden, and its cameras
+hang upside down. `make_simulator` makes these simulators.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import numpy as np
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
 
-from mcr.simulation.looks import Looks
+from mcr.simulation.randomization import VisualRandomization
 from mcr.simulation.rendering import Renderer, geoms_below, require_cameras
 from mcr.simulation.simulator import Observation, PictureConfig
 
-# The experts ask for more than can be had, on purpose; the world clips it, as we do.
+# The experts' actions exceed the limits on purpose. MetaWorld clips them, and so do we.
 warnings.filterwarnings("ignore", "Constant.* may be too high", module="metaworld")
 
 CAMERAS = ("corner2",)
-_CORNER2 = (0.75, 0.075, 0.7)  # nearer to the table than MetaWorld's, as in most published work
+_CORNER2 = (0.75, 0.075, 0.7)  # closer to the table than MetaWorld's, as in most published work
 _UPSIDE_DOWN = ("corner", "corner2", "corner3", "corner4")
-_FURNITURE = ("tablelink", "RetainingWall", "base", "mocap")  # all else is the task's
-# The experts need 90 steps in the mean and, of 200 times, 268 once, having tried again.
+_FURNITURE = ("tablelink", "RetainingWall", "base", "mocap")  # other bodies belong to the task
+# The experts need 90 steps on average. Of 200 runs the longest, with a second attempt, took 268.
 _HORIZON = 300
 
 
@@ -36,9 +36,10 @@ def make_metaworld(name: str, pictures: PictureConfig, horizon: int) -> MetaWorl
 
 
 class MetaWorld:
-    """See `Simulator`. Actions: displacement of the hand, 1 = 1 cm; force of the fingers.
+    """A MetaWorld task; see `Simulator`.
 
-    Proprioception [4]: position of the hand in metres, opening of the fingers, 0..1.
+    Actions [4]: displacement of the hand, 1 = 1 cm; force of the fingers.
+    Proprioception [4]: position of the hand in metres; opening of the fingers, 0..1.
     """
 
     def __init__(self, name: str, pictures: PictureConfig, horizon: int):
@@ -54,14 +55,16 @@ class MetaWorld:
         self._of_interest = geoms_below(
             model, {model.body("right_hand").id, *_bodies_of_task(model)}
         )
-        self._looks = Looks(model, self._of_interest) if pictures.looks == "varied" else None
-        make_expert: Any = ENV_POLICY_MAP[f"{name}-v3"]  # typed as their abstract base
+        self._randomization = (
+            VisualRandomization(model, self._of_interest) if pictures.looks == "varied" else None
+        )
+        make_expert: Any = ENV_POLICY_MAP[f"{name}-v3"]  # MetaWorld types it as an abstract class
         self._expert = make_expert()
         self.action_dim = 4
 
     def reset(self, seed: int) -> Observation:
-        if self._looks:
-            self._looks.draw(seed)
+        if self._randomization:
+            self._randomization.draw(seed)
         self._world.seed(seed)
         self._state, _ = self._world.reset()
         return self._observe()
@@ -88,11 +91,11 @@ class MetaWorld:
 
 def _make_world(name: str) -> Any:
     world = ALL_V3_ENVIRONMENTS[name]()
-    world._freeze_rand_vec, world.seeded_rand_vec = False, True  # each reset draws, from the seed
-    world._partially_observable = False  # the experts ask where the goal is
-    world.__dict__.pop("sawyer_observation_space", None)  # bounds that clip observations
+    world._freeze_rand_vec, world.seeded_rand_vec = False, True  # each reset draws from the seed
+    world._partially_observable = False  # the experts need the goal's position
+    world.__dict__.pop("sawyer_observation_space", None)  # the cached bounds
     world._set_task_called = True
-    world.max_path_length = sys.maxsize  # rollouts count for themselves
+    world.max_path_length = sys.maxsize  # rollouts count their own steps
     return world
 
 

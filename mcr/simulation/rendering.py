@@ -1,8 +1,9 @@
-"""Pictures and exact masks of a MuJoCo scene, rendered off-screen and light.
+"""Pictures and exact masks of a MuJoCo scene, rendered off-screen without costly effects.
 
-Shadows, reflections and multisampling are off: where a CPU renders, they cost up to ten times the
-rest. Used by the simulators of both suites in place of their own renderers, which cannot share a
-process; scripts/sample_droid shares the context and the cameras. Importing this imports mujoco.
+Shadows, reflections and multisampling are off: on a CPU they cost up to ten times as much as all
+the rest. Both suites' simulators use this instead of their own renderers, which cannot share a
+process. scripts/sample_droid uses the OpenGL context and the cameras. Importing this module imports
+mujoco.
 """
 
 from __future__ import annotations
@@ -21,27 +22,27 @@ _NUMBERED = [int(mujoco.mjtRndFlag.mjRND_SEGMENT), int(mujoco.mjtRndFlag.mjRND_I
 
 @functools.cache
 def open_gl() -> mujoco.GLContext:
-    """The process's only OpenGL context: Mesa does not give back all memory of each.
+    """The only OpenGL context of this process, since Mesa does not free all memory of a context.
 
-    raises: ImportError, AttributeError, RuntimeError where OpenGL is missing in one way or another
+    raises: ImportError, AttributeError or RuntimeError if OpenGL is missing
     """
-    mujoco.GLContext._context = None  # what its destructor asks for, though its constructor failed
+    mujoco.GLContext._context = None  # the destructor reads it even if the constructor failed
     context = mujoco.GLContext(1, 1)
     context.make_current()
-    atexit.register(context.free)  # while EGL still stands
+    atexit.register(context.free)  # before EGL is unloaded
     try:
         mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), 100).free()
-    except mujoco.FatalError as error:  # MuJoCo was told to use a display, and there is none
+    except mujoco.FatalError as error:  # MuJoCo was told to use a display, but there is none
         raise RuntimeError(str(error)) from error
     return context
 
 
 class Renderer:
-    """Looks at `data` with the model's cameras.
+    """Renders the state `data` through the model's cameras.
 
-    size: height and width of pictures
-    groups: of geometries, those that are to be seen
-    sites: whether to show the sites, as which some tasks mark their goal
+    size:   height and width of pictures in pixels
+    groups: the groups of geometries that are visible
+    sites:  whether sites are visible; some tasks mark their goal with one
     """
 
     def __init__(
@@ -69,9 +70,10 @@ class Renderer:
         return self._render(camera)
 
     def mask(self, camera: str, geoms: np.ndarray) -> np.ndarray:
-        """bool [size, size]: pixels of the geometries that are marked in bool [model.ngeom].
+        """The pixels of chosen geometries, bool [size, size].
 
-        Sites hide nothing here: a goal's marker floats through objects.
+        geoms: bool [model.ngeom], which geometries are chosen
+        Sites are invisible here, because the marker of a goal may overlap objects.
         """
         self._options.sitegroup[:] = 0
         self._scene.flags[_NUMBERED] = True
@@ -86,13 +88,13 @@ class Renderer:
 
     def _render(self, name: str) -> np.ndarray:
         look_through(name, self._model, self._data, self._options, self._scene)
-        open_gl().make_current()  # another library's renderer may have been at work
+        open_gl().make_current()  # another library may have made its own context current
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         frame = mujoco.MjrRect(0, 0, self._size, self._size)
         mujoco.mjr_render(frame, self._scene, self._context)
         pixels = np.empty((self._size, self._size, 3), np.uint8)
         mujoco.mjr_readPixels(pixels, None, frame, self._context)
-        return np.ascontiguousarray(pixels[::-1])  # OpenGL's rows run upwards
+        return np.ascontiguousarray(pixels[::-1])  # OpenGL's first row is the lowest
 
     def close(self) -> None:
         open_gl().make_current()
@@ -106,7 +108,7 @@ def look_through(
     options: mujoco.MjvOption,
     scene: mujoco.MjvScene,
 ) -> None:
-    """Fill `scene` with what the model's camera of this name sees."""
+    """Fill `scene` with what the model's camera `name` sees."""
     camera = mujoco.MjvCamera()
     camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
     camera.fixedcamid = model.camera(name).id
@@ -114,7 +116,7 @@ def look_through(
 
 
 def require_cameras(model: mujoco.MjModel, cameras: tuple[str, ...]) -> None:
-    """UserError with the nearest name for one that the model lacks."""
+    """Raise UserError, with the nearest name, for a camera that the model lacks."""
     known = [model.camera(number).name for number in range(model.ncam)]
     for camera in cameras:
         if camera not in known:
@@ -122,7 +124,7 @@ def require_cameras(model: mujoco.MjModel, cameras: tuple[str, ...]) -> None:
 
 
 def geoms_below(model: mujoco.MjModel, bodies: set[int]) -> np.ndarray:
-    """bool [model.ngeom]: which geometries belong to these bodies or to bodies attached to them."""
+    """Which geometries belong to these bodies or to bodies attached to them, bool [model.ngeom]."""
     inside = np.zeros(model.nbody, bool)
     for body in range(model.nbody):  # a parent comes before its children
         inside[body] = body in bodies or inside[model.body_parentid[body]]

@@ -1,7 +1,7 @@
-"""robosuite's tasks with a Panda, and the looks of robomimic's data sets: 20 Hz, two cameras.
+"""robosuite's tasks with a Panda, as in robomimic's data sets: 20 Hz, two cameras.
 
-Pictures are ours, not robosuite's: its renderers spoil each other's pictures in one process. Runs
-with robosuite 1.5.1 and 1.5.2. Made by `make_simulator`.
+`Renderer` renders the pictures, because several of robosuite's own renderers disturb each other in
+one process. It runs with robosuite 1.5.1 and 1.5.2. `make_simulator` makes these simulators.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import robosuite
 from robosuite.controllers import load_composite_controller_config
 
 from mcr.simulation.experts import EXPERTS, Hand
-from mcr.simulation.looks import Looks
+from mcr.simulation.randomization import VisualRandomization
 from mcr.simulation.rendering import Renderer, geoms_below, require_cameras
 from mcr.simulation.simulator import Observation, PictureConfig
 
@@ -27,7 +27,12 @@ _FINGERS_OPEN_M = 0.08
 
 @dataclass(frozen=True)
 class _Task:
-    """robosuite's name; the bodies that it is about; steps of a rollout, twice an expert's."""
+    """A task.
+
+    environment: robosuite's name of it
+    bodies:      MuJoCo's names of the objects to be manipulated, and of their goals
+    horizon:     steps of a rollout, twice as many as an expert needs
+    """
 
     environment: str
     bodies: tuple[str, ...]
@@ -47,11 +52,12 @@ def make_robosuite(name: str, pictures: PictureConfig, horizon: int) -> Robosuit
 
 
 class Robosuite:
-    """See `Simulator`. Actions [7] are those of robosuite's OSC_POSE: displacement of the gripper,
-    1 = 5 cm; its rotation vector, 1 = 0.5 rad; fingers, negative opens and positive closes.
+    """A robosuite task; see `Simulator`.
 
+    Actions [7] are those of robosuite's OSC_POSE: displacement of the gripper, 1 = 5 cm; its
+    rotation vector, 1 = 0.5 rad; fingers, negative opens and positive closes.
     Proprioception [10]: position of the gripper in metres; the first two columns of its rotation
-    matrix, which unlike quaternions do not jump; opening of the fingers, 0..1.
+    matrix, which are continuous, unlike quaternions; opening of the fingers, 0..1.
     """
 
     def __init__(self, name: str, pictures: PictureConfig, horizon: int):
@@ -64,16 +70,16 @@ class Robosuite:
         bodies = {model.body(body).id for body in _TASKS[name].bodies}
         gripper = self._world.robots[0].gripper["right"].root_body
         self._of_interest = geoms_below(model, {model.body(gripper).id, *bodies})
-        self._looks = Looks(model, self._of_interest) if pictures.looks == "varied" else None
+        self._randomization = (
+            VisualRandomization(model, self._of_interest) if pictures.looks == "varied" else None
+        )
         self._hand = Hand(self._world)
         self.action_dim = 7
 
     def reset(self, seed: int) -> Observation:
-        if self._looks:
-            self._looks.draw(seed)
-        with _numpy_seeded(seed):  # 1.5.1 draws from NumPy's generator, 1.5.2 from its own
-            self._world.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
-            self._world.reset()
+        if self._randomization:
+            self._randomization.draw(seed)
+        reset_world(self._world, seed)
         self._hand.closed = False
         self._plan = EXPERTS[self._name](self._hand, self._world)
         return self._observe()
@@ -104,8 +110,15 @@ class Robosuite:
         return (left - right) / _FINGERS_OPEN_M
 
 
+def reset_world(world: Any, seed: int) -> None:
+    """Reset robosuite's environment to a scene that depends on the seed alone."""
+    with _numpy_seeded(seed):  # 1.5.1 draws from NumPy's generator, 1.5.2 from its own
+        world.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+        world.reset()
+
+
 def _make_world(environment: str) -> Any:
-    # Lift draws its cube's size here, and keeps it.
+    # Lift draws the size of its cube once, here.
     seed = {} if robosuite.__version__ == "1.5.1" else {"seed": 0}
     with _numpy_seeded(0):
         world = robosuite.make(
@@ -125,7 +138,7 @@ def _make_world(environment: str) -> Any:
 
 @contextlib.contextmanager
 def _numpy_seeded(seed: int) -> Iterator[None]:
-    """Inside, NumPy's global generator begins at `seed`; outside nobody notices."""
+    """Seed NumPy's global generator within the block, and restore its state afterwards."""
     before = np.random.get_state()
     np.random.seed(seed)
     try:

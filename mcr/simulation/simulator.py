@@ -1,6 +1,7 @@
-"""Simulator: what every simulated task can do, and how it is seen. `tasks` makes one.
+"""Simulator: the interface of every simulated task, and how its pictures are taken.
 
-`metaworld` and `robosuite` implement it; there is no learning here and no torch.
+`metaworld` and `robosuite` implement it, and `make_simulator` in `tasks` makes one. There is no
+learning here and no torch.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from mcr.errors import UserError, require_choice
 
 LOOKS = ("fixed", "varied")
 
-# "<camera>_image": uint8 [H, W, 3], upright RGB; "proprioception": float32 [P]. Nothing privileged.
+# "<camera>_image": uint8 [H, W, 3], upright RGB; "proprioception": float32 [P]. It holds nothing
+# that a real robot could not observe.
 Observation = dict[str, np.ndarray]
 
 
@@ -24,7 +26,7 @@ class PictureConfig:
 
     picture_size: height and width in pixels
     cameras:      names of the model's cameras; () = the suite's usual ones
-    looks:        "fixed", the simulator's own; or "varied", drawn anew for each scene: see `looks`
+    looks:        "fixed": the simulator's own; "varied": drawn for each scene, see `randomization`
     """
 
     picture_size: int = 224
@@ -38,7 +40,7 @@ class PictureConfig:
 
 
 class Simulator(Protocol):
-    """One task. `reset` comes first; success may come and go, so count it at any step."""
+    """One task. Call `reset` first. A success may be lost again, so check it at every step."""
 
     task: str
     cameras: tuple[str, ...]
@@ -46,18 +48,22 @@ class Simulator(Protocol):
     horizon: int  # steps after which a rollout has failed
 
     def reset(self, seed: int) -> Observation:
-        """A scene that depends on nothing but the seed, bit for bit, and the expert's beginning."""
+        """Begin a scene, which depends on the seed alone, bit for bit; restart the expert."""
 
     def step(self, action: np.ndarray) -> tuple[Observation, bool]:
-        """Apply float [A], clipped to [-1, 1], gripper last. Returns also: success right now?"""
+        """Apply an action, float [A], the gripper last, after clipping it to [-1, 1].
+
+        Returns the observation, and whether the task is done at this moment.
+        """
 
     def expert(self) -> np.ndarray:
-        """What the scripted expert would do now, float32 [A]; it knows the scene's true state.
+        """The scripted expert's action for this moment, float32 [A].
 
-        Some experts proceed from phase to phase: ask once per step.
+        The expert knows the true state of the scene. Some experts advance through phases when they
+        are asked, so ask once per step.
         """
 
     def masks(self) -> dict[str, np.ndarray]:
-        """camera -> bool [H, W]: where gripper and the task's objects are seen."""
+        """camera -> bool [H, W]: the pixels of the gripper and of the task's objects."""
 
     def close(self) -> None: ...

@@ -1,8 +1,7 @@
-"""Simulated tasks that policies are tried on: MetaWorld's and robosuite's, behind one interface.
+"""Simulated tasks of MetaWorld and robosuite, behind the interface `Simulator`.
 
-A simulator steps, renders and knows an expert; there is no learning here and no torch. Each suite
-is an extra of its own, imported when a task of it is made. Called by `recorder`, `rollouts` and
-`mcr evaluate`.
+There is no learning here and no torch. Each suite is an extra, which is imported when one of its
+tasks is made. Called by `recorder`, `rollouts` and `evaluation.success_rates`.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ def make_simulator(task: str, pictures: PictureConfig | None = None, horizon: in
     """The simulator of a task like "metaworld/assembly".
 
     horizon: steps of a rollout; 0 = the task's
-    raises: UserError for an unknown task or camera, a suite that is not installed, no OpenGL.
+    raises: UserError for an unknown task or camera, a missing suite, or missing OpenGL
     """
     suite, name = split_task(task)
     if horizon < 0:
         raise UserError(f"horizon={horizon} must be positive, or 0 for the task's own")
-    _import_mujoco(suite)
-    # robosuite misses macros and robots, at every import, that it can do without.
+    import_mujoco(suite)
+    # robosuite warns at every import about optional macros and robots that are missing.
     logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
     import_extra(suite, suite)
     pictures = pictures or PictureConfig()
@@ -56,20 +55,23 @@ def make_simulator(task: str, pictures: PictureConfig | None = None, horizon: in
 
 
 def split_task(task: str) -> tuple[str, str]:
-    """ "metaworld/assembly" -> ("metaworld", "assembly"); UserError with the nearest otherwise."""
+    """ "metaworld/assembly" -> ("metaworld", "assembly"). Raises UserError for an unknown task."""
     if task not in TASKS:
         raise UserError(f"task {task!r} is unknown{nearest(task, TASKS)}")
     suite, _, name = task.partition("/")
     return suite, name
 
 
-def _import_mujoco(suite: str) -> None:
-    """MuJoCo decides how to render when it is imported, and fails there without OpenGL."""
+def import_mujoco(extra: str) -> None:
+    """Import MuJoCo, which chooses its renderer on import, and open OpenGL.
+
+    Raises UserError if MuJoCo, which `extra` brings, is missing or cannot render.
+    """
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")
-    os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa renders in the thread that asks
+    os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa then renders in the calling thread
     try:
-        import_extra("mujoco", suite)
+        import_extra("mujoco", extra)
         from mcr.simulation.rendering import open_gl
 
         open_gl()

@@ -1,20 +1,18 @@
-"""The folder of an RLDS dataset: record the planned episodes in parallel, write shards in order.
+"""Records the planned episodes in parallel and writes them, in order, as an RLDS dataset.
 
-Episodes are recorded in worker processes and written by this one as they come, so memory does not
-grow with the dataset and the result does not depend on the number of workers. The folder gets its
-name when everything in it is complete.
+Worker processes record the episodes and this process writes them as they come. So memory does not
+grow with the dataset, and the result does not depend on the number of workers. The folder gets its
+name when it is complete.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import json
 import logging
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 from collections import deque
@@ -32,6 +30,8 @@ from tqdm import tqdm
 
 from mcr.data.tfrecord import write_records
 from mcr.errors import UserError
+from mcr.runs.atomic import atomic_path
+from mcr.simulation.tasks import import_mujoco
 
 REQUIREMENTS = "pip install -r scripts/requirements-sample-droid.txt"
 _MODULES = ("mujoco", "robosuite", "scipy", "PIL")
@@ -39,8 +39,13 @@ _WAITING_PER_WORKER = 2  # finished episodes that may wait for an earlier one, a
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of a plan."""
+class EpisodeSummary:
+    """What was recorded for a plan.
+
+    frames:    number of steps
+    num_bytes: size of the serialized record
+    attempts:  number of simulations that it took
+    """
 
     task: str
     oddity: str
@@ -52,11 +57,11 @@ class Outcome:
 
 def write_dataset(
     root: Path, plans: list[EpisodePlan], num_shards: int, num_workers: int, style: Style
-) -> list[Outcome]:
-    """Write `root/1.0.0`; returns what became of each plan, in order.
+) -> list[EpisodeSummary]:
+    """Write `root/1.0.0`; returns a summary of each plan's episode, in order.
 
     The dataset gets the name of the folder `root`. Raises UserError if the folder exists already
-    or if the simulator cannot run; however it ends early, nothing is left behind.
+    or if the simulator cannot run. A run that ends early leaves nothing behind.
     """
     final = root / schema.VERSION
     if final.exists():
@@ -65,37 +70,37 @@ def write_dataset(
     if missing:
         raise UserError(f"the simulator needs {', '.join(missing)}; {REQUIREMENTS} (see its notes)")
     lengths = [len(plans[shard::num_shards]) for shard in range(num_shards)]
-    outcomes: list[Outcome] = []
-    with _folder_that_becomes(final) as folder, tqdm(total=len(plans), unit="episode") as bar:
+    summaries: list[EpisodeSummary] = []
+    with _new_folder(final) as folder, tqdm(total=len(plans), unit="episode") as bar:
         recorded = _record_all(plans, num_workers, style)
         for shard, length in enumerate(lengths):
             name = f"{root.name}-train.tfrecord-{shard:05d}-of-{num_shards:05d}"
-            write_records(folder / name, _payloads(islice(recorded, length), outcomes, bar))
-        num_bytes = sum(outcome.num_bytes for outcome in outcomes)
+            write_records(folder / name, _payloads(islice(recorded, length), summaries, bar))
+        num_bytes = sum(summary.num_bytes for summary in summaries)
         _write_json(
             folder / "dataset_info.json", schema.dataset_info(root.name, lengths, num_bytes)
         )
         _write_json(folder / "features.json", schema.features())
-    return outcomes
+    return summaries
 
 
 def _payloads(
-    recorded: Iterator[tuple[bytes, Outcome]], outcomes: list[Outcome], bar: tqdm
+    recorded: Iterator[tuple[bytes, EpisodeSummary]], summaries: list[EpisodeSummary], bar: tqdm
 ) -> Iterator[bytes]:
-    """The records of one shard; notes what became of each."""
-    for payload, outcome in recorded:
-        outcomes.append(outcome)
+    """Yield the records of one shard, and append their summaries."""
+    for payload, summary in recorded:
+        summaries.append(summary)
         bar.update()
         yield payload
 
 
 def _record_all(
     plans: list[EpisodePlan], num_workers: int, style: Style
-) -> Iterator[tuple[bytes, Outcome]]:
-    """Carry out the plans on `num_workers` processes; yields in order."""
+) -> Iterator[tuple[bytes, EpisodeSummary]]:
+    """Record the plans in `num_workers` processes; yields records and summaries in order."""
     context = multiprocessing.get_context("spawn")  # OpenGL does not survive a fork
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_prepare_worker)
-    waiting: deque[Future[tuple[bytes, Outcome]]] = deque()
+    waiting: deque[Future[tuple[bytes, EpisodeSummary]]] = deque()
     try:
         for plan in plans:
             waiting.append(pool.submit(_record, plan, style))
@@ -105,7 +110,7 @@ def _record_all(
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise UserError("a worker died, probably out of memory; try fewer --workers") from error
-    except BaseException:  # do not wait for episodes that nobody will write
+    except BaseException:  # do not wait for episodes that will not be written
         for worker in multiprocessing.active_children():
             worker.terminate()
         raise
@@ -114,57 +119,39 @@ def _record_all(
 
 
 def _prepare_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends its workers
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("LP_NUM_THREADS", "1")  # software OpenGL: one core per worker
     logging.disable(logging.WARNING)  # robosuite logs several lines per scene
 
 
-def _record(plan: EpisodePlan, style: Style) -> tuple[bytes, Outcome]:
-    _require_rendering()
+def _record(plan: EpisodePlan, style: Style) -> tuple[bytes, EpisodeSummary]:
+    import_mujoco("robosuite")
     from sample_droid import record  # only workers load the simulator
 
-    recording = record.record_episode(plan, style)
-    outcome = Outcome(
+    recorded = record.record_episode(plan, style)
+    summary = EpisodeSummary(
         plan.task,
         plan.oddity,
-        recording.success,
-        recording.frames,
-        len(recording.payload),
-        recording.attempts,
+        recorded.success,
+        recorded.frames,
+        len(recorded.payload),
+        recorded.attempts,
     )
-    return recording.payload, outcome
-
-
-@functools.cache
-def _require_rendering() -> None:
-    """Raise UserError if no picture can be rendered on this machine."""
-    try:
-        import mujoco  # looks for OpenGL
-
-        context = mujoco.GLContext(8, 8)
-        context.make_current()
-        context.free()
-    except Exception as error:  # MuJoCo and the OpenGL bindings raise nearly anything here
-        raise UserError(
-            f"off-screen rendering with MUJOCO_GL={os.environ.get('MUJOCO_GL')} fails "
-            f"({type(error).__name__}: {error}); install libegl1 libegl-mesa0 libgl1-mesa-dri, "
-            "or libosmesa6 and set MUJOCO_GL=osmesa"
-        ) from error
+    return recorded.payload, summary
 
 
 @contextlib.contextmanager
-def _folder_that_becomes(final: Path) -> Iterator[Path]:
-    """A temporary folder that gets its final name if all goes well, and vanishes otherwise."""
-    partial = final.with_name(f".{final.name}.partial-{os.getpid()}")
+def _new_folder(final: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `final`, or is deleted if the block raises."""
     made = [folder for folder in (final.parent, *final.parent.parents) if not folder.exists()]
-    partial.mkdir(parents=True)
+    final.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield partial
-        partial.rename(final)
+        with atomic_path(final) as partial:
+            partial.mkdir()
+            yield partial
     except BaseException:
-        shutil.rmtree(partial)
         for folder in made:
             folder.rmdir()
         raise

@@ -1,8 +1,11 @@
-"""A scripted expert: what a person with a joystick would do, as a generator of commands.
+"""A scripted expert that imitates a person with a joystick, as a generator of commands.
 
 It reads the true state of the scene and yields one command per control step until it thinks that it
-is done; whether the task succeeded is for the scene to say. Speed, detours, pauses, trembling and
-grasp points differ from episode to episode.
+is done. The scene decides whether the task succeeded. Speed, detours, pauses, trembling and grasp
+points differ between episodes.
+
+It is not one of `mcr.simulation.experts`, which are precise and command displacements. This one
+commands poses as DROID does, fails on request, and its random draws determine the sample data.
 """
 
 from __future__ import annotations
@@ -15,16 +18,16 @@ from sample_droid.look import TABLE_HEIGHT
 from sample_droid.scene import TabletopScene
 from scipy.spatial.transform import Rotation
 
-# The most that DROID's controller lets a command lie ahead of the robot: metres, radians.
+# The largest distance of a command from the robot in DROID's controller: metres, radians.
 MAX_TRANSLATION, MAX_ROTATION = 0.075, 0.15
 OPEN, CLOSE = -1.0, 1.0  # gripper velocities
 
 
 @dataclass(frozen=True)
 class Command:
-    """The pose to pursue, in the world frame, and the gripper's velocity, -1 opening .. 1 closing.
+    """The target pose in the world frame, and the gripper's velocity, -1 opening .. 1 closing.
 
-    It lies at most `MAX_TRANSLATION` and `MAX_ROTATION` from where the gripper is.
+    The pose lies at most `MAX_TRANSLATION` and `MAX_ROTATION` from the gripper's present pose.
     """
 
     position: np.ndarray
@@ -33,7 +36,7 @@ class Command:
 
 
 class Expert:
-    """Performs the scene's task; with a `mistake` ("miss" or "drop") it fails convincingly."""
+    """Performs the scene's task, or fails at it with a `mistake`: "miss" or "drop"."""
 
     def __init__(self, scene: TabletopScene, rng: np.random.Generator, mistake: str = ""):
         self._scene, self._rng, self._mistake = scene, rng, mistake
@@ -87,7 +90,7 @@ class Expert:
     # ----------------------------------------------------------------- where to do it
 
     def _grasp_angle(self) -> float:
-        """Angle of the jaw's closing axis: across the sides of a box, anyhow for a round can."""
+        """Angle of the axis along which the jaw closes: across a cube's sides, any for a can."""
         _, rotation = self._scene.gripper_pose()
         now = np.arctan2(rotation[1, 1], rotation[0, 1])
         if self._scene.things[0].shape == "can":
@@ -106,7 +109,7 @@ class Expert:
         return centre + sideways * across + [0, 0, self._rng.uniform(0, max(0.0, spare))]
 
     def _release_point(self) -> np.ndarray:
-        """Where the gripper must be for the thing that it holds to be where it should."""
+        """The position of the gripper at which the thing that it holds is above its goal."""
         gripper, _ = self._scene.gripper_pose()
         held, _ = self._scene.thing_pose(0)
         goal, _ = self._scene.thing_pose(1)
@@ -115,7 +118,7 @@ class Expert:
             height = goal[2] + goal_half + half + 0.003
         else:
             height = TABLE_HEIGHT + half + 0.03
-        if self._mistake:  # nothing is held; go through the motions
+        if self._mistake:  # the gripper holds nothing, but the motion continues
             return np.array([*goal[:2], height])
         return np.array([*goal[:2], height]) + gripper - held
 
@@ -136,7 +139,7 @@ class Expert:
             yield self._command(_limit(offset, MAX_TRANSLATION), _limit(turn, MAX_ROTATION))
 
     def _hold(self, steps: int) -> Iterator[Command]:
-        """Stay, while the gripper opens or closes."""
+        """Stay in place while the gripper opens or closes."""
         start, _ = self._scene.gripper_pose()
         for _ in range(steps):
             position, rotation = self._scene.gripper_pose()
@@ -149,14 +152,14 @@ class Expert:
         return Command(position + offset, turned, self._grip)
 
     def _turn(self, rotation: np.ndarray) -> np.ndarray:
-        """Rotation vector, world frame, to a gripper that points down with its jaw as wanted."""
+        """Rotation vector, in the world frame, to a gripper that points down at angle `_jaw`."""
         jaw = np.array([np.cos(self._jaw), np.sin(self._jaw), 0])
         down = np.array([0, 0, -1.0])
         wanted = np.stack([np.cross(jaw, down), jaw, down], axis=1)
         return Rotation.from_matrix(wanted @ rotation.T).as_rotvec()
 
     def _next_drift(self) -> np.ndarray:
-        """A hand's trembling: noise that is correlated over about a third of a second, metres."""
+        """The trembling of a hand, in metres: noise correlated over about a third of a second."""
         self._drift = 0.8 * self._drift + 0.6 * self._rng.normal(0, self._tremble, 3)
         return self._drift
 

@@ -60,8 +60,8 @@ def instructions(
 ) -> list[str]:
     """Three different instructions.
 
-    `names` holds (colour, shape) of the object that is moved and, unless it is lifted only, of its
-    destination. `oddity` is that of the episode's plan.
+    names:  (colour, shape) of the object to move and, if there is one, of its destination
+    oddity: that of the episode's plan
     """
     if oddity == "no_language":
         return ["", "", ""]

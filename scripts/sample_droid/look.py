@@ -1,7 +1,7 @@
-"""What a scene looks like and what stands on the table: all that is random in it, as plain data.
+"""The appearance of a scene and its objects: everything that is random in it, as plain data.
 
-A lab has its table, walls and tripods; a session (one lab on one day) has its light, and its
-cameras stand a little differently; each episode moves light and cameras a little and gets its own
+A lab has a table, walls and tripods. A session, one lab on one day, has a light and slightly
+different camera poses. Each episode moves the light and the cameras a little and draws its own
 objects. `scene.py` builds the physics from this.
 """
 
@@ -29,7 +29,7 @@ REACH_Y = (-0.20, 0.20)
 
 @dataclass(frozen=True)
 class Thing:
-    """An object: half sizes in metres (radius, radius, half height for a can), place and angle."""
+    """An object: half sizes in metres (radius, radius, half height of a can), position, angle."""
 
     shape: str  # "cube", "block", "can" or "box", which is open at the top
     colour: str
@@ -47,7 +47,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Look:
-    """Colours are RGB tints of the textures, 0..1; the light shines from `light_position`."""
+    """The appearance of a scene. Colours are RGB factors on the textures, 0..1."""
 
     table_texture: str
     table_tint: tuple[float, float, float]
@@ -64,7 +64,7 @@ class Style:
     """How pictures are taken.
 
     quality: of the JPEG files, 1..100
-    draft:   without shadows and smooth edges, which cost a CPU most of its time
+    draft:   no shadows and no smooth edges, which take most of the time on a CPU
     """
 
     quality: int = 55
@@ -74,7 +74,7 @@ class Style:
 def draw_look(
     lab_rng: np.random.Generator, session_rng: np.random.Generator, rng: np.random.Generator
 ) -> Look:
-    """A lab's furniture with a session's and an episode's variation. Consumes the generators."""
+    """Draw a lab's furniture and the variation of a session and an episode."""
     tint = lab_rng.uniform(0.6, 0.95, size=3)
     wall = lab_rng.uniform(0.55, 0.95) * lab_rng.uniform(0.88, 1.0, size=3)
     texture, floor = str(lab_rng.choice(TEXTURES)), str(lab_rng.choice(TEXTURES[:2]))
@@ -101,7 +101,7 @@ def _draw_camera(
     rng: np.random.Generator,
     side: int,
 ) -> Camera:
-    """A tripod to the robot's left (side 1) or right (-1) that looks at the table's middle."""
+    """Draw a camera to the robot's left (side 1) or right (-1), aimed at the table's middle."""
     moved = session_rng.normal(0, [np.radians(4), 0.03, 0.03]) + rng.normal(
         0, [np.radians(3), 0.03, 0.03]
     )
@@ -118,7 +118,7 @@ def _draw_camera(
 
 
 def draw_things(task: str, rng: np.random.Generator) -> tuple[Thing, ...]:
-    """What is moved, then its destination if the task has one, then up to two bystanders."""
+    """Draw the object to move, its destination if there is one, and up to two distractors."""
     shapes = {
         "lift": [str(rng.choice(["cube", "block", "can"]))],
         "stack": ["cube", "block" if rng.random() < 0.3 else "cube"],
@@ -134,7 +134,7 @@ def draw_things(task: str, rng: np.random.Generator) -> tuple[Thing, ...]:
 
 
 def _draw_size(shape: str, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Half sizes that fit between the fingers, which open to 8 cm; a block stands upright."""
+    """Draw half sizes that fit between the fingers, which open to 8 cm. A block stands upright."""
     if shape == "box":
         return _triple([rng.uniform(0.075, 0.09)] * 2 + [rng.uniform(0.025, 0.035)])
     width = rng.uniform(0.019, 0.026)
@@ -143,7 +143,7 @@ def _draw_size(shape: str, rng: np.random.Generator) -> tuple[float, float, floa
 
 
 def _draw_places(radii: list[float], rng: np.random.Generator) -> list[tuple[float, float]]:
-    """Places at which the open fingers reach each thing without touching another."""
+    """Draw positions at which open fingers can reach each object without touching another."""
     clearance = 0.05
     while True:
         xy = np.stack([rng.uniform(*REACH_X, len(radii)), rng.uniform(*REACH_Y, len(radii))], 1)

@@ -1,4 +1,4 @@
-"""Pictures of a scene by three cameras, rendered off-screen by MuJoCo."""
+"""Pictures of a scene from three cameras, rendered off-screen by MuJoCo."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _IN_THE_SCENE = dict(zip(CAMERAS, ("exterior_1", "exterior_2", "robot0_eye_in_ha
 
 
 class Photographer:
-    """Renders what three cameras see. Holds the scene's meshes on the GPU: use `with`."""
+    """Renders three cameras. It holds the scene's meshes on the GPU, so use `with`."""
 
     def __init__(self, scene: TabletopScene, style: Style):
         open_gl().make_current()
         self._scene, self._style = scene, style
         self._model, self._data = scene.sim.model._model, scene.sim.data._data
-        # Rendered at twice the size and averaged, edges are smooth on every OpenGL.
+        # Averaging a picture of twice the size smooths edges alike in every OpenGL.
         scale = 1 if style.draft else RENDERED_WIDTH // WIDTH
         self._size = (scale * HEIGHT, scale * WIDTH)
         if style.draft:
@@ -33,7 +33,7 @@ class Photographer:
         self._geometry = mujoco.MjvScene(self._model, maxgeom=1000)
         self._geometry.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = not style.draft
         self._options = mujoco.MjvOption()
-        self._options.geomgroup[:] = [0, 1, 0, 0, 0, 0]  # what is to be seen, not collision shapes
+        self._options.geomgroup[:] = [0, 1, 0, 0, 0, 0]  # visual geometries, not collision ones
         self._options.sitegroup[:] = 0
 
     def __enter__(self) -> Photographer:
@@ -43,9 +43,9 @@ class Photographer:
         self._picture.free()
 
     def photograph(self, qpos: np.ndarray) -> dict[str, bytes]:
-        """What the three cameras see, JPEG files of 320 x 180, with generalised positions qpos.
+        """camera -> JPEG file of 320 x 180, of the scene with generalised positions `qpos`.
 
-        Changes the state of the scene: photograph when the simulation is over.
+        This changes the state of the scene, so call it when the simulation is over.
         """
         self._scene.sim.data.qpos[:] = qpos
         self._scene.sim.forward()
@@ -61,12 +61,16 @@ class Photographer:
         frame = mujoco.MjrRect(0, 0, width, height)
         mujoco.mjr_render(frame, self._geometry, self._picture)
         mujoco.mjr_readPixels(large, None, frame, self._picture)
+        # OpenGL's first row is the lowest
         blocks = large[::-1].reshape(HEIGHT, -1, WIDTH, width // WIDTH, 3)
-        return np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)  # OpenGL's rows run upwards
+        return np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
 
 
 def _encode(picture: np.ndarray, quality: int) -> bytes:
-    """Baseline JPEG with DROID's chroma subsampling, 4:2:0; fitted Huffman tables save a tenth."""
+    """Encode a baseline JPEG with DROID's chroma subsampling, 4:2:0.
+
+    Optimised Huffman tables save a tenth of the size.
+    """
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=quality, subsampling=2, optimize=True)
     return buffer.getvalue()

@@ -1,9 +1,9 @@
-"""The plan of a dataset: which episode is recorded where and when, and what is odd about it.
+"""The plan of a dataset: where and when each episode is recorded, and what is odd about it.
 
-Recordings of real robots are not uniform, and code that reads them must cope. So fixed shares of
-the episodes (`SHARES`, each rounded to the nearest whole number of episodes) are odd on purpose; no
-episode is odd in two of these ways. The plan is a pure function of (episodes, tasks, seed) and is
-cheap: nothing is simulated here. Used by `dataset.py`; `record.py` carries out one `EpisodePlan`.
+Real recordings are irregular, and code that reads them must cope. So fixed shares of the episodes
+(`SHARES`, rounded to whole episodes) are odd on purpose, each in one way only. The plan is a pure
+function of (episodes, tasks, seed) and is cheap: nothing is simulated here. `dataset.py` uses it,
+and `record.py` carries out one `EpisodePlan`.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ SHARES = {
 class EpisodePlan:
     """What to record.
 
-    number:  of the episode, unique; with `seed` it determines everything that is random in it
+    number:  the episode's unique number; with `seed` it determines all its random numbers
     session: one lab on one day; a lab keeps its table and walls, a session its light
-    start_s: when recording began, seconds since 1970 in UTC, so that it means the same everywhere
+    start_s: start of the recording, in seconds since 1970 UTC
     oddity:  a key of `SHARES`, or "" for an ordinary episode
     """
 
@@ -50,7 +50,7 @@ class EpisodePlan:
 
     @property
     def folder(self) -> str:
-        """`2023-07-07/Fri_Jul__7_09:42:23_2023`: how DROID names a recording."""
+        """The folder as DROID names it: `2023-07-07/Fri_Jul__7_09:42:23_2023`."""
         moment = time.gmtime(self.start_s)
         return f"{time.strftime('%Y-%m-%d', moment)}/{time.asctime(moment).replace(' ', '_')}"
 
@@ -58,9 +58,9 @@ class EpisodePlan:
 def plan_episodes(
     num_episodes: int, tasks: list[str], seed: int, num_labs: int = NUM_LABS
 ) -> list[EpisodePlan]:
-    """Plan a dataset; the list is in the order of the records, sessions mixed as in DROID.
+    """Plan a dataset, in the order of its records, with sessions mixed as in DROID.
 
-    Labs take turns; `num_labs` beyond the number of sessions give every session a lab of its own.
+    Sessions are assigned to labs in turn.
     """
     rng = np.random.default_rng([seed, 0])
     num_sessions = max(MIN_SESSIONS, num_episodes // EPISODES_PER_SESSION // 2 * 2)
@@ -95,7 +95,7 @@ def _lab(number: int) -> str:
 def _add_times(
     plans: list[EpisodePlan], num_sessions: int, rng: np.random.Generator
 ) -> list[EpisodePlan]:
-    """Sessions start between 9 and 14 o'clock; recordings follow each other within minutes."""
+    """Draw times: sessions start between 9 and 14 o'clock, episodes follow within minutes."""
     clock = rng.integers(9 * 3600, 14 * 3600, size=num_sessions)
     timed = []
     for plan in plans:
@@ -118,10 +118,10 @@ def _add_oddities(plans: list[EpisodePlan], rng: np.random.Generator) -> list[Ep
 
 
 def _partner(plans: list[EpisodePlan], plan: EpisodePlan) -> EpisodePlan:
-    """An episode of the session that shares the day, preferably an ordinary one.
+    """The episode whose start time `plan` takes: of the session of the same day, in another lab.
 
-    It keeps its second, and no second is taken twice in a session: the paths would be the same.
-    Where a session offers none, as may happen among many thousands, the plan keeps its own.
+    An ordinary episode is preferred. A session has no second twice, since the paths would be equal.
+    If no episode qualifies, as may happen among many thousands, this is `plan` itself.
     """
     taken = {other.start_s for other in plans if other.session == plan.session}
     others = [

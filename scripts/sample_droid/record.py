@@ -1,10 +1,10 @@
-"""One planned episode -> one serialized record: simulate, photograph, and state it as DROID does.
+"""Records one planned episode: simulates it, renders pictures, and serializes it as DROID does.
 
-What the numbers mean (as in DROID's robot code, where a command is a small step from the present):
+The signals mean what they mean in DROID's robot code, where a command is a small step ahead:
 - observation: `cartesian_position` is the point between the fingertips, xyz in metres and extrinsic
   xyz Euler angles in radians, in the frame of the robot's base (the angles wrap at +-pi);
   `gripper_position` 0 open .. 1 closed; `joint_position` in radians.
-- action_dict: `cartesian_position` is the pose that the controller pursues, exactly;
+- action_dict: `cartesian_position` is exactly the controller's target pose;
   `cartesian_velocity` is the step from the observed to that pose, over the 0.075 m and 0.15 rad
   that DROID allows per step, hence within -1..1; `joint_velocity` is the same step in joint space,
   by damped least squares over the gripper's Jacobian, over 0.2 rad; `joint_position` is where it
@@ -35,8 +35,8 @@ _PREFIX = "gs://xembodiment_data/r2d2/r2d2-data-full"
 
 
 @dataclass(frozen=True)
-class Recording:
-    """A serialized episode; `attempts` counts the simulations that it took."""
+class EpisodeRecord:
+    """A serialized episode; `attempts` is the number of simulations that it took."""
 
     payload: bytes
     success: bool
@@ -46,18 +46,18 @@ class Recording:
 
 @dataclass
 class _Trajectory:
-    """What happened: one row per step of each signal, and the simulator's state for the camera."""
+    """What happened: for each step, every signal and the simulator's state, to render it later."""
 
     signals: dict[str, list[np.ndarray]]
     qpos: list[np.ndarray]
     success: bool
 
 
-def record_episode(plan: EpisodePlan, style: Style) -> Recording:
-    """Simulate the plan until it turns out as planned; a pure function of its arguments.
+def record_episode(plan: EpisodePlan, style: Style) -> EpisodeRecord:
+    """Simulate the plan until it ends as planned; a pure function of its arguments.
 
-    An expert that fails unintentionally, or succeeds in spite of its mistake, tries again with
-    other objects; what the last of `MAX_ATTEMPTS` brings is recorded as what it is.
+    An expert that fails by accident, or succeeds in spite of its mistake, tries again with other
+    objects. The last of `MAX_ATTEMPTS` is recorded however it ends.
     """
     for attempt in range(MAX_ATTEMPTS):
         rng = np.random.default_rng([plan.seed, 2, plan.number, attempt])
@@ -126,7 +126,7 @@ def _pose_vector(position: np.ndarray, rotation: np.ndarray) -> np.ndarray:
 
 
 def _joint_step(jacobian: np.ndarray, step: np.ndarray, damping: float = 0.05) -> np.ndarray:
-    """The joint motion [7] for a Cartesian step [6], shortened to what DROID allows."""
+    """The joint motion [7] for a Cartesian step [6], limited to DROID's largest step."""
     regular = jacobian @ jacobian.T + damping**2 * np.eye(6)
     joint_step = jacobian.T @ np.linalg.solve(regular, step)
     return joint_step / max(1.0, np.abs(joint_step).max() / MAX_JOINT_STEP)
@@ -139,7 +139,7 @@ def _finish(
     rng: np.random.Generator,
     style: Style,
     attempts: int,
-) -> Recording:
+) -> EpisodeRecord:
     start = 0
     if plan.oddity == "short":
         start = max(0, len(trajectory.qpos) - int(rng.integers(10, 31)))
@@ -157,7 +157,7 @@ def _finish(
     features["episode_metadata/file_path"] = [f"{folder}/trajectory.h5".encode()]
     features["episode_metadata/recording_folderpath"] = [f"{folder}/recordings/MP4".encode()]
     payload = encode_example(features)
-    return Recording(payload, trajectory.success, count, attempts)
+    return EpisodeRecord(payload, trajectory.success, count, attempts)
 
 
 def _step_flags(count: int, success: bool) -> dict[str, list[bytes] | np.ndarray]:

@@ -1,8 +1,8 @@
-"""The world: a Panda at a table in robosuite's physics, commanded by poses.
+"""The simulated world: a Panda at a table in robosuite's physics, commanded by poses.
 
-robosuite provides the robot, its operational-space controller and the arena; the objects, looks
-and tasks are ours. `expert.py` moves the robot, `photographer.py` takes the pictures. Needs the
-packages of `scripts/requirements-sample-droid.txt`.
+robosuite provides the robot, its operational-space controller and the arena. The objects, their
+appearance and the tasks are defined here. `expert.py` moves the robot and `photographer.py` renders
+the pictures. It needs the packages of `scripts/requirements-sample-droid.txt`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _WRIST_CAMERA = Camera((0.09, 0.0, 0.03), (0.02, 0.0, 0.2), 75)  # sees the fing
 class TabletopScene(ManipulationEnv):
     """One episode's world. Poses are position [3] in metres and rotation matrix [3, 3].
 
-    things: what stands on the table; things[0] is what the robot should move
+    things: the objects on the table; the robot is to move things[0]
     seed:   of the robot's initial joint positions
     """
 
@@ -100,7 +100,7 @@ class TabletopScene(ManipulationEnv):
         return data.site_xpos[site].copy(), data.site_xmat[site].reshape(3, 3).copy()
 
     def gripper_closure(self) -> float:
-        """0 open .. 1 closed, as DROID counts."""
+        """0 open .. 1 closed, as in DROID."""
         left, right = self.sim.data.qpos[self.robots[0]._ref_gripper_joint_pos_indexes["right"]]
         return float(np.clip(1 - (left - right) / FINGER_OPENING, 0, 1))
 
@@ -117,17 +117,20 @@ class TabletopScene(ManipulationEnv):
         return base @ jacobian[:, self.robots[0]._ref_joint_vel_indexes]
 
     def to_base(self, position: np.ndarray, rotation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A pose of the world frame in the frame of the robot's base."""
+        """Convert a pose from the world frame to the frame of the robot's base."""
         robot = self.robots[0]
         return robot.base_ori.T @ (position - robot.base_pos), robot.base_ori.T @ rotation
 
     def command(self, position: np.ndarray, rotation: np.ndarray, gripper_velocity: float) -> None:
-        """Pursue a pose of the base frame for one control step; the gripper opens (-) or closes."""
+        """Move towards a pose in the base frame for one control step.
+
+        gripper_velocity: negative opens, positive closes
+        """
         rotation_vector = Rotation.from_matrix(rotation).as_rotvec()
         self.step(np.concatenate([position, rotation_vector, [np.sign(gripper_velocity)]]))
 
     def _check_success(self) -> bool:
-        """Whether the world is as the instruction wants it, right now."""
+        """Whether the instruction is fulfilled at this moment."""
         position, _ = self.thing_pose(0)
         held = self._check_grasp(self.robots[0].gripper["right"], self._objects[0])
         if self.task == "lift":
@@ -200,7 +203,7 @@ def _apply_look(root: ElementTree.Element, look: Look) -> None:
 
 
 def _set(parent: ElementTree.Element, tag: str, **attributes: str) -> None:
-    """Set attributes of the one child of this kind, adding it if need be."""
+    """Set attributes of the only child `tag`, which is added if there is none."""
     child = parent.find(tag)
     if child is None:
         child = ElementTree.SubElement(parent, tag)
@@ -210,7 +213,7 @@ def _set(parent: ElementTree.Element, tag: str, **attributes: str) -> None:
 def _place_camera(
     element: ElementTree.Element, camera: Camera, upward: tuple[float, float, float]
 ) -> None:
-    """Aim a camera, in the frame of the body that carries it; MuJoCo's look along -z, y up."""
+    """Aim a camera, in the frame of its body. MuJoCo's cameras face -z, and y points up."""
     backward = np.array(camera.position) - camera.target
     right = np.cross(upward, backward)
     element.attrib.pop("quat", None)

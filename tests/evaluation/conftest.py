@@ -11,5 +11,5 @@ if not INSTALLED:
 
 
 def pytest_configure(config):
-    if INSTALLED:  # the simulators, numba and MuJoCo's bindings warn of matters of their own
+    if INSTALLED:  # the simulators, numba and MuJoCo's bindings warn about themselves
         config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning")

@@ -1,4 +1,4 @@
-"""Manipulation centricity: indices and baselines by hand, a real Grad-CAM, files, the script."""
+"""Manipulation centricity: hand-computed indices, a real Grad-CAM, files, the command."""
 
 import json
 import runpy
@@ -34,7 +34,7 @@ def rng():
     return np.random.default_rng(0)
 
 
-def looks_of(maps, masks):
+def saliency_of(maps, masks):
     inputs = np.zeros((*masks.shape, 3), np.uint8)
     return Saliency(inputs, maps.astype(np.float32), masks, num_unseen=0)
 
@@ -52,23 +52,23 @@ def test_jaccard_by_hand():
 
 def test_sweep_by_hand():
     maps = np.array([[[0.2, 0.5], [0.8, 1.0]]])
-    looks = looks_of(maps, np.array([[[False, False], [True, True]]]))
+    saliency = saliency_of(maps, np.array([[[False, False], [True, True]]]))
     # reached by 4, 3, 2 and 1 pixels
-    np.testing.assert_allclose(sweep(looks, [0.1, 0.5, 0.6, 1.0]), [[2 / 4, 2 / 3, 1, 1 / 2]])
+    np.testing.assert_allclose(sweep(saliency, [0.1, 0.5, 0.6, 1.0]), [[2 / 4, 2 / 3, 1, 1 / 2]])
     for threshold in (0, 1.5):
         with pytest.raises(UserError, match=f"threshold {threshold} must"):
-            sweep(looks, [threshold])
+            sweep(saliency, [threshold])
 
 
 def test_baselines(rng):
     maps = np.zeros((2, 20, 20))
-    maps[0, :, :5], maps[1, 3:8, 0] = 1, 1  # 100 and 5 pixels, elsewhere than in the middle
+    maps[0, :, :5], maps[1, 3:8, 0] = 1, 1  # 100 and 5 pixels outside of the middle
     masks = np.zeros((2, 20, 20), bool)
-    masks[:, 5:15, 5:15] = True  # the 100 in the middle
-    found = baselines(looks_of(maps, masks))
+    masks[:, 5:15, 5:15] = True  # 100 pixels in the middle
+    found = baselines(saliency_of(maps, masks))
     np.testing.assert_allclose(found["whole"], [100 / 400] * 2)
     assert found["centre"][1] == pytest.approx(5 / 100)
-    # a disc of 100 pixels has radius 5.64: beyond the square's sides by 0.64, short of its corners
+    # a disc of 100 pixels has radius 5.64: 0.64 beyond the square's sides, without its corners
     assert 0.8 < found["centre"][0] < 0.9
     for place, area in enumerate((100, 5)):
         draws = []
@@ -137,30 +137,32 @@ def images(rng):
     return rng.integers(0, 256, (3, 96, 128, 3), np.uint8)
 
 
-def test_the_encoders_own_map_is_found_and_its_opposite_is_not(encoder, images):
-    square = images[:, :64, :64]  # enters the network as it is
+def test_centricity_is_1_for_the_own_map_and_0_for_its_complement(encoder, images):
+    square = images[:, :64, :64]  # the preprocessing leaves it unchanged
     maps = grad_cam(encoder, encoder.preprocess(square)).numpy() >= 0.4
     np.testing.assert_array_equal(manipulation_centricity(encoder, square, maps, 0.4), [1, 1, 1])
     np.testing.assert_array_equal(manipulation_centricity(encoder, square, ~maps, 0.4), [0, 0, 0])
 
 
-def test_frames_whose_crop_shows_nothing_are_left_out(encoder, images):
+def test_frames_with_masks_outside_of_the_crop_are_left_out(encoder, images):
     masks = np.zeros((3, 96, 128), bool)
-    masks[0, :, :5] = True  # beside the central square
+    masks[0, :, :5] = True  # outside of the central square
     masks[1:, 40:50, 60:70] = True
     frames = MaskedPictures("lift", ["a", "b", "c"], list(images), list(masks))
-    looks = find_saliency(encoder, frames)
-    assert looks.num_unseen == 1 and looks.inputs.shape == (2, 64, 64, 3)
+    saliency = find_saliency(encoder, frames)
+    assert saliency.num_unseen == 1 and saliency.inputs.shape == (2, 64, 64, 3)
     expected = grad_cam(encoder, encoder.preprocess(images)).numpy()[1:]
-    np.testing.assert_allclose(looks.maps, expected, atol=1e-5)
+    np.testing.assert_allclose(saliency.maps, expected, atol=1e-5)
     with pytest.raises(UserError, match="lift: in all 1 frames the masks lie outside"):
         find_saliency(encoder, MaskedPictures("lift", ["a"], [images[0]], [masks[0]]))
 
 
-def test_what_is_shown_is_what_enters_the_network(encoder, images):
+def test_saliency_holds_the_inputs_of_the_network(encoder, images):
     masks = np.ones((1, 64, 64), bool)
-    looks = find_saliency(encoder, MaskedPictures("t", ["a"], [images[0, :64, :64]], list(masks)))
-    np.testing.assert_array_equal(looks.inputs[0], images[0, :64, :64])
+    saliency = find_saliency(
+        encoder, MaskedPictures("t", ["a"], [images[0, :64, :64]], list(masks))
+    )
+    np.testing.assert_array_equal(saliency.inputs[0], images[0, :64, :64])
 
 
 def test_pictures_of_other_sizes_in_one_task(encoder, images):
@@ -169,18 +171,18 @@ def test_pictures_of_other_sizes_in_one_task(encoder, images):
     assert found.shape == (2,) and (found > 0).all()
 
 
-def test_picture_of_looks(tmp_path, rng):
-    looks = looks_of(rng.random((4, 32, 32)), rng.random((4, 32, 32)) < 0.3)
-    empty = looks_of(np.zeros((4, 32, 32)), np.ones((4, 32, 32), bool))  # nothing to outline
+def test_picture_of_saliency(tmp_path, rng):
+    saliency = saliency_of(rng.random((4, 32, 32)), rng.random((4, 32, 32)) < 0.3)
+    empty = saliency_of(np.zeros((4, 32, 32)), np.ones((4, 32, 32), bool))  # nothing to outline
     sizes = []
-    for rows in ({"a": looks}, {"a": looks, "b/c": empty}):
-        draw_saliency(rows, tmp_path / "looks.png")
-        with Image.open(tmp_path / "looks.png") as image:
+    for rows in ({"a": saliency}, {"a": saliency, "b/c": empty}):
+        draw_saliency(rows, tmp_path / "saliency.png")
+        with Image.open(tmp_path / "saliency.png") as image:
             sizes.append(image.size)
     assert sizes[0][0] == sizes[1][0] and sizes[0][1] < sizes[1][1]
 
 
-def test_a_mask_for_each_picture(encoder, images):
+def test_every_picture_needs_a_mask(encoder, images):
     with pytest.raises(UserError, match="3 pictures but 2 masks"):
         manipulation_centricity(encoder, images, np.ones((2, 96, 128), bool))
 
@@ -190,7 +192,7 @@ def test_a_mask_for_each_picture(encoder, images):
 
 @pytest.fixture
 def demonstrations(tmp_path, images):
-    """demonstrations(name, about={}, cameras=..., mask_shape=...) -> an HDF5 file of two demos."""
+    """demonstrations(name, about={}, cameras=..., mask_shape=...) -> a file of two episodes."""
 
     def write(name, about=None, cameras=("front",), mask_shape=(96, 128), masked=True):
         path = tmp_path / name
@@ -230,7 +232,7 @@ def test_demonstrations(demonstrations, images):
     ("options", "camera", "complaint"),
     [
         ({}, "frnt", "has no camera 'frnt'; did you mean 'front'"),
-        ({"masked": False}, "", "pictures of front, but no masks .*record_demonstrations"),
+        ({"masked": False}, "", "pictures of front, but no masks .*mcr record --masks"),
         ({"masked": False}, "front", "no masks of them .obs/front_mask"),
         ({"cameras": ("front", "side")}, "", "masks of front, side: choose one --camera"),
         ({"mask_shape": (70, 96)}, "", "demo_0 step 0: the mask is 70 x 96, the picture 96 x 128"),
@@ -266,7 +268,7 @@ def test_damaged_demonstrations(demonstrations, tmp_path):
 
 @pytest.fixture
 def folders(tmp_path, images):
-    """Two tasks of pictures, and masks in several forms that mark the same pixels."""
+    """Pictures of two tasks, and masks of several image modes that mark the same pixels."""
     mask = np.zeros((96, 128), np.uint8)
     mask[30:60, 40:80] = 1
     palette = Image.fromarray(mask, "P")
@@ -316,7 +318,7 @@ def test_bad_folders(folders, tmp_path):
         next(read_folders(tmp_path / "nothing", folders[1]))
 
 
-# --------------------------------------------------------------------------- the script
+# --------------------------------------------------------------------------- the command
 
 
 @pytest.fixture
@@ -334,7 +336,7 @@ def run_script(monkeypatch, capsys, tmp_path):
     return run
 
 
-def test_script_with_the_encoders_of_a_table_of_results(run_script, weights, demonstrations):
+def test_command_takes_encoders_from_results(run_script, weights, demonstrations):
     files = [demonstrations(f"{task}.hdf5", {"task": f"suite/{task}"}) for task in "xy"]
     rows = [
         {"encoder": f"net {n}", "source": path, "task": "suite/x", "successes": n, "trials": 4}
@@ -363,7 +365,7 @@ def test_script_with_the_encoders_of_a_table_of_results(run_script, weights, dem
             assert image.size[0] > 300
 
 
-def test_script_with_folders_and_named_encoders(run_script, weights, folders):
+def test_command_with_folders_and_named_encoders(run_script, weights, folders):
     arguments = ("--pictures", folders[0], "--masks", folders[1], "--frames", 1, "--out", "out")
     code, out, _ = run_script(f"mine={weights[0]}", *arguments)
     assert code == 0

@@ -1,4 +1,4 @@
-"""scripts/evaluate.py on recordings, where no simulator is installed."""
+"""`mcr evaluate --suite offline`, which needs no simulator."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The offline suite: each score by hand or by naive loops, then all of them of a real encoder."""
+"""The offline suite: each score by hand or by naive loops, then all scores of a real encoder."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def rng():
 
 
 def frames_of(lengths, features=None, **targets):
-    """Frames of episodes of these lengths, each a session of its own."""
+    """Frames of episodes with these lengths, each in its own session."""
     rows = np.repeat(np.arange(len(lengths)), lengths)
     steps = np.concatenate([np.arange(length) for length in lengths])
     features = np.zeros((len(rows), 1, 1)) if features is None else features
@@ -42,7 +42,7 @@ def test_bootstrap_of_a_mean_is_the_normal_interval(rng):
     assert high == pytest.approx(value + 1.96 * error, abs=0.15 * error)
 
 
-def test_bootstrap_draws_each_size_by_itself(rng):
+def test_bootstrap_resamples_each_sample_independently(rng):
     rows, columns = rng.normal(size=200), 3 * rng.normal(size=50)
     table = rows[:, None] + columns
     _, low, high = bootstrap(lambda r, c: table[r][:, c].mean(), rng, 200, 50)
@@ -67,11 +67,11 @@ def test_r2_by_hand(rng):
     training = frames_of([3], state=targets)
     held_out = frames_of([1, 2], state=np.array([[3.0, 20, 9], [2, 40, 9], [4, 10, 9]]))
     answer = np.array([[2.0, 20, 0], [2, 30, 0], [3, 10, 0]])
-    # means 2 and 20; errors (1, 0, 1) and (0, 100, 0); blind errors (1, 0, 4) and (0, 400, 100)
+    # means 2 and 20; errors (1, 0, 1) and (0, 100, 0); of the mean (1, 0, 4) and (0, 400, 100)
     expected = 1 - (2 / (8 / 3) + 100 / (200 / 3)) / (5 / (8 / 3) + 500 / (200 / 3))
     value, low, high = probe_score(training, held_out, "state", [answer], rng)
     assert value == pytest.approx(expected)
-    of_first = 1 - 1 / 1  # the two episodes alone: what resamples are made of
+    of_first = 1 - 1 / 1  # R^2 of each episode alone; resamples consist of these
     of_second = 1 - (1 / (8 / 3) + 1.5) / (4 / (8 / 3) + 7.5)
     assert (low, high) == pytest.approx((of_first, of_second))
     perfect = held_out.targets["state"]
@@ -96,14 +96,14 @@ def test_each_dimension_has_its_own_strength(rng):
         for k in range(2)
     ]
     np.testing.assert_allclose(answers, np.stack(alone, axis=1))
-    assert np.abs(answers[:, 1]).std() < 0.3 < np.abs(answers[:, 0]).std()  # noise is not believed
+    assert np.abs(answers[:, 1]).std() < 0.3 < np.abs(answers[:, 0]).std()  # noise is shrunk
 
 
 def test_order(rng):
     frames = frames_of([4, 3, 3, 3])
     predicted = np.array([1, 2, 4, 3, *(9, 8, 7), *(5, 5, 5), *(-1, 0, 50)])
     value, low, high = order_score(frames, predicted, rng)
-    # (5 pairs right - 1 wrong) / 6; all wrong; nothing said; all right
+    # (5 pairs in order - 1 not) / 6; none in order; all tied; all in order
     assert value == pytest.approx((4 / 6 - 1 + 0 + 1) / 4)
     assert -1 <= low < value < high <= 1
 
@@ -113,24 +113,24 @@ def test_order(rng):
 
 def test_ranks_by_hand():
     queries = np.array([[[1.0, 0], [0, 1]], [[0, 1], [1, 0]]])  # [frame, camera, D]
-    # camera 0 asks camera 1: frame 0 has similarities (0, 1), frame 1 (1, 0); and vice versa
+    # camera 0 queries camera 1: frame 0 has similarities (0, 1), frame 1 (1, 0); and vice versa
     np.testing.assert_array_equal(camera_ranks(queries, queries, np.arange(2)), [1, 1, 1, 1])
     same = np.stack([queries[:, 0], queries[:, 0]], axis=1)
     np.testing.assert_array_equal(camera_ranks(same, same, np.arange(2)), [0, 0, 0, 0])
     three = np.array([[1, 0], [0.6, 0.8], [0, 1]])
     candidates = np.stack([three, three[[1, 0, 2]]], axis=1)
     asking = np.stack([three, three], axis=1)
-    # camera 0 asks (0.6 1 0), (1 0.6 0.8), (0.8 0 1); camera 1 asks its own three
+    # queries of camera 0: (0.6 1 0), (1 0.6 0.8), (0.8 0 1); then three of camera 1
     expected = [0.5, 1, 0, 0, 0, 0]
     np.testing.assert_allclose(camera_ranks(asking, candidates, np.arange(3)), expected)
 
 
-def test_features_that_are_alike_find_nothing():
+def test_constant_features_have_the_middle_rank():
     alike = np.ones((5, 2, 3)) / np.sqrt(3)
     np.testing.assert_array_equal(camera_ranks(alike, alike, np.arange(5)), np.full(10, 0.5))
 
 
-def test_a_cameras_own_look_is_taken_off(rng):
+def test_each_cameras_mean_feature_is_subtracted(rng):
     content = rng.normal(size=(60, 1, 8))
     cameras = 100 * rng.normal(size=(1, 2, 8))
     training, held_out = (
@@ -208,7 +208,7 @@ def test_scores_of_an_untrained_encoder(encoder, index, config, monkeypatch):
         assert scores[f"{name}_low"] <= scores[name] <= scores[f"{name}_high"], name
     assert scores["retrieval_all"] <= scores["retrieval_episode"] < 0.6
     assert 1 < scores["effective_rank"] < 159  # of 160 pictures
-    assert 0.5 < scores["feature_cosine"] < 1  # untrained: all pictures look much alike
+    assert 0.5 < scores["feature_cosine"] < 1  # an untrained encoder's features differ little
     assert offline_scores(encoder, index, config) == scores
 
 
@@ -233,6 +233,6 @@ def test_bad_configuration(encoder, index, config, complaint):
         offline_scores(encoder, index, config)
 
 
-def test_too_little_to_compare():
+def test_counts_that_leave_nothing_to_compare_are_refused():
     with pytest.raises(UserError, match="frames_per_episode=1 must be at least 2"):
         OfflineConfig(frames_per_episode=1)

@@ -39,7 +39,7 @@ def test_ridge_equals_the_normal_equations(generator, num_rows):
         np.testing.assert_allclose(predicted, expected, rtol=1e-6)
 
 
-def test_scales_and_units_do_not_matter(generator):
+def test_predictions_do_not_depend_on_scale_and_offset(generator):
     features, held = generator.normal(size=(60, 5)), generator.normal(size=(20, 5))
     weights = generator.normal(size=(5, 2))
     groups = np.repeat(["a", "b", "c"], 20)
@@ -58,29 +58,29 @@ def test_scales_and_units_do_not_matter(generator):
     assert other == pytest.approx(plain, abs=1e-9)
 
 
-def test_r2_is_one_for_what_is_linear_and_about_zero_for_noise(generator):
+def test_r2_is_1_for_linear_targets_and_about_0_for_noise(generator):
     features, held = generator.normal(size=(300, 10)), generator.normal(size=(300, 10))
     groups = np.repeat(np.arange(6), 50)
     weights = generator.normal(size=(10, 2))
-    constant = np.full((300, 1), 4.0)  # a dimension that never varies is left out
+    constant = np.full((300, 1), 4.0)  # a constant dimension is left out
     linear = np.hstack([features @ weights, constant]), np.hstack([held @ weights, constant])
     assert ridge_score(features, linear[0], groups, held, linear[1]) > 0.9999
     noise = generator.normal(size=(2, 300, 2))
     assert abs(ridge_score(features, noise[0], groups, held, noise[1])) < 0.05
 
 
-def test_strength_is_chosen_across_groups_not_within(generator):
-    # The features name the group, and so a target that is constant in each; a new group is unknown.
+def test_strength_is_chosen_by_validation_on_other_groups(generator):
+    # The features identify the group, and the target is constant in each. Other groups are unknown.
     groups = np.repeat(np.arange(5), 40)
     features = np.eye(5)[groups] + 0.01 * generator.normal(size=(200, 5))
     targets = generator.normal(size=5)[groups][:, None]
     score = ridge_score(features, targets, groups, np.zeros((9, 5)), np.ones((9, 1)))
     shuffled = ridge_predictions(features, targets, features)[0]
-    assert np.abs(shuffled - targets).max() < 0.05  # within groups it could be learnt by heart
-    assert abs(score) < 0.2  # but the choice was: do not trust the features
+    assert np.abs(shuffled - targets).max() < 0.05  # within groups, features can memorise it
+    assert abs(score) < 0.2  # so a strong penalty was chosen
 
 
-def test_one_session_cannot_choose(generator):
+def test_a_single_session_is_refused(generator):
     with pytest.raises(UserError, match="of the one session 'x'"):
         ridge_score(
             np.ones((4, 1)), np.arange(4.0)[:, None], np.array(["x"] * 4), *[np.ones((1, 1))] * 2
@@ -95,7 +95,7 @@ def encoder(tmp_path_factory):
     return load_model(path)
 
 
-def test_features_are_those_of_the_frames_cameras_side_by_side(encoder, shards):
+def test_features_of_all_cameras_are_concatenated(encoder, shards):
     index = open_index(shards, workers=1)
     steps = np.array([[0, 3], [2, 5]])
     cameras = [index.cameras[2], index.cameras[0]]
@@ -120,7 +120,7 @@ def test_probes_of_a_real_encoder(encoder, shards, monkeypatch):
         probe_encoder(encoder, index, training, episodes.of(np.arange(0)), index.cameras[:1], keys)
 
 
-def test_network_learns_what_is_not_linear(generator):
+def test_network_fits_a_nonlinear_target(generator):
     features, held = generator.normal(size=(600, 4)), generator.normal(size=(200, 4))
     groups = np.arange(600) // 100
     targets, held_targets = (np.abs(x[:, :1]) * [[1, -50]] + 7 for x in (features, held))
@@ -130,11 +130,11 @@ def test_network_learns_what_is_not_linear(generator):
     assert (error < 0.1).all()
 
 
-def test_network_says_the_mean_where_features_say_nothing(generator):
+def test_network_predicts_the_mean_from_noise(generator):
     features, held = generator.normal(size=(120, 50)), generator.normal(size=(40, 50))
     targets, groups = generator.normal(3, 1, size=(120, 2)), np.arange(120) // 30
     predicted = mlp_predictions(features, targets, groups, held, seed=1)
-    assert np.abs(predicted - targets.mean(0)).max() < 0.5  # stopped before it learnt by heart
+    assert np.abs(predicted - targets.mean(0)).max() < 0.5  # stopped before it overfits
 
 
 def test_network_depends_on_the_seed_only(generator):

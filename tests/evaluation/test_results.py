@@ -1,4 +1,4 @@
-"""The results of an evaluation, against closed forms, and what a folder refuses."""
+"""Results of an evaluation: rates against closed forms, refusals, the report."""
 
 import numpy as np
 import pandas as pd
@@ -7,7 +7,6 @@ from PIL import Image
 
 from mcr.errors import UserError
 from mcr.evaluation.results import MEAN, Results, success_rates, to_markdown
-from mcr.simulation.rollouts import wilson_interval
 
 
 def rows(encoder: str, task: str, successes: list[int], trials: int = 10, weights: str = "ab"):
@@ -24,11 +23,17 @@ def rows(encoder: str, task: str, successes: list[int], trials: int = 10, weight
     ]
 
 
-def test_wilson_interval():
+def interval(successes: int, trials: int) -> tuple[float, float]:
+    score = success_rates(pd.DataFrame(rows("ours", "a", [successes], trials))).iloc[0]
+    return score["low"], score["high"]
+
+
+def test_intervals_are_wilsons():
     # Brown, Cai, DasGupta 2001: n = 10, 0 successes: upper end z^2 / (n + z^2)
-    assert wilson_interval(0, 10) == pytest.approx((0.0, 1.96**2 / (10 + 1.96**2)))
-    assert wilson_interval(10, 10) == pytest.approx((10 / (10 + 1.96**2), 1.0))
-    low, high = wilson_interval(5, 10)
+    z = 1.959964
+    assert interval(0, 10) == pytest.approx((0.0, z**2 / (10 + z**2)))
+    assert interval(10, 10) == pytest.approx((10 / (10 + z**2), 1.0))
+    low, high = interval(5, 10)
     assert low + high == pytest.approx(1.0)
     assert low == pytest.approx(0.2366, abs=1e-4)
 
@@ -43,13 +48,13 @@ def test_rates_pool_seeds_and_tasks():
     assert scores.loc[("ours", "metaworld/a"), "value"] == 0.6
     assert scores.loc[("ours", "metaworld/a"), "sd"] == pytest.approx(np.std([0.5, 0.7], ddof=1))
     assert scores.loc[("ours", MEAN), "value"] == 14 / 40
-    assert scores.loc[("ours", MEAN), ["low", "high"]].tolist() == list(wilson_interval(14, 40))
-    # of the means of seeds over tasks: 5/20 and 9/20
+    assert scores.loc[("ours", MEAN), ["low", "high"]].tolist() == list(interval(14, 40))
+    # the deviation of the seeds' means over tasks, 5/20 and 9/20
     assert scores.loc[("ours", MEAN), "sd"] == pytest.approx(np.std([0.25, 0.45], ddof=1))
     assert ("other", MEAN) not in scores.index  # it lacks a task
 
 
-def test_table_has_the_best_first_and_the_mean_last():
+def test_table_has_the_best_encoder_first_and_the_mean_last():
     table = pd.DataFrame(
         [row for t in "ab" for row in rows("worse", t, [1]) + rows("better", t, [9])]
     )
@@ -59,7 +64,7 @@ def test_table_has_the_best_first_and_the_mean_last():
     assert lines[3].startswith("| worse | 10% (2 to 40)")
 
 
-def test_what_is_added_is_there_when_opened_again(tmp_path):
+def test_added_rows_are_read_again(tmp_path):
     Results(tmp_path, {"rollouts": 10}).add(rows("ours", "a", [1, 2]))
     again = Results(tmp_path, {"rollouts": 10})
     again.add(rows("ours", "b", [3]))
@@ -71,12 +76,12 @@ def test_what_is_added_is_there_when_opened_again(tmp_path):
     assert again.rows["successes"].tolist() == [1, 2, 3]
 
 
-def test_proprioception_has_no_weights_and_is_known_again(tmp_path):
+def test_rows_without_weights_are_recognised(tmp_path):
     Results(tmp_path, {}).add(rows("proprioception only", "a", [1], weights=""))
     assert Results(tmp_path, {}).has("proprioception only", "", "a")
 
 
-def test_other_weights_under_a_name_are_refused(tmp_path):
+def test_other_weights_under_the_same_name_are_refused(tmp_path):
     results = Results(tmp_path, {})
     results.add(rows("ours", "a", [1]))
     with pytest.raises(UserError, match=r"'ours' are of other weights \(ab, not cd\).*NAME=PATH"):

@@ -1,4 +1,4 @@
-"""From encoders to success rates in a simulator, at the smallest size, by the script."""
+"""`mcr evaluate` in simulation, at the smallest size: from encoders to success rates."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ def measured(tmp_path_factory):
     return folder, result.stdout
 
 
-def test_a_row_per_encoder_and_seed_with_the_rows_nobody_asked_for(measured):
+def test_there_is_a_row_per_encoder_and_seed_including_the_controls(measured):
     folder, printed = measured
     rows = pd.read_csv(folder / "out/results.csv", keep_default_na=False)
     names = ["mine", "untrained resnet18, 32 px", "from scratch resnet18, 32 px"]
@@ -45,7 +45,7 @@ def test_a_row_per_encoder_and_seed_with_the_rows_nobody_asked_for(measured):
     assert (folder / "out/results.png").stat().st_size > 1000
 
 
-def test_again_measures_nothing_and_says_the_same(measured):
+def test_a_second_run_measures_nothing_and_prints_the_same(measured):
     folder, printed = measured
     again = evaluate(
         f"mine={folder / 'mine.pt'}", *SMALL, "--from-scratch", "--out", folder / "out"
@@ -65,7 +65,7 @@ def test_another_protocol_or_encoder_is_refused(measured):
     assert "the rows of 'mine' are of other weights" in result.stderr
 
 
-def test_a_task_that_is_not_there_is_refused(tmp_path):
+def test_an_unknown_task_is_refused(tmp_path):
     encoder = write_untrained(tmp_path / "mine.pt", image_size=32)
     result = evaluate(encoder, "--suite", "metaworld", "--tasks", "asembly", "--out", tmp_path)
     assert result.returncode == 2

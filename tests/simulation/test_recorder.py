@@ -1,4 +1,4 @@
-"""What is recorded: the format, clean labels under disturbed execution, the same from a seed."""
+"""Recorded demonstrations: the format, actions without noise, reproducibility."""
 
 import json
 
@@ -16,7 +16,7 @@ TASK = "metaworld/button-press"
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """The path, and what record_demonstrations returned."""
+    """The path, and the value of record_demonstrations."""
     path = tmp_path_factory.mktemp("recorded") / "new" / "press.hdf5"
     return path, record_demonstrations(
         TASK, path, 2, 0.2, seed=1, masks=True, pictures=PictureConfig(48)
@@ -47,8 +47,8 @@ def test_layout(recorded):
     assert [each.name for each in path.parent.iterdir()] == ["press.hdf5"]
 
 
-def test_actions_are_the_experts_answers_to_the_observations(recorded):
-    """Replay the scene: the first answer is stored; obeyed to the letter, it leads elsewhere."""
+def test_recorded_actions_are_the_experts_without_noise(recorded):
+    """In the same scene the expert's first action is the recorded one, but it leads elsewhere."""
     simulator = make_simulator(TASK, PictureConfig(48))
     with h5py.File(recorded[0]) as file:
         demo = file["data/demo_1"]

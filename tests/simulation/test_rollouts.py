@@ -1,4 +1,4 @@
-"""Rollouts in parallel: the same outcome however they are spread, one call for all of them."""
+"""Rollouts: results do not depend on the number of processes; one call acts for all."""
 
 import multiprocessing
 
@@ -16,7 +16,7 @@ SEEDS = (3, 4, 5)
 
 @pytest.fixture(scope="module")
 def plans():
-    """What leads to success on each of the seeds: scenes repeat exactly, so it does so again."""
+    """Actions that succeed for each seed. Scenes repeat exactly, so they succeed again."""
     simulator = make_simulator(TASK, PICTURES)
     found = []
     for seed in SEEDS:
@@ -31,7 +31,7 @@ def plans():
 
 
 class Replay:
-    """Policy p follows plan p; one without a plan stays where it is."""
+    """Policy p repeats plan p; a policy without a plan stands still."""
 
     def __init__(self, plans):
         self._plans = [iter(plan) for plan in plans]
@@ -49,7 +49,7 @@ class Replay:
 
 
 @pytest.mark.parametrize(("processes", "simulators"), [(1, 1), (1, 3), (2, 3), (2, 0)])
-def test_outcome_does_not_depend_on_how_they_are_spread(plans, processes, simulators):
+def test_successes_do_not_depend_on_processes_and_simulators(plans, processes, simulators):
     slots = [(0, SEEDS[0]), (9, 3), (1, SEEDS[1]), (2, SEEDS[2]), (9, 4)]
     act = Replay(plans)
     horizon = max(len(plan) for plan in plans)
@@ -64,7 +64,7 @@ def test_success_after_the_horizon_does_not_count(plans):
     assert not run_rollouts(TASK, Replay(plans), [(0, SEEDS[0])], 1, 1, PICTURES, horizon).any()
 
 
-def test_killed_process():
+def test_a_killed_process_is_an_error():
     def act(policies, observations):
         multiprocessing.active_children()[0].kill()
         return np.zeros((len(policies), 4))
@@ -73,12 +73,12 @@ def test_killed_process():
         run_rollouts(TASK, act, [(0, 0), (0, 1)], 2, 2, PICTURES, horizon=50)
 
 
-def test_unusable_actions():
+def test_actions_that_are_not_finite_are_an_error():
     with pytest.raises(ValueError, match="1 observations were answered by the actions"):
         run_rollouts(TASK, lambda *_: np.full((1, 4), np.nan), [(0, 0)], 1, 1, PICTURES)
 
 
-def test_error_in_a_process_arrives():
+def test_an_error_in_a_process_reaches_the_caller():
     with pytest.raises(UserError, match="camera 'x' is unknown"):
         run_rollouts(
             TASK, lambda *_: np.zeros((1, 4)), [(0, 0), (0, 1)], 2, 2, PictureConfig(cameras=("x",))

@@ -1,4 +1,4 @@
-"""What can be refused without a simulator; its neighbours run the real ones."""
+"""What needs no installed simulator: refusals, names, the split of demonstrations."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ def test_names():
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_simulator_that_is_not_installed(suite, monkeypatch):
+def test_a_missing_simulator_names_the_extra(suite, monkeypatch):
     monkeypatch.setitem(sys.modules, "mujoco", None)
     with pytest.raises(UserError, match=rf"mujoco, .* pip install 'mcr\[{suite}\]'"):
         make_simulator(f"{suite}/{SUITES[suite][0]}")
@@ -51,7 +51,7 @@ def test_simulator_that_is_not_installed(suite, monkeypatch):
         ({}, -1, "horizon=-1 must"),
     ],
 )
-def test_impossible_pictures(pictures, horizon, complaint):
+def test_invalid_picture_settings_are_refused(pictures, horizon, complaint):
     with pytest.raises(UserError, match=complaint):
         make_simulator("robosuite/lift", PictureConfig(**pictures), horizon)
 
@@ -76,7 +76,7 @@ def test_split(number, held_out, tmp_path):
         assert len(file["mask/train"]) == number - len(held_out)
 
 
-def test_rollouts_of_nothing():
+def test_no_rollouts():
     assert run_rollouts("robosuite/lift", lambda *_: np.zeros((0, 7)), []).shape == (0,)
     with pytest.raises(UserError, match="simulators=-1"):
         run_rollouts("robosuite/lift", lambda *_: np.zeros((0, 7)), [(0, 0)], simulators=-1)

@@ -1,4 +1,4 @@
-"""All tasks of both suites: what is seen, that a seed is a scene, that experts succeed, masks."""
+"""All tasks of both suites: observations, scenes from seeds, experts, varied looks, masks."""
 
 import os
 import re
@@ -20,7 +20,7 @@ ONE_OF_EACH = ("metaworld/assembly", "robosuite/lift")
 
 @pytest.fixture
 def simulator():
-    """simulator(task, ...): closed after the test."""
+    """simulator(task, ...) makes a simulator that is closed after the test."""
     made = []
 
     def make(task: str, size: int = SIZE, horizon: int = 0, **pictures):
@@ -33,7 +33,7 @@ def simulator():
 
 
 def after(seed: int, steps: int, task: str, others: tuple[int, ...] = ()) -> bytes:
-    """All that is seen `steps` of the expert after a reset to `seed`; other scenes come before."""
+    """The observation `steps` of the expert after a reset to `seed`, with other scenes before."""
     simulator = make_simulator(task, PictureConfig(SIZE))
     for scene in (*others, seed):
         observation = simulator.reset(scene)
@@ -44,7 +44,7 @@ def after(seed: int, steps: int, task: str, others: tuple[int, ...] = ()) -> byt
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_expert_succeeds_though_disturbed(task, simulator):
+def test_expert_succeeds_in_spite_of_noise(task, simulator):
     world = simulator(task)
     rng = np.random.default_rng(0)
     done = []
@@ -84,7 +84,7 @@ def test_same_seed_is_the_same_scene(task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_varied_looks_are_the_seeds_own_and_change_nothing_but_looks(task, simulator):
+def test_varied_looks_depend_on_the_seed_and_change_only_pictures(task, simulator):
     fixed, varied = simulator(task), simulator(task, looks="varied")
     seen = [varied.reset(seed) for seed in (5, 6, 5)]
     for camera in fixed.cameras:
@@ -120,7 +120,7 @@ def test_same_seed_is_the_same_scene_in_another_process(task):
 
 
 @pytest.mark.parametrize("task", ONE_OF_EACH)
-def test_seeds_leave_numpy_alone(task, simulator):
+def test_a_reset_does_not_change_numpys_global_generator(task, simulator):
     world = simulator(task)
     np.random.seed(3)
     expected = np.random.random()
@@ -130,8 +130,8 @@ def test_seeds_leave_numpy_alone(task, simulator):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_masks_are_where_pictures_change_without_the_things(task, simulator):
-    """Nothing casts shadows or is mirrored, so hiding a thing changes its own pixels alone."""
+def test_masks_are_the_pixels_that_change_when_objects_are_hidden(task, simulator):
+    """There are no shadows and reflections, so hiding an object changes only its own pixels."""
     world = simulator(task, 96)
     world.reset(0)
     for _ in range(30):
@@ -147,7 +147,7 @@ def test_masks_are_where_pictures_change_without_the_things(task, simulator):
 
 
 @pytest.mark.parametrize("task", ONE_OF_EACH)
-def test_masks_leave_pictures_as_they_were(task, simulator):
+def test_rendering_masks_does_not_change_pictures(task, simulator):
     world = simulator(task)
     before = world.reset(0)
     world.masks()
@@ -155,7 +155,7 @@ def test_masks_leave_pictures_as_they_were(task, simulator):
     assert all(np.array_equal(before[key], after_masks[key]) for key in before)
 
 
-def test_simulators_of_a_process_do_not_disturb_each_other(simulator):
+def test_simulators_in_one_process_are_independent(simulator):
     alone = {task: after(4, 0, task) for task in ONE_OF_EACH}
     worlds = [simulator(task) for task in ONE_OF_EACH]
     passing = make_simulator("metaworld/hammer", PictureConfig(64))
@@ -196,7 +196,11 @@ def test_unknown_camera(task, camera, complaint):
     ("before", "variables", "reason"),
     [
         ("", {"__EGL_VENDOR_LIBRARY_FILENAMES": os.devnull, "MUJOCO_GL": "egl"}, "EGL device"),
-        ("import mujoco", {"MUJOCO_GL": "", "DISPLAY": ""}, "OpenGL"),  # too early: for a display
+        (
+            "import mujoco",
+            {"MUJOCO_GL": "", "DISPLAY": ""},
+            "OpenGL",
+        ),  # imported before MUJOCO_GL is set, it wants a display
     ],
 )
 def test_without_opengl(suite, before, variables, reason):

@@ -1,9 +1,9 @@
-"""Varied looks: cameras, light and colours of a scene, drawn anew from its seed.
+"""Visual domain randomisation: cameras, light and colours of a scene are drawn from its seed.
 
-In a scene that always looks the same the pixels themselves tell a policy all it needs, and random
-features pass them on as well as learned ones. Between two labs, or two days in one, nothing looks
-the same. The robot, the task's objects and a camera on the hand keep their looks. Importing this
-imports mujoco.
+This is `looks="varied"` of `PictureConfig`. In a scene that always looks the same, raw pixels tell
+a policy all that it needs, and random features serve as well as learned ones. Real pictures differ
+from lab to lab and from day to day. The robot, the task's objects and a camera on the hand do not
+change. Importing this module imports mujoco.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
-# Standard deviations and ranges, about those between sessions of resources/sample_droid.
-_CAMERA_M, _CAMERA_RAD = 0.06, 0.05  # of place and direction
-_LIGHT_M, _LIGHT_SHARE = 0.5, (0.5, 1.3)  # of place; of the usual strength
-_TINT_SHARE = (0.6, 1.0)  # of the usual red, green and blue
+# Standard deviations and ranges, similar to those between sessions of resources/sample_droid.
+_CAMERA_M, _CAMERA_RAD = 0.06, 0.05  # standard deviation of position and direction
+_LIGHT_M, _LIGHT_SHARE = 0.5, (0.5, 1.3)  # standard deviation of position; range of the strength
+_TINT_SHARE = (0.6, 1.0)  # range of the factor on red, green and blue
 _DRAWN = ("cam_pos", "cam_quat", "light_pos", "light_diffuse", "geom_rgba", "mat_rgba")
 
 
-class Looks:
-    """Changes how a model looks, always starting from how it looked at first.
+class VisualRandomization:
+    """Changes a model's cameras, light and colours, relative to how they were at first.
 
-    kept: bool [model.ngeom], geometries that keep their colours, apart from all that moves
+    kept: bool [model.ngeom], geometries that keep their colours, in addition to all that move
     """
 
     def __init__(self, model: mujoco.MjModel, kept: np.ndarray):
@@ -36,8 +36,8 @@ class Looks:
         self._cameras = np.flatnonzero(model.cam_bodyid == 0)
 
     def draw(self, seed: int) -> None:
-        """Give the model the looks of this seed. The simulation must be reset after it."""
-        rng = np.random.default_rng([seed, 1])  # not the numbers that objects' places come from
+        """Set what this seed determines. The simulation must be reset afterwards."""
+        rng = np.random.default_rng([seed, 1])  # independent of where the objects are placed
         self._draw_light(rng)
         for camera in self._cameras:
             self._draw_camera(camera, rng)
