@@ -47,6 +47,13 @@ def test_help_lists_every_command_and_imports_no_torch():
     assert result.stdout.endswith("False\n")
 
 
+def test_commands_that_prepare_data_need_no_torch():
+    code = "import sys, mcr.commands.extract, mcr.commands.clean, mcr.commands.index"
+    code += "; print(*{'torch', 'hydra', 'scipy', 'matplotlib'} & {*sys.modules})"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("\n", "")
+
+
 @pytest.mark.parametrize("command", BY_ARGPARSE)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit, match="0"):

@@ -19,6 +19,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from PIL import Image
 
+import mcr
 from mcr.cli import COMMANDS, import_command, parse
 from mcr.commands.train import pop_gpus
 from mcr.policies.config import RENAMED as RENAMED_BC
@@ -271,3 +272,29 @@ def test_a_broken_link_is_found():
 
 def test_readme_stays_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+# --------------------------------------------------------------------------- files beside the pages
+
+
+def test_versions_agree():
+    setup = re.search(r'version="(.+)"', (ROOT / "setup.py").read_text())[1]
+    changes = re.search(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
+    citation = OmegaConf.load(ROOT / "CITATION.cff")
+    assert {setup, changes, citation.version} == {mcr.__version__}
+
+
+def test_the_paper_is_cited_alike():
+    paper = OmegaConf.load(ROOT / "CITATION.cff")["preferred-citation"]
+    readme = (ROOT / "README.md").read_text()
+    assert f"{{{paper.title}}}".lower() in readme.lower()
+    authors = [f"{author['given-names']} {author['family-names']}" for author in paper.authors]
+    assert f"{{{' and '.join(authors)}}}" in readme
+
+
+def test_a_commit_is_checked_as_the_tests_check():
+    hooks = OmegaConf.load(ROOT / ".pre-commit-config.yaml").repos[0].hooks
+    lines = (ROOT / "scripts/test.sh").read_text().splitlines()
+    assert [hook.entry for hook in hooks] == [
+        line for line in lines if line.startswith(("ruff", "mypy"))
+    ]

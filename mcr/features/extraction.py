@@ -105,7 +105,7 @@ def extract_features(
     partial = cache.partial_folder(out)
     if not cache.is_begun(partial):
         about = {"encoder": str(encoder), "source": str(data)}  # for people; never compared
-        shape = _feature_shape(loaded, config.output)
+        shape = feature_shape(loaded, config.output)
         cache.create(partial, recordings.names, recordings.lengths, shape, about | key)
     elif stale := differences(cache.read_description(partial), key):
         raise UserError(f"{partial}: was begun with {stale}; delete it, or choose another folder")
@@ -115,7 +115,8 @@ def extract_features(
     return FeatureCache(out)
 
 
-def _feature_shape(encoder: Encoder, output: str) -> tuple[int, ...]:
+def feature_shape(encoder: Encoder, output: str) -> tuple[int, ...]:
+    """Shape of one picture's features: [D], or [D, h, w] for output="spatial"."""
     size = encoder.preprocessing.image_size
     pixels = torch.zeros(1, 3, size, size, device=next(encoder.parameters()).device)
     with torch.inference_mode():

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
 
 from mcr.errors import UserError, require_choice
+from mcr.features.extraction import feature_shape
 from mcr.models.encoder import Encoder, ResNetEncoder
 from mcr.models.loading import load_model
 from mcr.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -110,7 +111,7 @@ class ObservationEncoder(nn.Module):
             encoder.set_grad_checkpointing(config.grad_checkpointing)
         if config.crops:
             _require_margin(self.encoder)
-        self.feature_shape = _feature_shape(self.encoder, config)
+        self.feature_shape = feature_shape(self.encoder, _output(config))
         self.pool = _build_pool(config.pooling, self.feature_shape[0])
         width = 2 * _KEYPOINTS if config.pooling == "spatial_softmax" else self.feature_shape[0]
         self.norm = _build_norm(config.feature_norm, len(self.cameras), width)
@@ -291,12 +292,6 @@ def _require_margin(encoder: Encoder) -> None:
 def _output(config: ObservationConfig) -> str:
     """The encoder's output that pooling needs."""
     return "pooled" if config.pooling == "pooled" else "spatial"
-
-
-def _feature_shape(encoder: Encoder, config: ObservationConfig) -> tuple[int, ...]:
-    size = encoder.preprocessing.image_size
-    with torch.inference_mode():
-        return tuple(encoder.encode(torch.zeros(1, 3, size, size), _output(config)).shape[1:])
 
 
 def _build_pool(pooling: str, width: int) -> nn.Module:

@@ -144,19 +144,17 @@ def compare(
     print(f"recording {scale.demonstrations} demonstrations", flush=True)
     record_lift(folder / "lift.hdf5", scale.demonstrations)
     configs = {
-        (algorithm, name): _merge(shared, changes, own, scale.length(algorithm, name))
+        (algorithm, name): functools.reduce(
+            merge, [shared, changes, own, scale.length(algorithm, name)]
+        )
         for name, changes in _inputs(folder, encoders, low_dim).items()
         for algorithm, own in _ALGORITHMS.items()
     }
     with ThreadPoolExecutor(processes) as pool:  # of processes that train
         runs = [pool.submit(_run, folder, *key, config) for key, config in configs.items()]
-        outcomes = [run.result() for run in runs]
-    print("\n" + format_table(outcomes))
-    return outcomes
-
-
-def _merge(*configs: Config) -> Config:
-    return functools.reduce(merge, configs)
+        rows = [run.result() for run in runs]
+    print("\n" + format_table(rows))
+    return rows
 
 
 def _inputs(folder: Path, encoders: dict[str, str], low_dim: list[str]) -> dict[str, Config]:
@@ -208,7 +206,7 @@ def _run(folder: Path, algorithm: str, name: str, config: Config) -> TableRow:
     (run,) = (path.parent for path in (folder / "runs" / slug).glob("*/logs"))
     progress, experiment = read_progress(run), config["experiment"]
     steps, rollouts = experiment["epoch_every_n_steps"], experiment["rollout"]["n"]
-    outcome = TableRow(
+    row = TableRow(
         algorithm,
         name,
         steps=steps * len(progress.loss),
@@ -217,22 +215,22 @@ def _run(folder: Path, algorithm: str, name: str, config: Config) -> TableRow:
         successes=round(sum(progress.success.values()) * rollouts),  # only the last epoch has some
         rollouts=rollouts,
     )
-    print(f"{algorithm} on {name}: {_success(outcome)}", flush=True)
-    return outcome
+    print(f"{algorithm} on {name}: {_success(row)}", flush=True)
+    return row
 
 
-def format_table(outcomes: list[TableRow]) -> str:
+def format_table(rows: list[TableRow]) -> str:
     """The table as text, and how many times faster a step is on cached features."""
     lines = [
         f"{'policy':8}{'sees proprioception and':36}{'steps':>7}{'ms/step':>9}{'loss':>9}"
         f"{'success':>22}"
     ]
-    for row in outcomes:
+    for row in rows:
         lines.append(
             f"{row.algorithm:8}{row.input:36}{row.steps:7}{1000 * row.step_s:9.1f}{row.loss:9.4f}"
             f"{_success(row):>22}"
         )
-    seconds = {(row.algorithm, row.input): row.step_s for row in outcomes}
+    seconds = {(row.algorithm, row.input): row.step_s for row in rows}
     for (algorithm, name), cached_s in seconds.items():
         looped_s = seconds.get((algorithm, name.removesuffix(CACHED) + LOOPED))
         if name.endswith(CACHED) and looped_s:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from mcr.errors import UserError, require_choice
+from mcr.features.extraction import feature_shape
 from mcr.models.backbones import BACKBONES
 from mcr.models.catalogue import MODELS
 from mcr.models.encoder import Encoder
@@ -90,10 +90,7 @@ class EncoderConv(ConvBase):
         # constant. It refuses [D].
         if self.output == "pooled":
             return [self.encoder.embed_dim]
-        size = self.encoder.preprocessing.image_size
-        with torch.inference_mode():
-            pixels = torch.zeros(1, 3, size, size, device=next(self.encoder.parameters()).device)
-            return list(self.encoder.encode(pixels, self.output).shape[1:])
+        return list(feature_shape(self.encoder, self.output))
 
     def __repr__(self) -> str:
         return (
