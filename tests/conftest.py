@@ -24,7 +24,6 @@ LONGEST_FILES = (
     "test_readme.py",
     "test_ray_executor.py",
     "test_extract.py",
-    "test_extraction.py",
     "test_cache.py",
     "test_behaviour_cloning.py",
     "test_command_line.py",

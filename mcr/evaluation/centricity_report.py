@@ -53,7 +53,13 @@ def compare_centricity(
     """
     folder = Path(folder)
     success = pd.read_csv(results, keep_default_na=False) if results else None
-    sources = named_encoders(encoders) if encoders else _evaluated_encoders(success)
+    if encoders:
+        sources = named_encoders(encoders)
+    elif success is not None:
+        seeing = success[success["source"] != ""]  # not the row of proprioception alone
+        sources = dict(zip(seeing["encoder"], seeing["source"], strict=True))
+    else:
+        raise UserError("no encoder: name one or more, or give --results with encoders in it")
     loaded = {name: load_model(source, device=device) for name, source in sources.items()}
     rows: list[dict] = []
     curves: dict[str, list[np.ndarray]] = {name: [] for name in loaded}
@@ -74,14 +80,6 @@ def compare_centricity(
         text += "\n" + _describe_correlation(table, success, str(results))
     write_text(folder / "centricity.md", text)
     return text
-
-
-def _evaluated_encoders(results: pd.DataFrame | None) -> dict[str, str]:
-    """Name -> source of the encoders in the rows of an evaluation."""
-    if results is None:
-        raise UserError("no encoder: name one or more, or give --results with encoders in it")
-    seen = results[results["source"] != ""]
-    return dict(zip(seen["encoder"], seen["source"], strict=True))
 
 
 def _table_row(encoder: str, task: str, saliency: Saliency, threshold: float) -> dict:

@@ -173,8 +173,8 @@ def session_folds(groups: np.ndarray) -> list[np.ndarray]:
     names, members = np.unique(groups, return_inverse=True)
     if len(names) == 1:
         raise UserError(
-            f"all episodes of the probe's training side are of one session, '{names[0]}': choosing "
-            "the regression's strength needs at least two sessions"
+            f"all episodes of the training side are of the one session '{names[0]}': choosing the "
+            "regression's strength needs at least two sessions"
         )
     count = min(NUM_FOLDS, len(names))
     return [members % count == fold for fold in range(count)]
@@ -214,7 +214,10 @@ def mlp_predictions(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _mlp(inputs.shape[1], wanted.shape[1])
+        last = nn.Linear(HIDDEN, wanted.shape[1])
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        network = nn.Sequential(nn.Linear(inputs.shape[1], HIDDEN), nn.ReLU(), last)
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=MLP_LR, weight_decay=MLP_WEIGHT_DECAY
         )
@@ -231,14 +234,6 @@ def mlp_predictions(
             loss.backward()
             optimizer.step()
     return predicted.double().numpy() * std + mean
-
-
-def _mlp(num_inputs: int, num_outputs: int) -> nn.Sequential:
-    """A network with one hidden layer whose output is 0 at first."""
-    last = nn.Linear(HIDDEN, num_outputs)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(num_inputs, HIDDEN), nn.ReLU(), last)
 
 
 def _standardised(features: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

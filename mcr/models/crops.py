@@ -34,13 +34,21 @@ def network_input(
     images = crop_resize(rearrange(frames, "b f c h w -> (b f) c h w"), crops.flatten(0, 1), size)
     # Rows of channels_last memory are treated as vectors, because 3 channels would not vectorise.
     rows = rearrange(images, "n c h w -> n h (w c)").float()
-    scale = _constants([1 / (255 * s) for s in std], rows.device)
-    shift = _constants([-m / s for m, s in zip(mean, std, strict=True)], rows.device)
+    scale, shift = (
+        _constants(values, rows.device) for values in _scale_and_shift(tuple(mean), tuple(std))
+    )
     if colors is not None:
         gain, offset = rearrange(colors, "b f two c -> two (b f) 1 c")
         scale, shift = scale * gain, shift + 255 * scale * offset
     rows.mul_(scale.tile(size)).add_(shift.tile(size))
     return rearrange(rows, "n h (w c) -> n c h w", c=3)
+
+
+@torch.compiler.assume_constant_result
+def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[list[float], ...]:
+    """Normalisation of pixels in 0..255 as a factor and a summand, in float32 arithmetic."""
+    means, stds = torch.tensor(mean), torch.tensor(std)
+    return (1 / (255 * stds)).tolist(), (-means / stds).tolist()
 
 
 def _constants(values: list[float], device: torch.device) -> Tensor:

@@ -114,7 +114,7 @@ def _encoders(content: dict[str, Any], path: Path) -> list[Encoder]:
 def write_policy_file(path: Path, policy: Policy, content: dict[str, Any]) -> None:
     """Write a policy atomically.
 
-    content: what else the file shall hold: "config" (nested dictionaries), the state of the run
+    content: what else the file holds: "config", as nested dictionaries, and the state of the run
     """
     observations = policy.observations
     about = {

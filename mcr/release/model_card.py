@@ -25,7 +25,7 @@ def model_card(name: str, weights: Weights, encoder: Encoder, digest: str) -> st
     name:   of the export's folder
     digest: SHA-256 of the file with the weights
     """
-    preprocessing = weights.preprocessing
+    p = weights.preprocessing
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
     return f"""---
 library_name: mcr
@@ -49,11 +49,9 @@ features = encoder(images)  # [B, {encoder.embed_dim}]
 print(mcr.verify("{name}"))  # does it still compute what was exported?
 ```
 
-Without `mcr`: resize the shorter side to {preprocessing.resize} pixels
-({preprocessing.interpolation}, antialiased), crop {preprocessing.image_size} x
-{preprocessing.image_size} pixels at the centre, scale to [0, 1], subtract
-{list(preprocessing.mean)}, divide by {list(preprocessing.std)}. The tensors have torchvision's
-names.
+Without `mcr`: resize the shorter side to {p.resize} pixels ({p.interpolation}, antialiased), crop
+the central {p.image_size} x {p.image_size} pixels, scale to [0, 1], subtract {list(p.mean)} and
+divide by {list(p.std)}. The tensors have torchvision's names.
 
 ## Training
 

@@ -52,9 +52,12 @@ class MetaWorld:
         self._renderer = Renderer(
             model, self._world.data, pictures.picture_size, (0, 1, 2), sites=True
         )
-        self._of_interest = geoms_below(
-            model, {model.body("right_hand").id, *_bodies_of_task(model)}
-        )
+        of_task = {
+            body
+            for body in range(1, model.nbody)
+            if model.body_parentid[body] == 0 and model.body(body).name not in _FURNITURE
+        }
+        self._of_interest = geoms_below(model, {model.body("right_hand").id, *of_task})
         self._randomization = (
             VisualRandomization(model, self._of_interest) if pictures.looks == "varied" else None
         )
@@ -104,11 +107,3 @@ def _mend_cameras(model: mujoco.MjModel) -> None:
     for name in _UPSIDE_DOWN:
         quat = model.cam_quat[model.camera(name).id]
         mujoco.mju_mulQuat(quat, quat.copy(), np.array([0.0, 0, 0, 1]))  # half a turn
-
-
-def _bodies_of_task(model: mujoco.MjModel) -> set[int]:
-    return {
-        body
-        for body in range(1, model.nbody)
-        if model.body_parentid[body] == 0 and model.body(body).name not in _FURNITURE
-    }

@@ -100,14 +100,12 @@ class Robosuite:
 
     def _observe(self) -> Observation:
         position, rotation = self._hand.pose()
-        state = [position, rotation[:, 0], rotation[:, 1], np.array([self._opening()])]
-        pictures = {f"{camera}_image": self._renderer.picture(camera) for camera in self.cameras}
-        return pictures | {"proprioception": np.concatenate(state).astype(np.float32)}
-
-    def _opening(self) -> float:
         fingers = self._world.robots[0]._ref_gripper_joint_pos_indexes["right"]
         left, right = self._world.sim.data.qpos[fingers]
-        return (left - right) / _FINGERS_OPEN_M
+        opening = (left - right) / _FINGERS_OPEN_M
+        state = [position, rotation[:, 0], rotation[:, 1], np.array([opening])]
+        pictures = {f"{camera}_image": self._renderer.picture(camera) for camera in self.cameras}
+        return pictures | {"proprioception": np.concatenate(state).astype(np.float32)}
 
 
 def reset_world(world: Any, seed: int) -> None:

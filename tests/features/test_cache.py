@@ -1,4 +1,4 @@
-"""Feature cache: the encoder's own answers, whole or absent, never stale, also after a kill."""
+"""Feature cache: it holds the encoder's features, is complete or absent, and is never stale."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def data(tmp_path):
-    """Three folders of pictures, one of them of another size."""
+    """Three folders of pictures. Those of one folder have another size."""
     return write_pictures(tmp_path / "data", LENGTHS)
 
 
@@ -69,7 +69,7 @@ def write_pictures(root: Path, lengths: dict[str, int], seed: int = 0) -> Path:
 
 
 def expected_features(weights, data, output="pooled"):
-    """Frame by frame by the encoder itself; {episode: [T, ...]}."""
+    """Features by the encoder itself, frame by frame: {episode: [T, ...]}."""
     encoder, recordings = mcr.load_model(weights), open_recordings(data)
     return {
         name: np.stack(
@@ -99,7 +99,7 @@ def test_features_are_the_encoders(weights, data, tmp_path, output):
 
 
 def test_processes_and_cameras(weights, shards, tmp_path):
-    """Two workers, by ONNX Runtime, on RLDS shards, two of three cameras."""
+    """Two workers with ONNX Runtime compute two of three cameras of RLDS shards."""
     cameras = ("wrist_image_left", "exterior_image_1_left")
     config = FeatureConfig(cameras=cameras, workers=2, engine="onnx")
     open_index(shards, workers=1)
@@ -115,7 +115,7 @@ def test_processes_and_cameras(weights, shards, tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-4), ("fp16", 1e-3), ("bf16", 5e-3)])
-def test_kept_numbers(weights, data, tmp_path, dtype, tolerance):
+def test_each_dtype_is_read_as_float32(weights, data, tmp_path, dtype, tolerance):
     config = FeatureConfig(dtype=dtype, engine="torch", workers=1)
     cache = extract_features(weights(), data, tmp_path / "cache", config)
     found = cache.features("b", "picture")
@@ -123,7 +123,7 @@ def test_kept_numbers(weights, data, tmp_path, dtype, tolerance):
     assert_equal(cache, expected_features(weights(), data), tolerance)
 
 
-def test_bfloat16_patterns():
+def test_bfloat16_is_stored_as_bit_patterns():
     values = torch.tensor([[0.0, -1.0, 3.140625, 1e30, -1e-30, 65504.0]])
     stored = to_stored(values, "bf16")
     assert stored.dtype == np.uint16
@@ -131,7 +131,7 @@ def test_bfloat16_patterns():
     assert np.array_equal(from_stored(stored, "bf16"), expected)
 
 
-def test_computing_in_bfloat16_is_near_and_its_own_cache(weights, data, tmp_path):
+def test_computation_in_bfloat16_is_close_and_needs_its_own_cache(weights, data, tmp_path):
     config = FeatureConfig(precision="bf16", workers=1)
     cache = extract_features(weights(), data, tmp_path / "cache", config)
     assert_equal(cache, expected_features(weights(), data), 0.05)
@@ -139,7 +139,7 @@ def test_computing_in_bfloat16_is_near_and_its_own_cache(weights, data, tmp_path
         extract_features(weights(), data, tmp_path / "cache", HERE)
 
 
-def test_steps(weights, data, tmp_path):
+def test_steps_are_chosen_as_numpy_chooses_them(weights, data, tmp_path):
     cache = extract_features(weights(), data, tmp_path / "cache", HERE)
     everything = cache.features("b", "picture")
     assert everything.shape == (5, 512)
@@ -180,14 +180,14 @@ def test_a_stale_cache_is_refused(weights, data, tmp_path):
         extract_features(weights(), data, out, spatial)
 
 
-def test_the_same_weights_in_another_file_are_the_same(weights, data, tmp_path, monkeypatch):
+def test_the_same_weights_in_another_file_use_the_same_cache(weights, data, tmp_path, monkeypatch):
     extract_features(weights(), data, tmp_path / "cache", HERE)
     exported = mcr.export_encoder(weights(), tmp_path / "encoder").path
     monkeypatch.setattr(extraction, "run", None)  # nothing is computed again
     assert len(extract_features(exported, data, tmp_path / "cache", HERE).episodes) == 3
 
 
-def test_an_unreadable_frame_stops_it_and_what_is_done_is_kept(
+def test_an_unreadable_frame_stops_extraction_and_finished_episodes_are_kept(
     weights, data, tmp_path, monkeypatch
 ):
     whole = (data / "b" / "2.png").read_bytes()
@@ -208,7 +208,7 @@ def test_an_unreadable_frame_stops_it_and_what_is_done_is_kept(
     )
 
 
-def test_numbers_that_do_not_fit_are_refused(weights, data, tmp_path):
+def test_features_that_overflow_are_refused(weights, data, tmp_path):
     content = torch.load(weights(7))
     content["encoder"]["layer4.1.bn2.weight"] *= 1e7
     torch.save(content, tmp_path / "large.pt")
@@ -238,13 +238,13 @@ def test_a_damaged_description_is_refused(weights, data, tmp_path):
         ({"batch_size": -1}, "at least 1"),
     ],
 )
-def test_impossible_configs(wrong, complaint):
+def test_impossible_configs_are_refused(wrong, complaint):
     with pytest.raises(UserError, match=complaint):
         FeatureConfig(**wrong)
 
 
-def test_kill_9_and_again(weights, tmp_path):
-    """The script in two processes, killed when something is done; the rest is done by the next."""
+def test_a_killed_extraction_is_continued(weights, tmp_path):
+    """The script runs two processes and is killed; the next run computes only what is missing."""
     data = write_pictures(tmp_path / "data", {f"episode_{k}": 60 for k in range(12)})
     out, journal = tmp_path / "cache", tmp_path / "cache.partial" / "done.txt"
     command = [sys.executable, "scripts/extract_features.py", weights(), data, out]

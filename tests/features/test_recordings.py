@@ -1,4 +1,4 @@
-"""Recordings: the same frames whatever they lie in, in the right order, or a clear refusal."""
+"""Recordings: each format gives its frames in order, or a clear error."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_pictures(tmp_path):
         frames_of(recordings, 1)
 
 
-def test_the_fingerprint_is_that_of_the_content(tmp_path):
+def test_the_fingerprint_depends_on_the_content_only(tmp_path):
     path = write_hdf5(tmp_path / "a.hdf5", {"demo_0": {"a_image": FRAMES}})
     before = open_recordings(path).fingerprint
     content = bytearray(path.read_bytes())

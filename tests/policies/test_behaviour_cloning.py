@@ -1,4 +1,4 @@
-"""Behaviour cloning: it learns, a cache changes nothing, a killed run goes on as if it had not."""
+"""Behaviour cloning: it learns, a cache changes nothing, resumed runs equal unbroken ones."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ CAMERA = "front_image"
 
 @pytest.fixture(autouse=True)
 def quick_start(monkeypatch):
-    """Features by torch: ONNX Runtime, which test_features.py tries, takes 10 s to begin."""
+    """Compute features by torch. ONNX Runtime, which test_cache.py uses, takes 10 s to start."""
     monkeypatch.setattr("mcr.features.extraction.fastest_engine", lambda *_: "torch")
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """Demonstrations whose action says how bright the picture is, an encoder, and its features."""
+    """Demonstrations whose action is the brightness of the picture, an encoder, its features."""
     folder = tmp_path_factory.mktemp("desk")
     rng = np.random.default_rng(0)
     with h5py.File(folder / "demos.hdf5", "w") as file:
@@ -124,7 +124,7 @@ def changed_layers(before, after):
     return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
 
 
-def test_two_stages_thaw_layer_by_layer(desk, tmp_path):
+def test_the_second_stage_unfreezes_layer_by_layer(desk, tmp_path):
     options = {"fine_tune_epochs": 3, "unfreeze_every": 2, "fine_tune_learning_rate": 1e-4}
     run = Cloning(config(desk, tmp_path / "run", **options, epochs=2), tmp_path)
     start, seen, original = encoder_tensors(run.policy), [], run._train_epoch
@@ -165,7 +165,7 @@ def whole(desk):
 
 
 @pytest.mark.parametrize("killed_in", [1, 3])
-def test_a_killed_run_goes_on_as_if_it_had_not(desk, whole, tmp_path, monkeypatch, killed_in):
+def test_a_resumed_run_equals_an_uninterrupted_one(desk, whole, tmp_path, monkeypatch, killed_in):
     original = Cloning._train_epoch
 
     def killed(run, bar):
@@ -199,8 +199,8 @@ def test_a_loaded_policy_acts_on_raw_pictures(desk, tmp_path):
     )
 
 
-def test_random_weights_that_learn(desk, tmp_path, capsys):
-    """From the beginning, and without proprioception."""
+def test_an_encoder_learns_from_random_weights(desk, tmp_path, capsys):
+    """It learns from the first epoch on. The policy has no proprioception."""
     scratch = config(
         desk,
         tmp_path / "run",
@@ -267,7 +267,7 @@ def test_bad_input(desk, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_a_run_was_begun_with_is_kept(desk, tmp_path):
+def test_a_run_continues_only_with_its_own_config(desk, tmp_path):
     path = train(config(desk, tmp_path, epochs=1))
     before = path.read_bytes()
     train(config(desk, tmp_path, epochs=1, save_every=7))  # nothing to do
@@ -287,7 +287,7 @@ def test_what_a_run_was_begun_with_is_kept(desk, tmp_path):
 
 
 def flat_policy(path):
-    """Rewrite a policy as the first format had it: a flat config, other names of tensors."""
+    """Rewrite a policy in the first format: a flat config, other names of tensors."""
     content = torch.load(path)
     config = content["config"]
     for part in ("demonstrations", "observations", "policy"):
@@ -303,7 +303,7 @@ def flat_policy(path):
     torch.save(content | {"format": "mcr-bc-1", "config": config, "policy": tensors}, path)
 
 
-def test_a_policy_of_the_first_format_acts_and_trains_on(desk, tmp_path):
+def test_a_policy_of_the_first_format_acts_and_is_trained_further(desk, tmp_path):
     options = TWO_STAGES | {"hidden": [32, 16]}
     path = train(config(desk, tmp_path / "run", **options))
     pictures, signals = {CAMERA: np.full((3, 40, 50, 3), 99, np.uint8)}, np.ones((3, 2))
@@ -337,7 +337,7 @@ def test_features_of_another_encoder_are_refused(desk, tmp_path):
 # --------------------------------------------------------------------------- command line
 
 
-def test_the_recipe_is_the_typed_defaults():
+def test_the_recipe_differs_from_the_defaults_only_in_the_norm():
     ConfigStore.instance().store(name="bc_config", node=Config)
     with initialize_config_dir(str(ROOT / "cfgs"), version_base="1.3"):
         overrides = ["policy.hidden=[8,8]", "demonstrations.cameras=[a]"]

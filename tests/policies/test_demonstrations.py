@@ -1,4 +1,4 @@
-"""Demonstrations of each kind give the same arrays that were recorded; what is broken is named."""
+"""Demonstrations: each format gives the recorded arrays, and errors name what is broken."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_shards_and_their_tree_alike(shards, tree, tmp_path):
         np.testing.assert_array_equal(pictures[steps[0]], first)
 
 
-def test_failures_are_not_imitated(sample, tmp_path):
+def test_only_successes_are_used(sample, tmp_path):
     source = shutil.copytree(sample, tmp_path / "1.0.0")
     found = opened(source, val_fraction=0.2)
     outcomes = open_index(source).table["outcome"].to_numpy()

@@ -1,4 +1,4 @@
-"""The ensemble is what its policies would be alone, trained by a plain loop of torch's layers."""
+"""Ensembles: each policy equals one that is trained alone, by a plain loop over torch's layers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def small(**changes):
 
 
 class Plain(nn.Module):
-    """The same policy, written as anybody would."""
+    """The same policy, written with torch's layers."""
 
     def __init__(self, start: EnsembleNetwork, low_dim):
         super().__init__()
@@ -83,7 +83,7 @@ def test_ensemble_of_one_is_a_plain_training():
 @pytest.mark.parametrize(
     ("feature_norm", "dropout"), [("batch_norm", 0.3), ("layer_norm", 0.0), ("none", 0.5)]
 )
-def test_several_seeds_are_as_many_trainings(head, feature_norm, dropout):
+def test_each_seed_equals_a_separate_training(head, feature_norm, dropout):
     features, low_dim, actions = samples()
     config = small(head=head, feature_norm=feature_norm, dropout=dropout, modes=3)
     seeds = [3, 0, 11]
@@ -100,7 +100,7 @@ def test_several_seeds_are_as_many_trainings(head, feature_norm, dropout):
     assert len({tuple(losses.tolist()) for losses in together.losses.T}) == 3
 
 
-def test_rows_of_any_policies_in_any_order():
+def test_rows_may_ask_any_policies_in_any_order():
     features, low_dim, actions = samples()
     ensemble = train_policies(features, low_dim, actions, small(), [0, 1, 2, 3])
     policies = np.random.default_rng(0).choice([0, 1, 3], N)  # policy 2 has finished its episodes
@@ -111,7 +111,7 @@ def test_rows_of_any_policies_in_any_order():
     assert ensemble.act([], np.zeros((0, D)), np.zeros((0, P))).shape == (0, A)
 
 
-def test_dropout_keeps_the_mean_while_training_and_ends_with_it():
+def test_dropout_keeps_the_mean_and_acts_in_training_only():
     network = EnsembleNetwork(small(dropout=0.25), [D, P, A], [0, 1])
     values = torch.ones(2, 400, 100)
     dropped = network.network.dropout(values)
@@ -151,7 +151,7 @@ def test_a_chunk_begins_with_the_action():
     assert np.square(chunks[:28] - demonstrated).mean() < 0.5 * actions.var()
 
 
-def test_standardised_actions_come_out_as_they_went_in():
+def test_standardised_actions_are_returned_in_their_own_units():
     features, low_dim, actions = samples()
     actions = actions * [1000, 0.001] + [5, 0]
     config = small(standardise_actions=True, epochs=200, learning_rate=1e-2)

@@ -1,4 +1,4 @@
-"""Heads: losses equal a naive float64 computation, actions are the likeliest ones."""
+"""Heads: losses equal a naive float64 computation, and actions are the most likely ones."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def naive_loss(name, output, target):
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_loss_is_the_naive_one(name):
+def test_loss_equals_a_naive_computation(name):
     head = build_head(name, A, MODES)
     generator = torch.Generator().manual_seed(0)
     output = torch.randn(2, 5, head.width, generator=generator)
@@ -70,8 +70,8 @@ def test_descent_finds_the_action(name):
     assert torch.allclose(head.action(output), target, atol=0.05)
 
 
-def test_a_mixture_keeps_two_ways_apart():
-    """Of two equally frequent actions it takes one; the mean of both is neither."""
+def test_a_mixture_chooses_one_of_two_actions():
+    """Of two equally frequent actions it returns one, not their mean."""
     head, target = build_head("gmm", 1, 2), torch.tensor([[1.0], [-1.0]] * 8)
     output = torch.nn.Parameter(torch.tensor([0.0, 0.1, 0.5, 0.0, -0.5, 0.0]))
     optimizer = torch.optim.Adam([output], lr=0.05)
@@ -82,7 +82,7 @@ def test_a_mixture_keeps_two_ways_apart():
     assert abs(abs(head.action(output).item()) - 1) < 0.05
 
 
-def test_gradients_stay_finite_far_away():
+def test_gradients_are_finite_far_from_the_target():
     for name in HEADS:
         head = build_head(name, A, MODES)
         for distance in (0.1, 1.0, 100.0, 1000.0):

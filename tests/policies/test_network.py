@@ -1,4 +1,4 @@
-"""The network behind observations: a loop over plain layers, torch's and grouped ones alike."""
+"""The network behind observations: it equals plain layers, with torch's and with grouped ones."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_loss_and_actions_are_those_of_plain_layers():
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_grouped_layers_are_as_many_networks(head):
+def test_grouped_layers_equal_separate_networks(head):
     options = {"head": head, "chunk": C, "hidden": [6, 4]}
     config = EnsembleConfig(**options, feature_norm="none")
     ensemble = EnsembleNetwork(config, [WIDTH, 0, A], seeds=[3, 8])

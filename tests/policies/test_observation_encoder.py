@@ -1,4 +1,4 @@
-"""The observation encoder: each option does what it says, and what is frozen stays so."""
+"""The observation encoder: each option does what it says, and a frozen encoder stays frozen."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def weights(tmp_path_factory):
     return str(write_untrained(tmp_path_factory.mktemp("w") / "w.pt", image_size=SIZE, seed=5))
 
 
-def test_the_count_of_parameters():
+def test_number_of_parameters():
     """ResNet-18 without fc has 11,176,512; (512 + 3) -> 256 -> 256 is 132,096 + 65,792."""
     frozen = build(cameras=["front"])
     count = mcr.count_parameters(frozen)
@@ -70,7 +70,7 @@ def test_the_count_of_parameters():
         ({"share_encoder": False, "freeze_encoder": False, "grad_checkpointing": True}, 256),
     ],
 )
-def test_one_vector_and_cached_features_give_the_same(options, width):
+def test_pictures_and_cached_features_give_the_same_vector(options, width):
     module = build(**options)
     assert module.out_dim == width
     assert module(pictures(), SIGNALS).shape == (4, width)  # in training mode
@@ -104,7 +104,7 @@ def test_norms_of_features():
     torch.testing.assert_close(batch.mean(0), torch.zeros(1024), atol=1e-4, rtol=0)
 
 
-def test_frozen_means_frozen_and_thawing_goes_from_the_output():
+def test_frozen_means_frozen_and_unfreezing_begins_at_the_output():
     module = build(feature_norm="batch_norm")
     before = {name: tensor.clone() for name, tensor in module.encoder.state_dict().items()}
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
@@ -146,7 +146,7 @@ def test_gradient_checkpointing_changes_no_gradient():
     torch.testing.assert_close(*gradients)
 
 
-def test_random_crops_are_pieces_of_the_picture():
+def test_random_crops_are_parts_of_the_picture():
     pixels = torch.arange(2 * 3 * 8 * 8.0).reshape(2, 3, 8, 8)
     torch.manual_seed(0)
     crops = random_crops(pixels, size=5, count=20)
@@ -244,7 +244,7 @@ def test_bad_input(weights):
         module({camera: image.float() for camera, image in pictures().items()}, SIGNALS)
 
 
-def test_no_room_for_crops(tmp_path):
+def test_crops_need_a_margin(tmp_path):
     path = write_untrained(tmp_path / "w.pt", image_size=SIZE)
     content = torch.load(path, weights_only=True)
     content["encoder_config"]["resize"] = SIZE

@@ -1,4 +1,4 @@
-"""Features in the place of pictures: the same numbers in the file, in rollouts, in the loop."""
+"""Features instead of pictures: the file, rollouts and the training loop give the same ones."""
 
 import json
 
@@ -25,7 +25,7 @@ def cached(lift, encoder_path, tmp_path_factory):
 
 
 def test_features_are_those_of_the_backbone(cached, lift, encoder_path):
-    """What robomimic hands to a backbone in the loop is the picture / 255, channels first."""
+    """In the loop, robomimic gives a backbone pictures divided by 255, channels first."""
     backbone = EncoderConv(weights=encoder_path)
     with h5py.File(lift) as old, h5py.File(cached) as new:
         for group in ("obs", "next_obs"):
@@ -35,7 +35,7 @@ def test_features_are_those_of_the_backbone(cached, lift, encoder_path):
             torch.testing.assert_close(torch.from_numpy(features), backbone(inputs).detach())
 
 
-def test_all_else_is_kept(cached, lift):
+def test_everything_else_is_copied(cached, lift):
     with h5py.File(lift) as old, h5py.File(cached) as new:
         demo = new["data/demo_1"]
         assert not any("image" in key and key not in NAMES for key in demo["obs"])
@@ -77,7 +77,7 @@ def test_another_encoder_is_refused(cached, vit_path):
         OnlineFeatures(**features | {"weights": vit_path})
 
 
-def test_nothing_is_overwritten_and_pictures_are_needed(cached, lift, encoder_path, tmp_path):
+def test_an_existing_file_and_a_lack_of_pictures_are_refused(cached, lift, encoder_path, tmp_path):
     with pytest.raises(UserError, match="exists"):
         write_features(lift, cached, encoder_path)
     with pytest.raises(UserError, match="no picture"):

@@ -1,4 +1,4 @@
-"""Recorded demonstrations: robomimic's conventions, replay, honest pictures."""
+"""Recorded demonstrations: they follow robomimic's conventions, and replay gives their pictures."""
 
 import json
 

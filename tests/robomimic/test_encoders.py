@@ -1,4 +1,4 @@
-"""Our encoders as robomimic's backbones: options, refusals, shapes, frozenness, drop-in names."""
+"""Our encoders as robomimic's backbones: options, errors, shapes, freezing, replaced names."""
 
 import pytest
 import robomimic.models.base_nets as base_nets
@@ -236,7 +236,7 @@ def test_pooled_features_with_spatial_softmax_are_refused(encoder_path):
 
 
 def test_a_misspelt_option_does_not_give_a_random_encoder(encoder_path):
-    """robomimic drops what the signature does not name."""
+    """robomimic drops arguments that the signature does not name."""
     with pytest.raises(UserError, match="names no weights"):
         VisualCore(
             input_shape=[3, 84, 84],

@@ -1,4 +1,4 @@
-"""What is patched in robomimic and robosuite: refusals, nothing left behind, separate renderers."""
+"""Patches of robomimic and robosuite: known versions, the stand-in, separate renderers."""
 
 import gc
 import sys
@@ -74,7 +74,7 @@ def test_simulators_of_one_process_do_not_disturb_each_other():
 
 
 def test_light_rendering_has_no_shadows(lift):
-    """And every picture is of one kind, of a step or looked at again."""
+    """All pictures are rendered in the same way, those of steps and those observed again."""
     simulator = make_lift(48)
     simulator.reset()
     state = simulator.get_state()["states"]

@@ -1,4 +1,4 @@
-"""robomimic's training through our command: the ready config, its refusals, what it leaves."""
+"""robomimic's training by our command: the config that we ship, errors, and the files of a run."""
 
 import subprocess
 import sys
@@ -69,7 +69,7 @@ def test_refusals(small_config, lift, tmp_path):
             train(merge(config, changes))
 
 
-def test_configs_that_are_none(tmp_path):
+def test_files_that_are_no_config_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_config(tmp_path / "none.json")
     for content, complaint in [("{", "is not JSON"), ("{}", "lacks algo_name")]:
@@ -99,8 +99,8 @@ def test_table_tells_rate_interval_and_ratio():
     assert lines[3] == "BC, encoder, features cached: steps are 40 times as fast as in the loop"
 
 
-def test_lengths():
-    """What is not only timed has the same number of steps in every row of an algorithm."""
+def test_length_of_training():
+    """All policies of an algorithm have the same number of steps, unless they are only timed."""
     scale = Scale(bc_epochs=4, rnn_epochs=8)
     trained = scale.length("BC-RNN", "nothing else")
     assert trained["train"] == {"num_epochs": 8}
