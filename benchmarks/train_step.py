@@ -46,6 +46,7 @@ from mcr.data.selection import SelectionConfig, select_episodes
 from mcr.models.backbones import build_backbone
 from mcr.models.preprocessing import Preprocessing
 from mcr.objectives import ObjectivesConfig
+from mcr.runs.atomic import write_text
 from mcr.runs.processes import num_cores, processor
 from mcr.training.distributed import World
 from mcr.training.engine import Engine, EngineConfig, OptimizerConfig, make_deterministic, on_device
@@ -321,9 +322,7 @@ class Report:
 
     def save(self) -> None:
         if self._path:
-            partial_path = self._path.with_suffix(".partial")
-            partial_path.write_text(json.dumps(self.content, indent=1))
-            partial_path.replace(self._path)
+            write_text(self._path, json.dumps(self.content, indent=1))
 
     def add(self, row: Row, rate: float, first_step_s: float) -> None:
         flop = arithmetic_per_image(row.backbone, row.size)

@@ -42,6 +42,7 @@ from mcr.data.index import Index, open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
 from mcr.data.selection import Episodes
 from mcr.models.crops import network_input
+from mcr.runs.atomic import write_text
 from mcr.runs.processes import num_cores
 from mcr.training.engine import make_deterministic, on_device
 
@@ -64,7 +65,7 @@ def main() -> None:
         shards = write_shards(SOURCE, Path(folder) / "shards")
         for found in decoding(shards, device, seconds, arguments.rehearse):
             content["decoding"].append(found)
-            arguments.json.write_text(json.dumps(content, indent=1))
+            write_text(arguments.json, json.dumps(content, indent=1))
             print(found, flush=True)
         tree = Path(folder) / "tree"
         extract(shards, tree, Options(), workers=1)
@@ -78,7 +79,7 @@ def main() -> None:
             rate = delivered(index, workers, device, 8 if arguments.rehearse else 128, seconds)
             found = {"source": source, "workers": workers, "images_per_s": round(rate)}
             content["loader"].append(found)
-            arguments.json.write_text(json.dumps(content, indent=1))
+            write_text(arguments.json, json.dumps(content, indent=1))
             print(found, flush=True)
 
 
@@ -95,15 +96,9 @@ def delivered(
         batch = next(batches)
         network_input(batch.frames, batch.crops, 224, *IMAGENET)
 
-    for _ in range(workers + 4):  # what was ready before the clock started must not count
-        one()
-    synchronise(device)
-    count, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        one()
-        count += 1
-    synchronise(device)
-    return count * batch_size * NUM_FRAMES / (time.perf_counter() - began)
+    # What was ready before the clock starts must not count.
+    rate = calls_per_second(one, seconds, device, warm_up=workers + 4)
+    return rate * batch_size * NUM_FRAMES
 
 
 # --------------------------------------------------------------------------- decoding
@@ -146,8 +141,11 @@ def jpegs(shards: Path, count: int) -> list[bytes]:
     return [bytes(episode.encoded_frame(camera, step)) for step in steps]
 
 
-def calls_per_second(act: Callable[[], object], seconds: float, device: torch.device) -> float:
-    for _ in range(2):
+def calls_per_second(
+    act: Callable[[], object], seconds: float, device: torch.device, warm_up: int = 2
+) -> float:
+    """Calls per second, after `warm_up` calls that do not count."""
+    for _ in range(warm_up):
         act()
     synchronise(device)
     calls, began = 0, time.perf_counter()

@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from mcr.runs.atomic import write_text
+
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "resources/sample_droid/1.0.0"
 
@@ -46,13 +48,13 @@ def main() -> None:
         command += [f"data.index={folder}/index", f"run_dir={run}", *options]
         first_line_s = train_for(command, run, began + 0.6 * arguments.budget) - began
         found = figures(run) | {"seconds_to_first_line": round(first_line_s, 1)}
-        arguments.json.write_text(json.dumps(found, indent=1))
+        write_text(arguments.json, json.dumps(found, indent=1))
         steps = max(line["step"] for line in lines(run))
         # As the last step is the one that was reached, this validates, draws and sums up.
         ending = [*command, f"steps={steps + 1}"]
         subprocess.run(ending, check=True)
         found |= figures(run)
-        arguments.json.write_text(json.dumps(found, indent=1))
+        write_text(arguments.json, json.dumps(found, indent=1))
         shutil.copy(run / "summary.html", arguments.json.with_name("summary.html"))
     print(json.dumps(found, indent=1))
 

@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mcr.runs.atomic import write_text
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -52,7 +54,7 @@ class Recorder:
         print(f"{entry['outcome']:8} {entry['seconds']:6.1f} s  {entry['name']}{found}", flush=True)
 
     def save(self) -> None:
-        self._path.write_text(json.dumps(self.content, indent=1))
+        write_text(self._path, json.dumps(self.content, indent=1))
 
 
 def main() -> None:
