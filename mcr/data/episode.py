@@ -1,105 +1,148 @@
-"""Episode: what a robot recorded in one go, in memory, and how it is named.
+"""Episode: what a robot recorded in one go, as every source hands it out, and how it is named.
 
-`droid.py` makes episodes from RLDS records. `sources/tree.py` writes them as folders of PNGs and
-reads those back. This file knows neither format.
+The sources make episodes, `indexing.py` turns them into the index, extraction writes them as
+folders. This file knows no format.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 
 import numpy as np
 
-LANGUAGES = ("language_instruction", "language_instruction_2", "language_instruction_3")
-OBSERVATIONS = ("cartesian_position", "gripper_position", "joint_position")
+from mcr.data.schema import RecordingSchema
+
 FLAGS = ("is_first", "is_last", "is_terminal")
 
-Ranges = tuple[np.ndarray, np.ndarray]
+
+@dataclass(frozen=True)
+class Pictures:
+    """The T frames of one camera in one episode.
+
+    size:     (height, width)
+    checksum: of the stored pictures; another one if a picture is replaced
+    file:     where the JPEG or PNG bytes of the frames lie, relative to the source's root: a file
+              that holds them all, or, with `names`, a folder. "" if the format stores no such bytes
+    offsets, lengths: int64 [T], int32 [T], the byte ranges in `file`
+    names:    names of the files in the folder `file`, in time order; they replace the ranges
+    """
+
+    size: tuple[int, int]
+    checksum: int
+    file: str = ""
+    offsets: np.ndarray | None = None
+    lengths: np.ndarray | None = None
+    names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Episode:
     """One episode of T steps.
 
-    payload:       the bytes that hold the encoded pictures
-    frame_ranges:  camera -> (start, length) of each of its T pictures in `payload`, int64 [T]
-    signals:       "cartesian_position", "action", "action_dict/joint_velocity", ... -> float32
-                   [T, D]; "discount", "reward" -> float32 [T]; "is_first", ... -> bool [T]
-    languages:     "language_instruction{,_2,_3}" -> text, which may be empty
-    file_path:     path of the original recording, as the data set states it; it is not trusted
+    key:      how its source finds it again: "train-00003/17", "data/demo_3", "12"
+    length:   T
+    signals:  name -> float32 [T, D] or [T]; FLAGS -> bool [T]
+    pictures: camera -> its frames; a camera that the episode lacks is absent
+    texts:    instructions in the order of `Schema.language`; missing ones are ""
+    origin:   name, session, lab, ...
+    payload:  RLDS: the record, in which the byte ranges of pictures lie
+    payload_offset: RLDS: where the record begins in its file
     """
 
-    payload: bytes
-    frame_ranges: dict[str, Ranges]
+    key: str
+    length: int
     signals: dict[str, np.ndarray]
-    languages: dict[str, str]
-    file_path: str
-    recording_folderpath: str = ""
-
-    @property
-    def length(self) -> int:
-        """T, the number of steps."""
-        return len(self.signals["action"])
+    pictures: dict[str, Pictures]
+    texts: tuple[str, ...]
+    origin: Origin
+    payload: bytes = field(default=b"", repr=False)
+    payload_offset: int = 0
 
     def encoded_frame(self, camera: str, step: int) -> memoryview:
-        """Return the stored picture (JPEG or PNG bytes) of `camera` at `step` without a copy."""
-        starts, lengths = self.frame_ranges[camera]
-        start = int(starts[step])
-        return memoryview(self.payload)[start : start + int(lengths[step])]
-
-    @property
-    def origin(self) -> Origin:
-        """What `file_path` says. Raises ValueError if the path is unsafe."""
-        return Origin.parse(self.file_path)
+        """Return the stored picture of `camera` at `step` from the payload, without a copy."""
+        pictures = self.pictures[camera]
+        assert pictures.offsets is not None and pictures.lengths is not None
+        start = int(pictures.offsets[step]) - self.payload_offset
+        return memoryview(self.payload)[start : start + int(pictures.lengths[step])]
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a DROID `file_path` says: <prefix>/<lab>/<outcome>/<date>/<recording>/trajectory.h5."""
+    """Where an episode comes from. Empty texts are unknown.
 
-    lab: str
-    outcome: str  # "success", "failure", or "" if the path does not say
-    date: str
-    recording: str
+    name:      wanted folder name; two episodes may want the same one, see `unique_names`
+    session:   what recordings of one sitting share; a validation split must not cut it
+    outcome:   "success", "failure" or ""
+    split:     "train", "val", ...: what the data set itself calls the part
+    file_path: path of the original recording, as the data set states it; it is not trusted
+    """
+
+    name: str
+    session: str = ""
+    lab: str = ""
+    outcome: str = ""
+    date: str = ""
+    split: str = ""
+    file_path: str = ""
 
     @classmethod
-    def parse(cls, file_path: str) -> Origin:
-        """Split an untrusted path. Raises ValueError if its name could leave the tree's root."""
-        parts = file_path.replace("\\", "/").split("/")
-        if len(parts) < 3:
-            raise ValueError(f"file_path {file_path!r} has fewer than three components")
-        date, recording = parts[-3], parts[-2]
-        for part in (date, recording):
-            if part in ("", ".", "..") or part.startswith(".") or not part.isprintable():
-                raise ValueError(f"file_path {file_path!r} has an unsafe component {part!r}")
-        if len(f"{date}_{recording}".encode()) > 200:
-            raise ValueError(f"file_path {file_path!r} makes a folder name of over 200 bytes")
-        lab, outcome = ([""] * 2 + parts)[-5:-3]
-        return cls(lab, outcome if outcome in ("success", "failure") else "", date, recording)
+    def of(cls, schema: RecordingSchema, file_path: str, fallback: str, split: str = "") -> Origin:
+        """Read an untrusted path.
 
-    @property
-    def name(self) -> str:
-        """Folder name of the episode. It has "_" for ":", which some file systems forbid."""
-        return f"{self.date}_{self.recording}".replace(":", "_")
+        fallback: name and session if the path does not tell them
 
-    @property
-    def session(self) -> str:
-        """One lab on one day. Its scenes and lights hardly change, so a split must not cut it."""
-        return f"{self.lab}/{self.date}"
+        Raises ValueError if the name could leave a tree's root.
+        """
+        path = file_path.replace("\\", "/")
+        match = re.search(schema.pattern, path) if schema.pattern and path else None
+        groups = {k: v or "" for k, v in match.groupdict().items()} if match else {}
+        name = schema.name.format_map(groups) if match and schema.name else groups.get("name", "")
+        session = (
+            schema.session.format_map(groups)
+            if match and schema.session
+            else groups.get("session", "")
+        )
+        name = safe_name(name or fallback, file_path)
+        outcome = groups.get("outcome", "")
+        return cls(
+            name=name,
+            session=session or name,
+            lab=groups.get("lab", ""),
+            outcome=outcome if outcome in ("success", "failure") else "",
+            date=groups.get("date", ""),
+            split=split,
+            file_path=file_path,
+        )
 
 
-def unique_names(file_paths: list[str]) -> list[str]:
+def safe_name(name: str, source: str = "") -> str:
+    """Return a folder name with "_" for ":" and "/", which file systems forbid.
+
+    source: what the name was made of, for the message
+
+    Raises ValueError if the name is hidden, not printable, too long, or leaves the root.
+    """
+    about = f" of {source!r}" if source and source != name else ""
+    parts = name.split("/")
+    for part in parts:
+        if part in ("", ".", "..") or part.startswith(".") or not part.isprintable():
+            raise ValueError(f"the name {name!r}{about} has an unsafe component {part!r}")
+    if len(name.encode()) > 200:
+        raise ValueError(f"the name {name[:40]!r}...{about} has over 200 bytes")
+    return "_".join(parts).replace(":", "_")
+
+
+def unique_names(origins: list[Origin | None]) -> list[str]:
     """Return a unique folder name for each episode of a data set, in order.
 
-    A name is the two components before `trajectory.h5`. Episodes that share a name (two labs
-    recorded in the same second) get their lab appended, and a counter if the lab is the same too.
-    Upstream: the second episode of a name was silently dropped.
+    Episodes that want the same name (two labs recorded in the same second) get their lab appended,
+    and a counter if the lab is the same too. The result is a pure function of the whole list, so
+    any split of the work gives the same names. Where there is no origin, the name is "".
 
-    The result is a pure function of the whole list, so any split of the work gives the same names.
-    A path that cannot be used gets an empty name. Its record is reported when it is read.
+    Upstream: the second episode of a name was silently dropped.
     """
-    origins = [_origin_or_none(path) for path in file_paths]
     names = [origin.name if origin else "" for origin in origins]
     for positions in _sharing(names):
         for position in positions:
@@ -118,13 +161,6 @@ def _sharing(names: list[str]) -> list[list[int]]:
         if name:
             groups.setdefault(name.casefold(), []).append(position)
     return [positions for positions in groups.values() if len(positions) > 1]
-
-
-def _origin_or_none(file_path: str) -> Origin | None:
-    try:
-        return Origin.parse(file_path)
-    except ValueError:
-        return None
 
 
 def _with_lab(name: str, origin: Origin | None) -> str:
