@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from mcr.errors import UserError, nearest
+from mcr.errors import UserError, nearest, require_choice
 from mcr.runs.options import recipes_folder
 
 LANGUAGES = ("language_instruction", "language_instruction_2", "language_instruction_3")
@@ -128,16 +128,13 @@ class Schema:
         try:
             groups = re.compile(self.recording.pattern).groupindex
         except re.error as error:
-            raise UserError(f"{place}: recording.pattern is no regular expression: {error}") from error
+            problem = f"{place}: recording.pattern is no regular expression: {error}"
+            raise UserError(problem) from error
         for group in groups:
-            if group not in _GROUPS:
-                raise UserError(f"{place}: recording.pattern has an unknown group {group!r}"
-                                ff"{nearest(group, _GROUPS)}")  # fmt: skip
+            require_choice(f"{place}: a group of recording.pattern", group, _GROUPS)
         for template in (self.recording.name, self.recording.session):
             for group in re.findall(r"\{(\w+)\}", template):
-                if group not in groups:
-                    raise UserError(f"{place}: {template!r} needs a group {group!r} in "
-                                    "recording.pattern")  # fmt: skip
+                require_choice(f"{place}: a part of {template!r}", group, groups)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields that differ from the defaults, for YAML or JSON. `of` reads them."""
@@ -192,7 +189,8 @@ def _checked_rotations(forms: Any, place: str) -> dict[int, str]:
     checked = {}
     for position, form in forms.items():
         if not str(position).isdigit() or form not in ROTATIONS:
-            raise UserError(f"{place}: {position}: {form!r}; give a position and {'/'.join(ROTATIONS)}")
+            forms_known = ", ".join(ROTATIONS)
+            raise UserError(f"{place}: {position}: {form!r}; give a position and {forms_known}")
         checked[int(position)] = str(form)
     return checked
 
