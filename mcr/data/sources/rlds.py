@@ -52,6 +52,10 @@ class RldsSource:
         self.schema = _complete(choose_schema(root, self.name, schema, keys), fields)
         self.cameras = self.schema.cameras or _cameras(fields.values())
         self.splits = [s for s in splits if not self.schema.splits or s.name in self.schema.splits]
+        if not any(split.shards for split in self.splits):
+            raise UserError(
+                f"{root}: no shards of {', '.join(self.schema.splits)}, the splits of the schema"
+            )
         self._layout = _layout(self.schema, fields, self.cameras)
 
     @staticmethod
@@ -76,8 +80,16 @@ class RldsSource:
             for number, path in split.shards.items()
         ]
 
+    def describe(self) -> str:
+        """Return what tells this data set from others: the names of its files and their number."""
+        dataset = next(split.dataset for split in self.splits if split.shards)
+        return ", ".join(
+            f"{split.dataset or dataset}-{split.name} in {split.total} shards"
+            for split in self.splits
+        )
+
     def missing(self) -> list[str]:
-        """Return the numbers of the shards that the folder lacks, with the split if it has several."""
+        """Return the numbers of the shards that the folder lacks, as "val 3" if it has splits."""
         prefix = len(self.splits) > 1
         return [
             f"{split.name} {number}" if prefix else str(number)
