@@ -55,6 +55,7 @@ class Source(Protocol):
 
     kind:   name of the format, as the index notes it
     unit:   what the sizes of the parts count, for the progress bar
+    path:   the data set: a folder, or a file
     root:   the folder that `Pictures.file` is relative to
     name:   what the data set calls itself, or the name of its folder
     schema: what was given, or what is known of this data set, or an empty one. Its `hz` is filled
@@ -64,6 +65,7 @@ class Source(Protocol):
 
     kind: ClassVar[str]
     unit: ClassVar[str]
+    path: Path
     root: Path
     name: str
     schema: Schema
