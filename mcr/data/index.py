@@ -214,11 +214,8 @@ class Index:
         for key in keys:
             if key not in known:
                 purpose = f" for {wanted_by}" if wanted_by else ""
-                has = f"it has {', '.join(known)}" if known else "it has no signals"
-                raise UserError(
-                    f"{self.source}: no signal {key!r}{purpose}{nearest(key, known) if known else ''}"
-                    f"; {has}"
-                )
+                fix = f"; it has {', '.join(known)}{nearest(key, known)}" if known else ", nor any"
+                raise UserError(f"{self.source}: no signal {key!r}{purpose}{fix}")
         return np.concatenate([np.arange(*known[key]) for key in keys] or [np.arange(0)])
 
 
