@@ -11,7 +11,6 @@ It reads through the index, as everything else does. Nothing here imports torch.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from mcr.data.frames import FrameReader
 from mcr.data.index import Index, open_index
 from mcr.data.pack import open_pack
 from mcr.data.schema import Schema
-from mcr.errors import UserError, nearest, require_choice
+from mcr.errors import UserError
 
 
 def open_data(
@@ -44,13 +43,7 @@ def open_data(
 
     Raises UserError if there is no data set that can be read, with the reason.
     """
-    return RobotData(
-        open_index(path, index, schema=dict(schema) if _is_plain(schema) else schema), pack
-    )
-
-
-def _is_plain(schema: object) -> bool:
-    return isinstance(schema, Mapping)
+    return RobotData(open_index(path, index, schema=schema), pack)
 
 
 class RobotData:
@@ -74,8 +67,9 @@ class RobotData:
     def __repr__(self) -> str:
         index = self.index
         return (
-            f"RobotData({str(index.source)!r}: {len(index):,} episodes, {index.lengths.sum():,} "
-            f"steps, cameras {', '.join(index.cameras)}, state {' + '.join(index.state) or 'none'}, "
+            f"RobotData({str(index.source)!r}: {len(index):,} episodes, "
+            f"{index.lengths.sum():,} steps, cameras {', '.join(index.cameras)}, "
+            f"state {' + '.join(index.state) or 'none'}, "
             f"action {' + '.join(index.action) or 'none'})"
         )
 
@@ -106,7 +100,7 @@ class RobotData:
 
     def size(self, episode: str | int, camera: str) -> tuple[int, int]:
         """(height, width) of the frames; (0, 0) if the episode lacks the camera."""
-        height, width = self.index.sizes[self._row(episode), self._camera(camera)]
+        height, width = self.index.sizes[self.index.row(episode), self.index.camera(camera)]
         return int(height), int(width)
 
     def frames(
@@ -117,12 +111,14 @@ class RobotData:
         Raises UserError for an unknown episode or camera, and for a picture that cannot be read;
         IndexError for a step beyond the episode.
         """
-        row, column = self._row(episode), self._camera(camera)
+        row, column = self.index.row(episode), self.index.camera(camera)
         wanted = np.arange(int(self.index.lengths[row]))[steps]
         ordered, places = np.unique(wanted, return_inverse=True)
         if self.index.sizes[row, column, 0] == 0:
             has = [c for i, c in enumerate(self.cameras) if self.index.sizes[row, i, 0]]
-            raise UserError(f"{self._name(row)}: has no camera {camera!r}; it has {', '.join(has)}")
+            raise UserError(
+                f"{self.index.names[row].decode()}: has no camera {camera!r}, only {', '.join(has)}"
+            )
         read = list(self._reader.episode(row, column, ordered.tolist()))
         shape = (len(read), *self.index.sizes[row, column], 3)
         return (np.stack(read) if read else np.zeros(shape, np.uint8))[places.reshape(wanted.shape)]
@@ -136,25 +132,13 @@ class RobotData:
 
         Raises UserError for an unknown signal or episode; IndexError for a step beyond the episode.
         """
-        row = self._row(episode)
+        row = self.index.row(episode)
         wanted = int(self.index.starts[row]) + np.arange(int(self.index.lengths[row]))[steps]
-        return self.index.signals[wanted[..., None], self.columns(name)]
-
-    def columns(self, name: str) -> np.ndarray:
-        """Return where a signal lies in `index.signals`, int64 [D]. `name`: as for `signal`."""
-        named = {"state": self.index.state, "action": self.index.action}
-        keys = named.get(name) or (name,)
-        if name in named and not named[name] and name not in self.signals:
-            raise UserError(
-                f"{self.index.source}: the schema names no {name}; the signals are "
-                f"{', '.join(self.signals) or 'none'}"
-            )
-        return self.index.columns(tuple(keys))
+        return self.index.signals[wanted[..., None], self.index.signal_columns(name)]
 
     def text(self, episode: str | int) -> str:
         """Return the first instruction that is not empty, or ""."""
-        row = self.index.table.iloc[self._row(episode)]
-        return next((row[key] for key in self.index.languages if row[key]), "")
+        return self.index.text(self.index.row(episode))
 
     def steps(self, **options: Any) -> Any:
         """Return a data set of single steps, for a policy: see `mcr.data.steps.Steps`."""
@@ -163,24 +147,8 @@ class RobotData:
         pack = None
         if self._pack and not self.index.is_addressable:
             pack = open_pack(self.index)
-        return Steps(self, FrameReader(self.index, pack), **options)
+        return Steps(self.index, FrameReader(self.index, pack), **options)
 
     def close(self) -> None:
         """Close the files."""
-        with contextlib.suppress(OSError):
-            self._reader.close()
-
-    def _row(self, episode: str | int) -> int:
-        if isinstance(episode, int | np.integer):
-            return range(len(self))[int(episode)]
-        names = self.index.table["name"]
-        row = int(names.searchsorted(episode))
-        if row == len(names) or names.iloc[row] != episode:
-            raise UserError(f"{self.index.source}: no episode {episode!r}{nearest(episode, names)}")
-        return row
-
-    def _name(self, row: int) -> str:
-        return self.index.names[row].decode()
-
-    def _camera(self, camera: str) -> int:
-        return self.cameras.index(require_choice("camera", camera, self.cameras))
+        self._reader.close()

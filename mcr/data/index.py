@@ -27,6 +27,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from mcr.data.indexing import FORMAT, PLACE_DTYPES, place_files, write_index
 from mcr.data.schema import LANGUAGES, Schema, action_signals, load_schema, state_signals
 from mcr.data.sources import open_source
 from mcr.data.sources.source import Source
-from mcr.errors import UserError, nearest
+from mcr.errors import UserError, nearest, require_choice
 from mcr.runs.locks import exclusive
 
 
@@ -218,6 +219,36 @@ class Index:
                 raise UserError(f"{self.source}: no signal {key!r}{purpose}{fix}")
         return np.concatenate([np.arange(*known[key]) for key in keys] or [np.arange(0)])
 
+    def signal_columns(self, name: str) -> np.ndarray:
+        """Return the columns of "state", "action" (as the schema names them), or of a signal."""
+        keys = {"state": self.state, "action": self.action}.get(name) or (name,)
+        if keys == (name,) and name in ("state", "action") and name not in self.signal_names:
+            has = ", ".join(self.signal_names) or "none"
+            raise UserError(
+                f"{self.source}: nothing says which signals are the {name}; it has {has}. Give a "
+                f"schema with {name}: [...]"
+            )
+        return self.columns(keys)
+
+    def row(self, episode: str | int) -> int:
+        """Return the row of an episode, by name or row. Raises UserError for an unknown name."""
+        if isinstance(episode, int | np.integer):
+            return range(len(self))[int(episode)]
+        row = int(np.searchsorted(self.names, np.bytes_(episode.encode())))
+        if row == len(self) or self.names[row].decode() != episode:
+            names = [name.decode() for name in self.names[max(0, row - 50) : row + 50]]
+            raise UserError(f"{self.source}: no episode {episode!r}{nearest(episode, names)}")
+        return row
+
+    def camera(self, name: str) -> int:
+        """Return the number of a camera. Raises UserError for an unknown one."""
+        return self.cameras.index(require_choice("camera", name, self.cameras))
+
+    def text(self, row: int) -> str:
+        """Return an episode's first instruction that is not empty, or ""."""
+        values = self.table.iloc[row]
+        return next((values[key] for key in self.languages if values[key]), "")
+
 
 def default_index_path(source: str | Path) -> Path:
     """Return `<dataset>.index`, or a folder in the user's cache if the data's folder is read-only.
@@ -238,7 +269,7 @@ def open_index(
     path: str | Path | None = None,
     workers: int = 0,
     executor: str = "local",
-    schema: str | Path | dict | Schema | None = None,
+    schema: str | Path | Mapping[str, Any] | Schema | None = None,
 ) -> Index:
     """Open the index of a data set. It is built if there is none, or if the data has changed.
 

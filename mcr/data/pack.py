@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from mcr.data import pictures
 from mcr.data.frames import FrameReader
 from mcr.data.index import Index
 from mcr.data.indexing import PLACE_DTYPES, place_files
@@ -138,6 +140,25 @@ def find_pack(index: Index) -> Pack | None:
 
 def _options(info: dict[str, Any]) -> PackOptions:
     return PackOptions(info["quality"], info["side"])
+
+
+def slowdown(index: Index, num_frames: int = 12) -> float:
+    """Measure how many times longer a random frame takes to decode than from a pack."""
+    rows = np.linspace(0, len(index) - 1, num_frames).astype(int).tolist()
+    frames, slow, fast = [], 0.0, 0.0
+    with contextlib.closing(FrameReader(index)) as reader:
+        for number, row in enumerate(rows):
+            camera = int(np.flatnonzero(index.sizes[row, :, 0])[0])
+            step = int(index.lengths[row]) * (number % 5) // 5
+            began = time.perf_counter()
+            frames.append(reader.read(row, camera, step))
+            slow += time.perf_counter() - began
+    encoded = [_encode(frame, PackOptions()) for frame in frames]
+    for data in encoded:
+        began = time.perf_counter()
+        pictures.decode(data)
+        fast += time.perf_counter() - began
+    return slow / fast
 
 
 # --------------------------------------------------------------------------- making

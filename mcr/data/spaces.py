@@ -20,7 +20,8 @@ always use a position.) DROID's velocities are shares of the controller's limits
 `data.rotation` says how rotations are written where the schema of the data set says that there are
 any (`Schema.rotations`). "euler" is three angles, which jump at +-pi. "6d" is the first two columns
 of the rotation matrix, one after the other (Zhou et al., CVPR 2019, arXiv 1812.07035), which is
-continuous. DROID's angles turn about the fixed axes x, y, z, in this order (its `droid/misc/transformations.py`: SciPy's lower-case "xyz").
+continuous. DROID's angles turn about the fixed axes x, y, z, in this order (its
+`droid/misc/transformations.py`: SciPy's lower-case "xyz").
 """
 
 from __future__ import annotations

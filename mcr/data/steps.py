@@ -7,7 +7,7 @@ any DataLoader, sampler or trainer of PyTorch can use it, with workers of any st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mcr.data.frames import FrameReader
+from mcr.data.index import Index
 from mcr.errors import UserError, nearest
-
-if TYPE_CHECKING:
-    from mcr.data.dataset import RobotData
 
 
 class Steps(Dataset):
@@ -30,7 +28,7 @@ class Steps(Dataset):
         mask    bool [chunk]                   False where the chunk reaches beyond the episode;
                                                there the last action is repeated
         text    str                            the instruction, "" if there is none
-        episode, step   int                    the row of `RobotData.episodes`, and the step in it
+        episode, step   int                    the episode's row, and the step in it
 
     S and A are the dimensions of what the schema calls state and action. A default collate makes
     batches of it.
@@ -38,7 +36,7 @@ class Steps(Dataset):
 
     def __init__(
         self,
-        data: RobotData,
+        index: Index,
         reader: FrameReader,
         chunk: int = 1,
         cameras: Sequence[str] | None = None,
@@ -58,14 +56,13 @@ class Steps(Dataset):
         """
         if chunk < 1 or history < 1:
             raise UserError(f"chunk={chunk} and history={history} must be at least 1")
-        self._data, self._reader = data, reader
+        self._index, self._reader = index, reader
         self.chunk, self.history = chunk, history
-        index = data.index
         self.cameras = tuple(index.default_cameras if cameras is None else cameras)
-        self._cameras = [data._camera(camera) for camera in self.cameras]
-        self._action = data.columns("action")
-        self._state = data.columns("state") if state and index.state else None
-        rows = range(len(data)) if episodes is None else [data._row(e) for e in episodes]
+        self._cameras = [index.camera(camera) for camera in self.cameras]
+        self._action = index.signal_columns("action")
+        self._state = index.signal_columns("state") if state and index.state else None
+        rows = range(len(index)) if episodes is None else [index.row(e) for e in episodes]
         sizes = np.asarray(reader.sizes)[:, self._cameras, 0]
         self.rows = np.array([row for row in rows if (sizes[row] > 0).all()], np.int64)
         if len(self.rows) == 0:
@@ -73,7 +70,7 @@ class Steps(Dataset):
                 f"{index.source}: no episode has all of the cameras {', '.join(self.cameras)}"
             )
         self._ends = np.cumsum(index.lengths[self.rows])
-        self._texts = [data.text(int(row)) for row in self.rows]
+        self._texts = [index.text(int(row)) for row in self.rows]
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -81,7 +78,7 @@ class Steps(Dataset):
     def __getitem__(self, item: int) -> dict[str, Any]:
         item = range(len(self))[item]
         place = int(np.searchsorted(self._ends, item, side="right"))
-        row, index = int(self.rows[place]), self._data.index
+        row, index = int(self.rows[place]), self._index
         start, length = int(index.starts[row]), int(index.lengths[row])
         step = item - int(self._ends[place]) + length
         ahead = step + np.arange(self.chunk)
@@ -105,7 +102,7 @@ class Steps(Dataset):
         return np.maximum(step - np.arange(self.history)[::-1], 0)
 
     def _signal(self, steps: np.ndarray, columns: np.ndarray) -> Tensor:
-        return torch.from_numpy(self._data.index.signals[steps[..., None], columns])
+        return torch.from_numpy(self._index.signals[steps[..., None], columns])
 
     def _images(self, row: int, camera: int, step: int) -> Tensor:
         steps = self._seen(step)
@@ -118,7 +115,7 @@ class Steps(Dataset):
         """Return "mean" and "std" of "state" or "action" over the chosen episodes, float32 [D]."""
         if name not in ("state", "action"):
             raise UserError(f"statistics of {name!r}{nearest(name, ('state', 'action'))}")
-        columns, index = self._data.columns(name), self._data.index
+        columns, index = self._index.signal_columns(name), self._index
         values = np.concatenate(
             [
                 index.signals[index.starts[row] : index.starts[row] + index.lengths[row]][
