@@ -14,7 +14,7 @@ setup(
     packages=[*find_packages(include=["mcr", "mcr.*"]), "mcr.cfgs", "mcr.golden"],
     package_dir={"mcr.cfgs": "cfgs", "mcr.golden": "resources/golden"},
     package_data={
-        "mcr.cfgs": ["*.yaml", "*.json", "ablation/*.yaml"],
+        "mcr.cfgs": ["*.yaml", "*.json", "ablation/*.yaml", "data/*.yaml"],
         "mcr.golden": ["*.png"],
         "mcr": ["py.typed"],
     },
@@ -36,6 +36,8 @@ setup(
         "matplotlib>=3.8",
         "jinja2>=3.1",  # the page about a run; torch needs it too
         "tqdm>=4.60",
+        "pyyaml>=6",  # schemas of data sets
+        "filelock>=3.12",  # two runs that index the same data; torch needs it too
     ],
     extras_require={
         "completion": ["shtab>=1.6"],  # the shell's completion of `mcr`

@@ -139,9 +139,10 @@ def _evaluate_in_simulation(options: argparse.Namespace, out: Path) -> str:
 
 def _evaluate_offline(options: argparse.Namespace, out: Path) -> str:
     if options.data is None:
-        raise UserError("--suite offline needs --data: shards or a tree, as training reads them")
+        raise UserError("--suite offline needs --data: a data set of any format")
     config = OfflineConfig(
         cameras=options.cameras,
+        state_keys=options.state_keys,
         selection=SelectionConfig(val_fraction=options.val_fraction),
         num_seeds=options.seeds,
     )

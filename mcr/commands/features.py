@@ -4,8 +4,7 @@
     mcr features my_encoder demos/image.hdf5 features/lift --dtype fp16
     mcr features mcr_resnet50 videos/ features/videos --output spatial
 
-DATA is a data set of any format: RLDS shards, a LeRobot data set, HDF5, a PNG/pickle tree, videos or
-pictures. Read the result with mcr.features.cache.FeatureCache. The same command again continues
+DATA is a data set of any format: RLDS, LeRobot, HDF5, a PNG/pickle tree, videos or pictures. Read the result with mcr.features.cache.FeatureCache. The same command again continues
 after an interruption. Features of another encoder or of other data are refused.
 """
 

@@ -6,8 +6,8 @@
     mcr index droid_tree --index /scratch/droid_tree.index
 
 If there is an index already, it is only checked against its data set. --pack also makes the pack
-that training needs of videos, HDF5 and parquet; a pack that was interrupted is continued. Training looks for the index
-beside the data set, or where `data.index=` says.
+that training needs of videos, HDF5 and parquet; a pack that was interrupted is continued. Training
+looks for the index beside the data set, or where `data.index=` says.
 """
 
 from __future__ import annotations

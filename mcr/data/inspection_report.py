@@ -8,8 +8,8 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
-from mcr.data.inspection import Inspection
 from mcr.data.index import Index
+from mcr.data.inspection import Inspection
 from mcr.data.inspection_signals import IDLE_SPEED, Dimension
 from mcr.data.selection import PAPER_MIN_FRAMES
 

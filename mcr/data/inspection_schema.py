@@ -1,4 +1,4 @@
-"""The schema of a data set as it is assumed, to start a YAML file from, and what is unsure of it."""
+"""The schema that is assumed of a data set, to start a YAML file from, and what is unsure."""
 
 from __future__ import annotations
 

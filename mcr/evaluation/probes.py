@@ -19,7 +19,6 @@ from itertools import islice
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import nn
 
 from mcr.data.frames import FrameReader
