@@ -4,8 +4,9 @@
     mcr features my_encoder demos/image.hdf5 features/lift --dtype fp16
     mcr features mcr_resnet50 videos/ features/videos --output spatial
 
-DATA is a data set of any format: RLDS, LeRobot, HDF5, a PNG/pickle tree, videos or pictures. Read the result with mcr.features.cache.FeatureCache. The same command again continues
-after an interruption. Features of another encoder or of other data are refused.
+DATA is a data set of any format: RLDS, LeRobot, HDF5, a PNG/pickle tree, videos or pictures. Read
+the result with mcr.features.cache.FeatureCache. The same command again continues after an
+interruption. Features of another encoder or of other data are refused.
 """
 
 from __future__ import annotations
