@@ -68,20 +68,24 @@ def _side_by_side(parts: dict[str, np.ndarray]) -> np.ndarray:
     return np.column_stack([parts[suffix] for suffix in order])
 
 
+def read_table(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read a CSV or parquet file.
+
+    Returns the numeric columns, float32 [T] or, if they hold lists, [T, D]; and the first row of
+    each text column. Raises ValueError if the file is no readable table.
+    """
+    if not path.is_file():
+        raise ValueError("is no regular file")
+    return read_parquet(path) if path.suffix.lower() == ".parquet" else read_csv(path)
+
+
 # --------------------------------------------------------------------------- CSV
 
 
-def read_csv(
-    path: Path, num_rows: int | None = None
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Read the numeric columns, float32 [T], and the first row of each text column.
-
-    num_rows: read only so many; None = all
-
-    Raises ValueError if the file is no readable table.
-    """
+def read_csv(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """See `read_table`."""
     try:
-        table = pd.read_csv(path, float_precision="round_trip", nrows=num_rows)
+        table = pd.read_csv(path, float_precision="round_trip")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"is no readable table ({error})") from error
     numbers, texts = {}, {}
@@ -97,6 +101,21 @@ def read_csv(
 
 
 # --------------------------------------------------------------------------- parquet
+
+
+def read_parquet(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """See `read_table`."""
+    with contextlib.closing(ParquetTable(path)) as file:
+        kinds = {name: file.type_of(name) for name in file.names}
+        wanted = [name for name, kind in kinds.items() if is_numeric(kind) or is_text(kind)]
+        table = file.read(wanted, 0, file.num_rows) if file.num_rows else None
+    numbers, texts = {}, {}
+    for name in wanted:
+        if is_text(kinds[name]):
+            texts[name] = str(table.column(name)[0].as_py() or "") if table else ""
+        else:
+            numbers[name] = to_numbers(table.column(name)) if table else np.zeros(0, np.float32)
+    return numbers, texts
 
 
 class ParquetTable:

@@ -9,6 +9,7 @@ Whether the files are there is not checked here.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
@@ -155,9 +156,9 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
 def _parquet_rows(path: Path) -> list[dict[str, Any]]:
     """Read a table of the meta data, without the statistics of each episode."""
     try:
-        table = ParquetTable(path)
-        names = [name for name in table.names if not name.startswith("stats/")]
-        return table.read(names, 0, table.num_rows).to_pylist() if table.num_rows else []
+        with contextlib.closing(ParquetTable(path)) as table:
+            names = [name for name in table.names if not name.startswith("stats/")]
+            return table.read(names, 0, table.num_rows).to_pylist() if table.num_rows else []
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
 

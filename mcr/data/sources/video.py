@@ -10,6 +10,7 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +39,14 @@ class VideoScan:
     rates:    frames per second as the file states them; see `VideoReader`
     times:    float64 [T], seconds, in the order of display: the frames that are complete
     checksum: of the file's bytes
+    problem:  "", or that the file is cut off or empty
     """
 
     size: tuple[int, int]
     rates: tuple[float, ...]
     times: np.ndarray
     checksum: int
+    problem: str = ""
 
     def require(self, start: float, count: int, fps: float) -> None:
         """Check that `count` frames follow each other at `fps` from the time `start` on.
@@ -74,8 +77,11 @@ def scan_video(path: Path) -> VideoScan:
     """Read a video once without decoding it. Raises ValueError if it is no readable video."""
     video = VideoReader(path)
     with contextlib.closing(video):
-        times = video.packet_times()
-    return VideoScan(video.size, video.rates, times, file_checksum(path))
+        times = video.times
+    problem = "" if len(times) else "the video has no frames"
+    if video.num_missing:
+        problem = f"the video is cut off: {video.num_missing} frames are missing"
+    return VideoScan(video.size, video.rates, times, file_checksum(path), problem)
 
 
 def file_checksum(path: Path) -> int:
@@ -96,6 +102,7 @@ class VideoReader:
     size:  (height, width)
     rates: frames per second, as the file states them: on average, and usually; empty if it states
            none. The average of a short video is wrong if its last frame has no duration.
+    num_missing: frames that the file states but does not hold; known once `times` was read
     """
 
     def __init__(self, path: Path, threads: int = 0):
@@ -130,6 +137,7 @@ class VideoReader:
         self._stream.thread_type = "AUTO" if threads != 1 else "NONE"
         stated = (self._stream.average_rate, self._stream.base_rate)
         self.rates = tuple(float(rate) for rate in stated if rate)
+        self.num_missing = 0
         self.size = (self._stream.height, self._stream.width)
         height, width = self.size
         if not 0 < height * width <= _MAX_PIXELS:
@@ -148,18 +156,23 @@ class VideoReader:
             reason = getattr(error, "strerror", None) or error
             raise ValueError(f"{problem} ({reason})") from error
 
-    def packet_times(self) -> np.ndarray:
-        """Return the times of all complete frames, sorted, without decoding: float64 [T].
+    @cached_property
+    def times(self) -> np.ndarray:
+        """The times of all complete frames, sorted, float64 [T]. Nothing is decoded for them.
 
-        This moves the reader to the end.
+        Raises ValueError if the file does not state them.
         """
-        ticks: list[int | None] = []
+        packets = []
         # A video that is cut off ends with an error or a corrupt packet. The frames before count.
         with contextlib.suppress(self._error):
+            if self._time > -np.inf:
+                self._container.seek(0, stream=self._stream)
             for packet in self._container.demux(self._stream):
-                if packet.size and not packet.is_corrupt and not packet.is_discard:
-                    ticks.append(packet.pts)
+                if packet.size and not packet.is_corrupt:
+                    packets.append((packet.pts, packet.is_discard))
         self._end()
+        self.num_missing = max(0, self._stream.frames - len(packets))
+        ticks = [pts for pts, is_discarded in packets if not is_discarded]
         if self._is_counted:
             return np.arange(len(ticks)) / self.rates[0]
         if None in ticks:
