@@ -85,9 +85,11 @@ def read_table(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def read_csv(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """See `read_table`."""
     try:
-        table = pd.read_csv(path, float_precision="round_trip")
+        table = pd.read_csv(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"is no readable table ({error})") from error
+    if table.empty:
+        raise ValueError("has no rows")
     numbers, texts = {}, {}
     for key in table.columns:
         column = table[key]
@@ -95,7 +97,7 @@ def read_csv(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             continue
         if pd.api.types.is_numeric_dtype(column.dtype):
             numbers[str(key)] = column.to_numpy(np.float32)
-        elif len(column):
+        else:
             texts[str(key)] = "" if pd.isna(column.iloc[0]) else str(column.iloc[0])
     return numbers, texts
 
@@ -108,13 +110,15 @@ def read_parquet(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     with contextlib.closing(ParquetTable(path)) as file:
         kinds = {name: file.type_of(name) for name in file.names}
         wanted = [name for name, kind in kinds.items() if is_numeric(kind) or is_text(kind)]
-        table = file.read(wanted, 0, file.num_rows) if file.num_rows else None
+        if not file.num_rows:
+            raise ValueError("has no rows")
+        table = file.read(wanted, 0, file.num_rows)
     numbers, texts = {}, {}
     for name in wanted:
         if is_text(kinds[name]):
-            texts[name] = str(table.column(name)[0].as_py() or "") if table else ""
+            texts[name] = str(table.column(name)[0].as_py() or "")
         else:
-            numbers[name] = to_numbers(table.column(name)) if table else np.zeros(0, np.float32)
+            numbers[name] = to_numbers(table.column(name))
     return numbers, texts
 
 

@@ -236,7 +236,7 @@ class Recordings:
             if scan.problem:
                 raise ValueError(scan.problem)
         except ValueError as error:
-            raise ValueError(f"{place}: {error}") from error
+            raise ValueError(f"{Path(place).name}: {error}") from error
         return Pictures(size=scan.size, checksum=scan.checksum), len(scan.times)
 
 
