@@ -48,6 +48,7 @@ setup(
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.1"],
         "hdf5": ["h5py>=3.10"],
         "video": ["av>=12"],
+        "lerobot": ["pyarrow>=16", "av>=12"],
         "robomimic": [
             "robomimic==0.3.0",
             "six>=1.16",  # robomimic imports it without saying so
@@ -82,6 +83,7 @@ setup(
             "onnxscript>=0.1",
             "h5py>=3.10",
             "av>=12",
+            "pyarrow>=16",
         ],
     },
     # `mcr-train` is 0.1's name of `mcr train`, on one GPU.
