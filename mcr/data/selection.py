@@ -32,8 +32,8 @@ class SelectionConfig:
     idle:         "keep" idle steps, or "drop" them by openpi's rule
     idle_change:  with "drop": a step is idle if all joints' commanded velocities change by less
     idle_steps:   with "drop": at least so many idle steps in sequence are dropped
-    min_frames:   episodes with fewer steps that may be drawn are left out; paper: 40. 0 = 40, or 3
-                  if that would leave out more than half of the steps
+    min_frames:   episodes with fewer steps that may be drawn are left out; 0 = what the schema says
+                  (DROID's: the paper's 40), or the 3 that a clip needs
     outcome:      "any", or "success" to leave out failures (if the data set names them)
     language:     how many of its instructions (DROID: three) an episode must have: "none", "any" or
                   "all". The losses never read language, and the paper's filter "all" halves DROID.
@@ -96,7 +96,7 @@ def select_episodes(index: Index, config: SelectionConfig) -> tuple[Episodes, li
         lengths = kept.lengths
         keep = lengths > 0
         _add(report, index, name, keep, lengths)
-    config = replace(config, min_frames=config.min_frames or usual_min_frames(lengths))
+    config = replace(config, min_frames=config.min_frames or least_frames(index))
     for name, passes in _episode_filters(index, lengths, config):
         keep = keep & passes
         _add(report, index, name, keep, lengths)
@@ -113,17 +113,12 @@ def _step_filters(index: Index, config: SelectionConfig) -> Iterator[tuple[str, 
         yield "idle=drop", moving_steps(index, config.idle_change, config.idle_steps)
 
 
-PAPER_MIN_FRAMES = 40
 _LEAST_FRAMES = 3  # the sampling rule needs them: MIDDLE is drawn from 2 .. T-1
 
 
-def usual_min_frames(lengths: np.ndarray) -> int:
-    """Return the paper's 40, or 3 if episodes with 40 steps have less than half of all steps.
-
-    lengths: number of steps of each episode that may be drawn, int64 [N]
-    """
-    long = lengths[lengths >= PAPER_MIN_FRAMES].sum()
-    return PAPER_MIN_FRAMES if 2 * long >= lengths.sum() else _LEAST_FRAMES
+def least_frames(index: Index) -> int:
+    """Return how many steps an episode must have if a recipe does not say it."""
+    return max(_LEAST_FRAMES, int(index.schema.min_frames))
 
 
 def _episode_filters(

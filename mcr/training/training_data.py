@@ -9,15 +9,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from mcr.data.batch import Dimensions
 from mcr.data.frames import FrameReader
 from mcr.data.index import Index, open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
 from mcr.data.pack import Pack, open_pack, slowdown
 from mcr.data.sampling import VALIDATION
-from mcr.data.selection import Episodes, select_episodes, split_sessions, usual_min_frames
+from mcr.data.selection import Episodes, select_episodes, split_sessions, least_frames
 from mcr.data.statistics import space_statistics
 from mcr.errors import UserError
 from mcr.training.config import Config
@@ -135,8 +133,7 @@ def resolved(data: DataConfig, index: Index) -> DataConfig:
 
     A run saves these values, so it is resumed with them even if a default or a schema changes.
     """
-    lengths = np.asarray(index.lengths)
-    least = data.selection.min_frames or usual_min_frames(lengths)
+    least = data.selection.min_frames or least_frames(index)
     return dataclasses.replace(
         data,
         cameras=list(data.cameras or index.default_cameras),
