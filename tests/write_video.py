@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,10 @@ def write_video(
     codec: str = "libx264",
     faststart: bool = False,
     first: int = 0,
+    draw: Callable[[int, tuple[int, int]], np.ndarray] = frame,
     **options: str,
 ) -> Path:
-    """Write `length` frames, the colours being those of `first`, `first` + 1, ..."""
+    """Write `length` frames, those of the steps `first`, `first` + 1, ..."""
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +38,7 @@ def write_video(
         stream.height, stream.width = size
         stream.pix_fmt = "yuv420p"
         for step in range(first, first + length):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame(step, size), "rgb24")))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(draw(step, size), "rgb24")))
         container.mux(stream.encode())
     return path
 

@@ -173,13 +173,14 @@ class ParquetTable:
 
         Raises ValueError if there are none, or if they are damaged.
         """
-        cursor = self._cursors.get(name)
-        if cursor is None or row < cursor.begin:
-            group = int(np.searchsorted(self._ends, row, side="right"))
-            groups = list(range(group, len(self._ends)))
-            batches = self._file.iter_batches(_ROWS_PER_READ, groups, [name])
-            cursor = self._cursors[name] = _Cursor(batches, self._group_begin(group))
+        group = int(np.searchsorted(self._ends, row, side="right"))
+        begin = self._group_begin(group)
         with _readable():
+            cursor = self._cursors.get(name)
+            if cursor is None or row < cursor.begin or cursor.end < begin:
+                groups = list(range(group, len(self._ends)))
+                batches = self._file.iter_batches(_ROWS_PER_READ, groups, [name])
+                cursor = self._cursors[name] = _Cursor(batches, begin)
             value = cursor.value(row).as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes) or not data:
@@ -192,17 +193,21 @@ class ParquetTable:
 
 
 class _Cursor:
-    """A position in a column that is read batch by batch. begin: the first row of the batch."""
+    """A position in a column that is read batch by batch.
+
+    begin, end: the first row of the batch, and the row behind its last
+    """
 
     def __init__(self, batches: Iterator[pyarrow.RecordBatch], begin: int):
         self._batches = batches
         self._batch: pyarrow.RecordBatch | None = None
-        self.begin = begin
+        self.begin = self.end = begin
 
     def value(self, row: int) -> pyarrow.Scalar:
-        while self._batch is None or row >= self.begin + self._batch.num_rows:
-            self.begin += self._batch.num_rows if self._batch is not None else 0
+        """Return the value at a row that is not before `begin`."""
+        while self._batch is None or row >= self.end:
             self._batch = next(self._batches)
+            self.begin, self.end = self.end, self.end + self._batch.num_rows
         return self._batch.column(0)[row - self.begin]
 
 

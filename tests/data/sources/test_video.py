@@ -98,6 +98,27 @@ def test_a_video_that_is_cut_off_gives_the_frames_before(tmp_path):
     assert shows(reader.frame(5 / FPS, TOLERANCE), 5)  # it is still of use
 
 
+def noise(step, size):
+    return np.random.default_rng(step).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def test_a_damaged_frame_is_named_and_the_others_are_read(tmp_path):
+    import av
+
+    path = write_video(tmp_path / "a.mp4", 30, FPS, draw=noise, g="10", bf="0")
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][12]
+        begin, size = packet.pos + 40, packet.size - 40
+    data = bytearray(path.read_bytes())
+    data[begin : begin + size] = np.random.default_rng(0).bytes(size)
+    path.write_bytes(data)
+    reader = VideoReader(path)
+    reader.frame(11 / FPS, TOLERANCE)
+    with pytest.raises(ValueError, match="the frame at 0.800 s is damaged"):
+        reader.frame(12 / FPS, TOLERANCE)
+    assert reader.frame(20 / FPS, TOLERANCE).shape == (48, 64, 3)
+
+
 @pytest.mark.parametrize("fps", [10, 30])
 def test_another_rate_is_named(tmp_path, fps):
     scan = scan_video(write_video(tmp_path / "a.mp4", 60, fps))
