@@ -104,7 +104,9 @@ def _numbers(place: Path, key: str, values: np.ndarray) -> np.ndarray:
     return array
 
 
-def _encoded(place: Path, camera: str, frames: np.ndarray | Sequence[np.ndarray]) -> Iterable[bytes]:
+def _encoded(
+    place: Path, camera: str, frames: np.ndarray | Sequence[np.ndarray]
+) -> Iterable[bytes]:
     """Encode the pictures of a camera one by one. Raises UserError for a wrong shape or dtype."""
     shape = np.shape(frames[0])
     for step, frame in enumerate(frames):
@@ -178,5 +180,3 @@ def _sync_file_system(folder: Path) -> None:
 
 
 _syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)  # Linux; Python has no name
-
-

@@ -59,7 +59,11 @@ def _record(generator: np.random.Generator, number: int, length: int) -> Recorde
 def _picture(size: tuple[int, int], number: int, step: int) -> np.ndarray:
     rows, columns = np.meshgrid(*(np.linspace(0, 1, n) for n in size), indexing="ij")
     phase = step / 7 + number
-    channels = [np.sin(3 * rows + phase), np.cos(2 * columns + phase), np.sin(rows + columns - phase)]
+    channels = [
+        np.sin(3 * rows + phase),
+        np.cos(2 * columns + phase),
+        np.sin(rows + columns - phase),
+    ]
     return np.ascontiguousarray(np.stack(channels, -1) * 100 + 127).astype(np.uint8)
 
 
