@@ -14,7 +14,7 @@ setup(
     packages=[*find_packages(include=["mcr", "mcr.*"]), "mcr.cfgs", "mcr.golden"],
     package_dir={"mcr.cfgs": "cfgs", "mcr.golden": "resources/golden"},
     package_data={
-        "mcr.cfgs": ["*.yaml", "*.json", "ablation/*.yaml"],
+        "mcr.cfgs": ["*.yaml", "*.json", "ablation/*.yaml", "data/*.yaml"],
         "mcr.golden": ["*.png"],
         "mcr": ["py.typed"],
     },
@@ -36,6 +36,8 @@ setup(
         "matplotlib>=3.8",
         "jinja2>=3.1",  # the page about a run; torch needs it too
         "tqdm>=4.60",
+        "pyyaml>=6",  # schemas of data sets
+        "filelock>=3.12",  # two runs that index the same data; torch needs it too
     ],
     extras_require={
         "completion": ["shtab>=1.6"],  # the shell's completion of `mcr`
@@ -46,6 +48,7 @@ setup(
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.1"],
         "hdf5": ["h5py>=3.10"],
         "video": ["av>=12"],
+        "lerobot": ["pyarrow>=16", "av>=12"],
         "robomimic": [
             "robomimic==0.3.0",
             "six>=1.16",  # robomimic imports it without saying so
@@ -80,6 +83,7 @@ setup(
             "onnxscript>=0.1",
             "h5py>=3.10",
             "av>=12",
+            "pyarrow>=16",
         ],
     },
     # `mcr-train` is 0.1's name of `mcr train`, on one GPU.

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mcr.commands.data_options import add_data_options
 from mcr.data.selection import SelectionConfig
 from mcr.errors import UserError
 from mcr.evaluation.offline import OfflineConfig, evaluate_offline
@@ -48,7 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_simulation(parser.add_argument_group("in simulation"))
     offline = parser.add_argument_group("suite offline")
-    offline.add_argument("--data", help="shards or a tree")
+    offline.add_argument("--data", help="a data set of any format")
+    add_data_options(offline)
+    offline.add_argument(
+        "--state-keys",
+        nargs="+",
+        default=[],
+        metavar="SIGNAL",
+        help="signals of the state to predict; default: those that the schema names",
+    )
     offline.add_argument(
         "--val-fraction",
         type=float,
@@ -130,10 +139,19 @@ def _evaluate_in_simulation(options: argparse.Namespace, out: Path) -> str:
 
 def _evaluate_offline(options: argparse.Namespace, out: Path) -> str:
     if options.data is None:
-        raise UserError("--suite offline needs --data: shards or a tree, as training reads them")
+        raise UserError("--suite offline needs --data: a data set of any format")
     config = OfflineConfig(
         cameras=options.cameras,
+        state_keys=options.state_keys,
         selection=SelectionConfig(val_fraction=options.val_fraction),
         num_seeds=options.seeds,
     )
-    return evaluate_offline(options.encoders, options.data, out, config, options.device)
+    return evaluate_offline(
+        options.encoders,
+        options.data,
+        out,
+        config,
+        options.device,
+        options.index,
+        options.schema,
+    )

@@ -4,9 +4,9 @@
     mcr features my_encoder demos/image.hdf5 features/lift --dtype fp16
     mcr features mcr_resnet50 videos/ features/videos --output spatial
 
-DATA is RLDS shards, a PNG/pickle tree, robomimic's HDF5, a video, or a folder of videos or
-pictures. Read the result with mcr.features.cache.FeatureCache. The same command again continues
-after an interruption. Features of another encoder or of other data are refused.
+DATA is a data set of any format: RLDS, LeRobot, HDF5, a PNG/pickle tree, videos or pictures. Read
+the result with mcr.features.cache.FeatureCache. The same command again continues after an
+interruption. Features of another encoder or of other data are refused.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mcr.commands.data_options import add_data_options
 from mcr.features.cache import CACHED_OUTPUTS, DTYPES
 from mcr.features.extraction import FeatureConfig, extract_features
 from mcr.models.inference import ENGINES, PRECISIONS
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("encoder", metavar="ENCODER", help="anything that mcr.load_model takes")
     parser.add_argument("data", metavar="DATA", type=Path, help="the frames to encode")
     parser.add_argument("out", metavar="OUT", type=Path, help="a new folder")
+    add_data_options(parser)
     parser.add_argument(
         "--output",
         choices=CACHED_OUTPUTS,
@@ -66,8 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     settings = vars(options)
-    encoder, data, out = (settings.pop(name) for name in ("encoder", "data", "out"))
+    encoder, data, out, index, schema = (
+        settings.pop(name) for name in ("encoder", "data", "out", "index", "schema")
+    )
     config = FeatureConfig(**settings | {"cameras": tuple(settings["cameras"])})
-    cache = extract_features(encoder, data, out, config)
+    cache = extract_features(encoder, data, out, config, index, schema)
     shape = " x ".join(map(str, cache.array.shape))
     print(f"{out}: {len(cache.episodes)} episodes, {shape} {config.dtype}")

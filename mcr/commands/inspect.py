@@ -3,8 +3,9 @@
     mcr inspect droid/1.0.0
     mcr inspect droid_tree --out droid.png
 
-PATH is an RLDS version folder, a PNG/pickle tree, or the index of one. The index is built on first
-use, in one pass over the data. After that the command takes seconds for a data set of any size.
+PATH is a data set of any format, or an index. The index is built on first use, in one pass over the
+data. After that the command takes seconds for a data set of any size. The report ends with the
+schema that is assumed, as YAML to start from, and with what is unsure about it.
 
 Exit code: 0 after a report, whatever it says; 2 for bad input.
 """
@@ -14,20 +15,21 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mcr.data.inspection import inspect_dataset, open_dataset
+from mcr.commands.data_options import add_data_options
+from mcr.data.index import open_index
+from mcr.data.inspection import inspect_dataset
 from mcr.data.inspection_picture import draw_inspection
 from mcr.data.inspection_report import describe
+from mcr.data.inspection_schema import describe_schema
 from mcr.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, metavar="PATH", help="shards, a tree or an index")
+    parser.add_argument("path", type=Path, metavar="PATH", help="a data set, or an index")
     parser.add_argument(
         "--out", type=Path, metavar="PNG", help="the picture; default: dataset.png in the index"
     )
-    parser.add_argument(
-        "--index", type=Path, metavar="DIR", help="where the index lies; default: PATH.index"
-    )
+    add_data_options(parser)
     parser.add_argument(
         "--seed",
         type=int,
@@ -42,9 +44,9 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--out {out}: give the name of a .png file in an existing folder")
     if options.seed < 0:
         raise UserError(f"--seed {options.seed}: give 0 or more")
-    index = open_dataset(options.path, options.index)
+    index = open_index(options.path, options.index, schema=options.schema)
     found = inspect_dataset(index, options.seed)
-    print(describe(found))
+    print(f"{describe(found)}\n\n{describe_schema(index)}")
     picture = out or index.path / "dataset.png"
     draw_inspection(found, picture)
     print(f"\npicture: {picture}")

@@ -33,9 +33,10 @@ def run(options: argparse.Namespace) -> None:
     print(f"summary: {summary}")
 
     config = load_config(run_dir)
-    index = open_index(config.data.root, config.data.index or None)
+    data = config.data
+    index = open_index(data.root, data.index or None, schema=data.schema or None)
     episodes, _ = select_episodes(index, config.data.selection)
-    data = replace(config.data, workers=0)
+    data = replace(data, workers=0)
     clips = ClipDataset(index, episodes, data, config.seed)
     batch = next(iter(ClipLoader(clips, data, batch_size=6)))
     draw_contact_sheet(batch, run_dir / "contact_sheet.png")

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from mcr.data.episode import unique_names
+from mcr.data.episode import Origin, unique_names
 from mcr.data.index import Index
 from mcr.data.sampling import KeptSteps
+from mcr.data.schema import load_schema
 from mcr.errors import UserError
 
 _COMMAND = "action_dict/joint_velocity"
@@ -97,7 +98,9 @@ def _ranges_by_row(
 ) -> tuple[dict[int, list[list[int]]], str]:
     paths = [key.rpartition("--")[2] for key in ranges]
     by_path = {_tail(path): value for path, value in zip(paths, ranges.values(), strict=True)}
-    by_name = dict(zip(unique_names(paths), ranges.values(), strict=True))
+    recording = load_schema("droid").recording
+    origins: list[Origin | None] = [Origin.of(recording, path, _tail(path)) for path in paths]
+    by_name = dict(zip(unique_names(origins), ranges.values(), strict=True))
     matched_by_path, matched_by_name = {}, {}
     table = index.table[["name", "file_path"]]
     for row, (name, path) in enumerate(table.itertuples(index=False)):

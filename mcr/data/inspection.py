@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from mcr.data.frames import FrameReader
-from mcr.data.index import Index, open_index
+from mcr.data.index import Index
 from mcr.data.inspection_signals import Dimension, action_means, idle_share, summarise
 from mcr.errors import UserError
 
@@ -27,28 +27,12 @@ _THUMBNAIL = 320  # largest width of a frame on the contact sheet, in pixels
 _MIN_THUMBNAILS = 8  # smallest number of frames in a row of it
 
 
-def open_dataset(path: Path, index_path: Path | None = None) -> Index:
-    """Open the index of `path`: a tree, an RLDS version folder, or an index itself.
-
-    index_path: where the index of a tree or of shards lies; default `<path>.index`. It is built if
-                there is none.
-
-    Raises UserError if `path` is none of the three, or has changed since it was indexed.
-    """
-    if not (path / "index.json").is_file():
-        return open_index(path, index_path)
-    if index_path and index_path.resolve() != path.resolve():
-        raise UserError(f"{path} is an index itself; leave --index {index_path} out")
-    index = Index(path)
-    index.check_source()
-    return index
-
-
 @dataclass(frozen=True)
 class ExampleEpisode:
     """An episode that the picture shows.
 
-    frames: per camera and step (first to last) uint8 [h, w, 3], or None if it is unreadable
+    frames: per camera and step (first to last) uint8 [h, w, 3], or None if it is unreadable or the
+            episode lacks the camera
     """
 
     row: int
@@ -124,15 +108,21 @@ def _draw_rows(lengths: np.ndarray, max_steps: int, generator: np.random.Generat
 
 
 def _disk(index: Index, generator: np.random.Generator) -> str:
-    """Return the size of the data in words. That of a large tree is estimated."""
-    if index.kind == "rlds":
-        sizes = [(index.source / name).stat().st_size for name in index.info["shards"]]
-        return f"{_size(sum(sizes))} in {len(sizes):,} shards"
+    """Return the size of the data in words. That of many folders is estimated."""
+    if index.frame_names is None:
+        root = index.source
+        files = [root] if root.is_file() else [f for f in root.rglob("*") if f.is_file()]
+        total = sum(file.stat().st_size for file in files)
+        return f"{_size(total)} in {len(files):,} files"
     rows = generator.permutation(len(index))[:_MAX_WEIGHED_FOLDERS]
-    folders = [index.source / index.names[row].decode() for row in rows]
-    weighed = sum(f.stat().st_size for folder in folders for f in folder.rglob("*") if f.is_file())
+    weighed = sum(
+        path.stat().st_size
+        for row in rows
+        for file in set(index.frame_files[row].tolist()) - {-1}
+        for path in (index.root / os.fsdecode(bytes(index.files[file]))).iterdir()
+    )
     if len(rows) == len(index):
-        return f"{_size(weighed)} in {len(index):,} folders"
+        return f"{_size(weighed)} of pictures in {len(index):,} folders"
     frames = int(index.lengths[rows].sum())
     total = weighed * int(index.lengths.sum()) / frames
     return f"about {_size(total)} (from {len(rows)} of {len(index):,} folders, by frames)"
@@ -150,12 +140,18 @@ def _read_examples(index: Index, rows: list[int]) -> tuple[list[ExampleEpisode],
     unreadable: list[str] = []
     shrink = thumbnail_stride(index)
 
-    def read(row: int, camera: int, step: int) -> np.ndarray | None:
+    def read(row: int, camera: int, steps: list[int]) -> list[np.ndarray | None]:
+        if index.sizes[row, camera, 0] == 0:
+            return [None] * len(steps)
+        frames: list[np.ndarray | None] = []
         try:
-            return reader.read(row, camera, step)[::shrink, ::shrink]
-        except UserError as error:
+            for frame in reader.episode(row, camera, steps):
+                frames.append(frame[::shrink, ::shrink])
+        except UserError as error:  # the frames after it may be readable
             unreadable.append(str(error))
-            return None
+            rest = steps[len(frames) + 1 :]
+            frames += [None, *(read(row, camera, rest) if rest else [])]
+        return frames
 
     cameras = range(len(index.cameras))
     num_steps = max(3, math.ceil(_MIN_THUMBNAILS / len(cameras)))
@@ -163,11 +159,11 @@ def _read_examples(index: Index, rows: list[int]) -> tuple[list[ExampleEpisode],
     with contextlib.closing(FrameReader(index)) as reader:
         for row in rows:
             steps = np.linspace(0, index.lengths[row] - 1, num_steps).astype(int).tolist()
-            frames = [[read(row, camera, step) for step in steps] for camera in cameras]
+            frames = [read(row, camera, steps) for camera in cameras]
             examples.append(ExampleEpisode(row, frames))
     return examples, unreadable
 
 
 def thumbnail_stride(index: Index) -> int:
     """Return n such that every n-th pixel of a frame gives an image of at most 320 pixels width."""
-    return math.ceil(index.frame_size[1] / _THUMBNAIL)
+    return math.ceil(int(index.sizes[:, :, 1].max()) / _THUMBNAIL)

@@ -13,14 +13,14 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from mcr.data.episode import LANGUAGES
 from mcr.data.index import Index
 from mcr.data.inspection import Inspection, thumbnail_stride
 from mcr.data.inspection_report import SHORT, duration, instructions_per_episode
-from mcr.data.inspection_signals import CONTROL_HZ, Dimension
+from mcr.data.inspection_signals import Dimension
 
 _BLUE, _RED, _GREY, _INK = "#3b6ea8", "#c8553d", "#b8bec6", "#2b2f36"
 _OUTCOMES = {"success": _BLUE, "failure": _RED, "": _GREY}
+_MAX_HISTOGRAMS = 32
 _GAP = 6  # pixels between the frames of the contact sheet
 _CAPTION = 32  # pixels above each of its rows
 
@@ -36,7 +36,7 @@ def draw_inspection(found: Inspection, path: str | Path) -> None:
 def compose_figure(found: Inspection) -> Figure:
     """Return the picture as a figure, to save or to embed."""
     index = found.index
-    action = [d for d in found.dimensions if d.signal == "action"]
+    action = [d for d in found.dimensions if d.signal in index.action][:_MAX_HISTOGRAMS]
     sheet = _contact_sheet(found)
     width = 14.0
     heights = [3.1, 2.1 * math.ceil(len(action) / 8), width * sheet.shape[0] / sheet.shape[1] + 0.5]
@@ -45,7 +45,7 @@ def compose_figure(found: Inspection) -> Figure:
     steps = int(index.lengths.sum())
     figure.suptitle(
         f"{index.source.parent.name}/{index.source.name}:  {len(index):,} episodes, "
-        f"{steps:,} steps, {duration(steps / CONTROL_HZ)}",
+        f"{steps:,} steps" + (f", {duration(steps / index.schema.hz)}" if index.schema.hz else ""),
         fontsize=15,
         color=_INK,
         parse_math=False,
@@ -69,7 +69,7 @@ def _draw_episodes(panel: SubFigure, index: Index) -> None:
 
     _draw_labs(labs, index.table)
 
-    counts = np.bincount(instructions_per_episode(index.table), minlength=len(LANGUAGES) + 1)
+    counts = np.bincount(instructions_per_episode(index), minlength=len(index.languages) + 1)
     bars = language.bar(range(len(counts)), counts, color=_BLUE, width=0.7)
     language.bar_label(bars, [f"{n:,}" for n in counts], fontsize=8, color=_INK)
     language.set_xticks(range(len(counts)))
@@ -119,7 +119,8 @@ def _contact_sheet(found: Inspection) -> np.ndarray:
     There is a row per example, with room for a caption above it, and a column per camera and step.
     """
     stride = thumbnail_stride(found.index)
-    height, width = (math.ceil(size / stride) for size in found.index.frame_size)
+    largest = found.index.sizes.max(axis=(0, 1)).tolist()
+    height, width = (math.ceil(size / stride) for size in largest)
     rows = [[frame for camera in e.frames for frame in camera] for e in found.examples]
     shape = (len(rows) * (height + _CAPTION), len(rows[0]) * (width + _GAP) - _GAP, 3)
     sheet = np.full(shape, 255, np.uint8)
@@ -128,7 +129,8 @@ def _contact_sheet(found: Inspection) -> np.ndarray:
         for column, frame in enumerate(frames):
             left = column * (width + _GAP)
             cell = sheet[bottom - height : bottom, left : left + width]
-            cell[:] = 225 if frame is None else frame
+            shown = np.full_like(cell, 225) if frame is None else frame
+            cell[: shown.shape[0], : shown.shape[1]] = shown
     return sheet
 
 
@@ -149,12 +151,15 @@ def _draw_examples(panel: SubFigure, sheet: np.ndarray, found: Inspection) -> No
         for column, frame in enumerate(frames):
             if frame is None:
                 middle = (column + 0.5) * (sheet.shape[1] + _GAP) / len(frames)
-                axes.text(middle, top + row_height / 2, "unreadable", color=_RED, ha="center")
+                camera = column * len(example.frames) // len(frames)
+                has = found.index.sizes[example.row, camera, 0] > 0
+                word, colour = ("unreadable", _RED) if has else ("no camera", _INK)
+                axes.text(middle, top + row_height / 2, word, color=colour, ha="center")
 
 
 def _caption(index: Index, row: int) -> str:
     episode = index.table.iloc[row]
-    text = next((episode[key] for key in LANGUAGES if episode[key]), "")
+    text = index.text(row)
     text = text if len(text) <= 100 else f"{text[:97]}..."
     parts = (*episode[["name", "lab", "outcome"]], f"{episode['length']} steps", text)
     return "  |  ".join(part for part in parts if part)

@@ -8,12 +8,11 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
-from mcr.data.episode import LANGUAGES
+from mcr.data.index import Index
 from mcr.data.inspection import Inspection
-from mcr.data.inspection_signals import CONTROL_HZ, IDLE_SPEED, Dimension
-from mcr.data.selection import SelectionConfig
+from mcr.data.inspection_signals import IDLE_SPEED, Dimension
 
-SHORT = SelectionConfig().min_frames
+SHORT = 40  # the paper leaves out episodes with fewer steps
 DROID_ACTION = "cartesian_position + gripper_position"
 _BINS = 40
 _NEXT_LINE = "\n" + " " * 13  # under the text of the line before
@@ -23,26 +22,42 @@ def describe(found: Inspection) -> str:
     """Return the report: aligned lines, in a block per topic."""
     index, table = found.index, found.index.table
     frames = int(index.lengths.sum())
-    height, width = index.frame_size
-    kind = "RLDS shards" if index.kind == "rlds" else f"tree of {index.suffix} files"
     facts = {
-        "data set": f"{index.source} ({kind})",
+        "data set": f"{index.source} ({index.kind})",
         "index": str(index.path),
         "fingerprint": index.fingerprint,
-        "size": f"{len(index):,} episodes, {frames:,} steps, {duration(frames / CONTROL_HZ)} "
-        f"at {CONTROL_HZ} Hz",
-        "frames": f"{height} x {width} (height x width), cameras {', '.join(index.cameras)}",
+        "size": f"{len(index):,} episodes, {frames:,} steps{_describe_time(index, frames)}",
+        "cameras": _NEXT_LINE.join(_describe_cameras(index)),
         "disk": found.disk,
         "lengths": _describe_lengths(np.asarray(index.lengths)),
         "outcomes": _describe_counts(table["outcome"]),
         "labs": _describe_counts(table["lab"]),
         "sessions": _describe_counts(table["session"], top=4),
-        "language": _describe_language(table),
+        "language": _describe_language(index),
         "action is": _describe_action(found.action_means),
         "idle": _describe_idle(found.idle),
     }
     lines = [f"{name:<12} {text}" for name, text in facts.items()]
     return "\n".join([*lines, "", *_describe_signals(found), "", *_describe_problems(found)])
+
+
+def _describe_time(index: Index, frames: int) -> str:
+    hz = index.schema.hz
+    return f", {duration(frames / hz)} at {hz:g} Hz" if hz else ""
+
+
+def _describe_cameras(index: Index) -> list[str]:
+    """Describe each camera: the sizes of its frames, and how many episodes lack it."""
+    lines = []
+    for number, camera in enumerate(index.cameras):
+        sizes = Counter(map(tuple, index.sizes[:, number].tolist()))
+        lacking = sizes.pop((0, 0), 0)
+        shown = [f"{height} x {width}" for (height, width), _ in sizes.most_common(3)]
+        more = ", ..." if len(sizes) > 3 else ""
+        text = f"{camera}: {', '.join(shown)}{more}"
+        text += f"; {_share(lacking, len(index))} of the episodes lack it" if lacking else ""
+        lines.append(text + ("" if camera in index.default_cameras else "; not used by default"))
+    return lines
 
 
 def _describe_lengths(lengths: np.ndarray) -> str:
@@ -69,9 +84,12 @@ def _describe_counts(values: pd.Series, top: int = 8) -> str:
     return ", ".join(shown) + more
 
 
-def _describe_language(table: pd.DataFrame) -> str:
-    given = instructions_per_episode(table)
-    texts = pd.concat([table[key] for key in LANGUAGES])
+def _describe_language(index: Index) -> str:
+    table = index.table
+    if not index.languages:
+        return "no instructions"
+    given = instructions_per_episode(index)
+    texts = pd.concat([table[key] for key in index.languages])
     texts = texts[texts != ""]
     if texts.empty:
         return "no instructions"
@@ -79,16 +97,16 @@ def _describe_language(table: pd.DataFrame) -> str:
     num = len(table)
     return (
         f"none {_share(int((given == 0).sum()), num)}, any {_share(int((given > 0).sum()), num)}, "
-        f"all three {_share(int((given == len(LANGUAGES)).sum()), num)}; "
+        f"all {len(index.languages)} {_share(int((given == len(index.languages)).sum()), num)}; "
         f"{texts.nunique():,} different{_NEXT_LINE}"
         f"words: {', '.join(typical_words(texts))}{_NEXT_LINE}"
         f"most common ({times:,} of {len(texts):,}): {str(most)!r}"
     )
 
 
-def instructions_per_episode(table: pd.DataFrame) -> np.ndarray:
-    """Return how many of the three instructions each episode has: int64 [N], 0 .. 3."""
-    return (table[list(LANGUAGES)] != "").to_numpy().sum(axis=1)
+def instructions_per_episode(index: Index) -> np.ndarray:
+    """Return how many instructions each episode has: int64 [N], 0 .. 3."""
+    return (index.table[list(index.languages)] != "").to_numpy().sum(axis=1)
 
 
 _FILLERS = {"and", "for", "from", "into", "onto", "out", "that", "the", "then", "this", "with"}

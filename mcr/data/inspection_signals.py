@@ -13,7 +13,6 @@ import numpy as np
 
 from mcr.data.index import Index
 
-CONTROL_HZ = 15  # DROID's rate; no file states it
 IDLE_SPEED = 0.05  # rad/s of the fastest joint (3 degrees/s), and gripper strokes/s
 _SAME = 1e-4  # commands that differ by less are the same: float32, metres and radians
 _BINS = 40
@@ -121,10 +120,10 @@ def action_means(index: Index, signals: np.ndarray) -> dict[str, tuple[float, fl
 
 
 def idle_share(index: Index, signals: np.ndarray, follows: np.ndarray) -> float | None:
-    """Return the share of steps in which nothing moves, or None without joint positions."""
+    """Return the share of steps in which nothing moves; None without joint positions or a rate."""
     moving = tuple(k for k in ("joint_position", "gripper_position") if k in index.info["columns"])
-    if "joint_position" not in moving or not follows.any():
+    if "joint_position" not in moving or not follows.any() or not index.schema.hz:
         return None
     with np.errstate(invalid="ignore"):  # a step to or from NaN is not idle
         steps = np.diff(signals[:, index.columns(moving)], axis=0)[follows]
-    return float((np.abs(steps).max(axis=1) * CONTROL_HZ < IDLE_SPEED).mean())
+    return float((np.abs(steps).max(axis=1) * index.schema.hz < IDLE_SPEED).mean())

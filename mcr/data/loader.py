@@ -11,7 +11,6 @@ import signal
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,14 +34,20 @@ _MAX_ATTEMPTS = 20  # redraws of one sample; after that the run stops
 class DataConfig:
     """Where the data is and how it is read.
 
-    root:         RLDS version folder (shards) or root of a PNG/pickle tree
+    root:         a data set of any format: RLDS shards, a LeRobot data set, HDF5, a PNG/pickle
+                  tree, videos or pictures: see docs/data.md
+    schema:       name of a schema in cfgs/data/, or a YAML file; "" = the one that is known of the
+                  data set, if there is one
     index:        folder of the index; "" = `<root>.index`, built on first use
-    cameras:      cameras to sample from; each clip is of one of them
-    state_keys:   signals that are concatenated to the states of a window
-    action_space: default (the signal `action`), cartesian_position, cartesian_velocity,
+    cameras:      cameras to sample from; each clip is of one of them; [] = the schema's
+    state_keys:   signals that are concatenated to the states of a window; [] = the schema's
+    action_space: default (the schema's action), cartesian_position, cartesian_velocity,
                   joint_position, joint_velocity or delta: see `mcr/data/spaces.py`
-    rotation:     how poses in states and actions write their rotation: "6d", or "euler" angles,
-                  which jump at +-pi (DROID's gripper points down, where its roll is about pi)
+    rotation:     how rotations in states and actions are written, where the schema says that there
+                  are any: "6d", or "euler" angles, which jump at +-pi (DROID's gripper points down,
+                  where its roll is about pi)
+    pack:         for video, HDF5 and parquet: decode all pictures once, into a pack beside the
+                  index; false = decode them as they are drawn, which is 10 to 100 times slower
     workers:      number of loader processes; 0 reads in the training process
     prefetch:     batches that each worker keeps ready
     on_error:     "raise" stops at the first unreadable frame; "skip" draws that sample again
@@ -50,15 +55,13 @@ class DataConfig:
     """
 
     root: str = ""
+    schema: str = ""
     index: str = ""
-    cameras: list[str] = field(
-        default_factory=lambda: ["exterior_image_1_left", "exterior_image_2_left"]
-    )
-    state_keys: list[str] = field(
-        default_factory=lambda: ["cartesian_position", "gripper_position", "joint_position"]
-    )
+    cameras: list[str] = field(default_factory=list)
+    state_keys: list[str] = field(default_factory=list)
     action_space: str = "default"
     rotation: str = "6d"
+    pack: bool = True
     workers: int = 4
     prefetch: int = 4
     on_error: str = "raise"
@@ -84,6 +87,9 @@ class Loaded:
 class ClipDataset:
     """Maps sample numbers to a `Batch`. It is cheap to send to a worker: files are opened lazily.
 
+    Frames of different sizes lie in the upper left corner of their place in a batch; the rest of it
+    is 0 and is never read, because crop boxes lie within the frames.
+
     Raises UserError at construction for a camera or signal that the data set lacks.
     """
 
@@ -94,19 +100,31 @@ class ClipDataset:
         config: DataConfig,
         seed: int,
         stream: int = TRAIN,
+        frames: FrameReader | None = None,
     ):
-        """episodes: the episodes to draw from, see `select_episodes`."""
-        for camera in config.cameras:
+        """
+        episodes: the episodes to draw from, see `select_episodes`
+        frames:   reads the frames; None = from the data set itself
+        """
+        cameras = tuple(config.cameras) or index.default_cameras
+        for camera in cameras:
             require_choice("data.cameras", camera, index.cameras)
-        if not config.cameras or len(episodes) == 0:
-            raise UserError("no cameras or no episodes to draw samples from")
         require_choice("data.on_error", config.on_error, ("raise", "skip"))
         self.state_space = signal_space(index, tuple(config.state_keys), config.rotation)
         self.action_space = action_space(index, config.action_space, config.rotation)
-        self._index, self._episodes, self._config = index, episodes, config
+        self._index, self._config = index, config
+        self._frames = frames or FrameReader(index)
         self._seed, self._stream = seed, stream
-        self._lengths = np.asarray(index.lengths)[episodes.rows]
-        self._cameras = [index.cameras.index(camera) for camera in config.cameras]
+        self._cameras = [index.cameras.index(camera) for camera in cameras]
+        sizes = np.asarray(self._frames.sizes)[episodes.rows][:, self._cameras]
+        sees = (sizes[:, :, 0] > 0).any(axis=1)
+        self._episodes, self._sizes = episodes.of(sees), sizes[sees]
+        if len(self._episodes) == 0:
+            raise UserError(
+                f"{index.source}: no episode to draw samples from has a camera of "
+                f"data.cameras={list(cameras)}"
+            )
+        self._lengths = np.asarray(index.lengths)[self._episodes.rows]
 
     @property
     def dimensions(self) -> Dimensions:
@@ -115,13 +133,6 @@ class ClipDataset:
             action=self.action_space.size,
             window=self._config.sampling.window,
         )
-
-    @cached_property
-    def _frames(self) -> FrameReader:  # opened by the process that reads
-        return FrameReader(self._index)
-
-    def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key != "_frames"}
 
     def load(self, samples: list[int], frames: Tensor | None = None) -> Loaded:
         """Return the batch of the consecutive sample numbers `samples`.
@@ -146,7 +157,8 @@ class ClipDataset:
 
     def frames_shape(self, count: int) -> tuple[int, ...]:
         """Return the shape of the frames of `count` clips in memory, [B, F, H, W, 3]."""
-        return (count, NUM_FRAMES, *self._index.frame_size, 3)
+        height, width = self._sizes.max(axis=(0, 1)).tolist()
+        return (count, NUM_FRAMES, height, width, 3)
 
     def _redraw(self, sample: int, problem: str, errors: list[str]) -> dict[str, np.ndarray] | None:
         """Draw an unreadable sample again. The new draw is a pure function of its number, too."""
@@ -174,8 +186,7 @@ class ClipDataset:
             first,
             count,
             self._lengths,
-            len(self._cameras),
-            index.frame_size,
+            self._sizes,
             self._config.sampling,
             self._stream,
             attempt,

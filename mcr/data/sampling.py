@@ -101,7 +101,7 @@ class Draw:
     """n clips. Nothing of them has been read yet.
 
     episodes: int64 [n]         positions in `lengths`
-    cameras:  int64 [n]         0 .. num_cameras - 1
+    cameras:  int64 [n]         0 .. C - 1
     steps:    int64 [n, F]      START, EARLY, MIDDLE, LATE, END
     windows:  int64 [n, 2, L]   steps around EARLY and LATE
     crops:    float32 [n, F, 4] top, left, height, width in pixels
@@ -121,8 +121,7 @@ def draw_samples(
     first: int,
     count: int,
     lengths: np.ndarray,
-    num_cameras: int,
-    frame_size: tuple[int, int],
+    sizes: np.ndarray,
     config: SamplingConfig,
     stream: int = TRAIN,
     attempt: int = 0,
@@ -130,11 +129,12 @@ def draw_samples(
 ) -> Draw:
     """Draw the samples first .. first + count - 1 of the run `seed`.
 
-    lengths:    number of steps of each episode to draw from, int64 [n], each at least 3
-    frame_size: (height, width), for the crop boxes
-    stream:     TRAIN or VALIDATION
-    attempt:    0; a sample whose frames cannot be read is drawn again as attempt 1, 2, ...
-    kept:       steps of these episodes that may be drawn, at least 3 of each; None = all
+    lengths: number of steps of each episode to draw from, int64 [n], each at least 3
+    sizes:   height and width of the frames of each episode and camera, int [n, C, 2]; 0 = the
+             episode lacks the camera. Each episode must have one of them.
+    stream:  TRAIN or VALIDATION
+    attempt: 0; a sample whose frames cannot be read is drawn again as attempt 1, 2, ...
+    kept:    steps of these episodes that may be drawn, at least 3 of each; None = all
     """
     num_draws = _STEP_DRAWS + NUM_FRAMES * _DRAWS_PER_CROP
     u = _uniform(seed, first, count, num_draws, attempt, stream, _PLACES)
@@ -144,12 +144,13 @@ def draw_samples(
     steps = _draw_steps(u[:, 2:_STEP_DRAWS], drawable[episodes], config.alpha)
     if kept:
         steps = kept.real_steps(episodes, steps)
+    cameras = _present_cameras(u[:, 1], sizes[episodes, :, 0] > 0)
     return Draw(
         episodes=episodes,
-        cameras=_integer(u[:, 1], 0, num_cameras - 1),
+        cameras=cameras,
         steps=steps,
         windows=_windows(steps[:, [1, 3]], lengths[episodes], config.window),
-        crops=_crops(_per_frame(u[:, _STEP_DRAWS:], config), frame_size, config),
+        crops=_crops(_per_frame(u[:, _STEP_DRAWS:], config), sizes[episodes, cameras], config),
         colors=_colors(_per_frame(color_draws, config), config.color_jitter),
     )
 
@@ -167,6 +168,12 @@ def _uniform(
 def _integer(u: np.ndarray, low: np.ndarray | int, high: np.ndarray | int) -> np.ndarray:
     """Map uniform numbers in [0, 1) to uniform integers in low .. high, both included."""
     return low + (u * (np.asarray(high) - low + 1)).astype(np.int64)
+
+
+def _present_cameras(u: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Draw one of the cameras that each episode has, int64 [n], from `present` bool [n, C]."""
+    number = _integer(u, 0, present.sum(axis=1) - 1)
+    return (np.cumsum(present, axis=1) == (number + 1)[:, None]).argmax(axis=1)
 
 
 def _draw_steps(u: np.ndarray, lengths: np.ndarray, alpha: float) -> np.ndarray:
@@ -204,15 +211,17 @@ def _colors(u: np.ndarray, jitter: float) -> np.ndarray:
     return np.stack([gain * contrast, gain * (1 - contrast) * _MID_GREY], -2).astype(np.float32)
 
 
-def _crops(u: np.ndarray, frame_size: tuple[int, int], config: SamplingConfig) -> np.ndarray:
+def _crops(u: np.ndarray, sizes: np.ndarray, config: SamplingConfig) -> np.ndarray:
+    """Return the boxes of n clips, float32 [n, F, 4], from u [n, F, k] and sizes [n, 2]."""
     if config.crop == "center":
-        return np.broadcast_to(center_crop(frame_size), (*u.shape[:2], 4)).astype(np.float32)
-    return _random_crops(u, frame_size, config.crop_scale, config.crop_ratio)
+        boxes = np.broadcast_to(center_crop(sizes)[:, None], (*u.shape[:2], 4))
+        return boxes.astype(np.float32)
+    return _random_crops(u, sizes[:, None], config.crop_scale, config.crop_ratio)
 
 
 def _random_crops(
     u: np.ndarray,
-    frame_size: tuple[int, int],
+    sizes: np.ndarray,
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> np.ndarray:
@@ -220,34 +229,39 @@ def _random_crops(
 
     A box is the first of ten proposals (area, aspect) that fits the frame, at a uniform place. If
     none fits, it is the largest central crop of an allowed aspect.
+
+    sizes: (height, width) of each frame, int [..., 2]
     """
-    frame_height, frame_width = frame_size
-    area = frame_height * frame_width * (scale[0] + u[..., :10] * (scale[1] - scale[0]))
+    frame_heights, frame_widths = sizes[..., 0, None], sizes[..., 1, None]
+    area = frame_heights * frame_widths * (scale[0] + u[..., :10] * (scale[1] - scale[0]))
     log_low, log_high = np.log(ratio[0]), np.log(ratio[1])
     aspect = np.exp(log_low + u[..., 10:20] * (log_high - log_low))
     widths, heights = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-    fits = (widths > 0) & (widths <= frame_width) & (heights > 0) & (heights <= frame_height)
+    fits = (widths > 0) & (widths <= frame_widths) & (heights > 0) & (heights <= frame_heights)
     chosen = fits.argmax(-1)[..., None]
     width = np.take_along_axis(widths, chosen, -1)[..., 0]
     height = np.take_along_axis(heights, chosen, -1)[..., 0]
-    top = np.floor(u[..., 20] * (frame_height - height + 1))
-    left = np.floor(u[..., 21] * (frame_width - width + 1))
+    top = np.floor(u[..., 20] * (sizes[..., 0] - height + 1))
+    left = np.floor(u[..., 21] * (sizes[..., 1] - width + 1))
     boxes = np.stack([top, left, height, width], -1)
-    fallback = _largest_central_crop(frame_size, ratio)
+    fallback = _largest_central_crops(sizes, ratio)
     return np.where(fits.any(-1)[..., None], boxes, fallback).astype(np.float32)
 
 
-def _largest_central_crop(
-    frame_size: tuple[int, int], ratio: tuple[float, float]
-) -> tuple[int, int, int, int]:
-    frame_height, frame_width = frame_size
-    height = min(frame_height, round(frame_width / ratio[0]))
-    width = min(frame_width, round(frame_height * ratio[1]))
-    return (frame_height - height) // 2, (frame_width - width) // 2, height, width
+def _largest_central_crops(sizes: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:
+    frame_heights, frame_widths = sizes[..., 0], sizes[..., 1]
+    heights = np.minimum(frame_heights, np.rint(frame_widths / ratio[0]))
+    widths = np.minimum(frame_widths, np.rint(frame_heights * ratio[1]))
+    tops, lefts = (frame_heights - heights) // 2, (frame_widths - widths) // 2
+    return np.stack([tops, lefts, heights, widths], -1)
 
 
-def center_crop(frame_size: tuple[int, int], fraction: float = 224 / 256) -> np.ndarray:
-    """Return the box that "resize the shorter side to 256, crop to 224" keeps, float32 [4]."""
-    frame_height, frame_width = frame_size
-    side = round(min(frame_size) * fraction)
-    return np.array([(frame_height - side) // 2, (frame_width - side) // 2, side, side], np.float32)
+def center_crop(sizes: np.ndarray | tuple[int, int], fraction: float = 224 / 256) -> np.ndarray:
+    """Return the box that "resize the shorter side to 256, crop to 224" keeps, float32 [..., 4].
+
+    sizes: (height, width) of each frame, [..., 2]
+    """
+    sizes = np.asarray(sizes)
+    side = np.rint(sizes.min(-1) * fraction).astype(np.int64)
+    top, left = (sizes[..., 0] - side) // 2, (sizes[..., 1] - side) // 2
+    return np.stack([top, left, side, side], -1).astype(np.float32)

@@ -77,6 +77,7 @@ class Schema:
     recording:       what the original path tells of name, session, lab, outcome and date
     splits:          splits to read, for example [train]; [] = all
     hz:              steps per second; 0 = what the format says, if it does
+    min_frames:      a recipe leaves out shorter episodes, unless it says otherwise; 0 = none
     names:           names of data sets that this schema is for
     match:           cameras and signals by which a data set of any name is recognised; it must have
                      all of them
@@ -95,6 +96,7 @@ class Schema:
     recording: RecordingSchema = RecordingSchema()
     splits: tuple[str, ...] = ()
     hz: float = 0.0
+    min_frames: float = 0.0
     names: tuple[str, ...] = ()
     match: tuple[str, ...] = ()
     tried: str = ""
@@ -152,7 +154,17 @@ class Schema:
         If it differs from that of an index, the index has to be built anew. The other fields only
         say how a recipe uses what was read.
         """
-        free = {"title", "default_cameras", "state", "action", "rotations", "hz", "names", "match"}
+        free = {
+            "title",
+            "default_cameras",
+            "state",
+            "action",
+            "rotations",
+            "hz",
+            "min_frames",
+            "names",
+            "match",
+        }
         return {k: v for k, v in self.as_dict().items() if k not in {*free, "tried"}}
 
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from mcr.data.episode import LANGUAGES
 from mcr.data.idle import kept_steps, listed_steps, moving_steps
 from mcr.data.index import Index
 from mcr.data.sampling import KeptSteps
@@ -34,12 +32,14 @@ class SelectionConfig:
     idle:         "keep" idle steps, or "drop" them by openpi's rule
     idle_change:  with "drop": a step is idle if all joints' commanded velocities change by less
     idle_steps:   with "drop": at least so many idle steps in sequence are dropped
-    min_frames:   episodes with fewer steps that may be drawn are left out; paper: 40
+    min_frames:   episodes with fewer steps that may be drawn are left out; 0 = what the schema says
+                  (DROID's: the paper's 40), or the 3 that a clip needs
     outcome:      "any", or "success" to leave out failures (if the data set names them)
-    language:     how many of the three instructions an episode must have: "none", "any" or "all".
-                  The losses never read language, and the paper's filter "all" halves DROID.
+    language:     how many of its instructions (DROID: three) an episode must have: "none", "any" or
+                  "all". The losses never read language, and the paper's filter "all" halves DROID.
     min_words:    with language any/all: shorter instructions do not count; upstream: 2
-    val_fraction: share of the sessions that is held out, 0 for none
+    val_fraction: share of the sessions that is held out, 0 for none. If all episodes are of one
+                  session, none is held out.
     """
 
     labs: list[str] = field(default_factory=list)
@@ -48,7 +48,7 @@ class SelectionConfig:
     idle: str = "keep"
     idle_change: float = 1e-3
     idle_steps: int = 7
-    min_frames: int = 40
+    min_frames: int = 0
     outcome: str = "any"
     language: str = "none"
     min_words: int = 2
@@ -96,7 +96,8 @@ def select_episodes(index: Index, config: SelectionConfig) -> tuple[Episodes, li
         lengths = kept.lengths
         keep = lengths > 0
         _add(report, index, name, keep, lengths)
-    for name, passes in _episode_filters(table, lengths, config):
+    config = replace(config, min_frames=config.min_frames or least_frames(index))
+    for name, passes in _episode_filters(index, lengths, config):
         keep = keep & passes
         _add(report, index, name, keep, lengths)
     rows = np.flatnonzero(keep)
@@ -112,15 +113,24 @@ def _step_filters(index: Index, config: SelectionConfig) -> Iterator[tuple[str, 
         yield "idle=drop", moving_steps(index, config.idle_change, config.idle_steps)
 
 
+_LEAST_FRAMES = 3  # the sampling rule needs them: MIDDLE is drawn from 2 .. T-1
+
+
+def least_frames(index: Index) -> int:
+    """Return how many steps an episode must have if a recipe does not say it."""
+    return max(_LEAST_FRAMES, int(index.schema.min_frames))
+
+
 def _episode_filters(
-    table: pd.DataFrame, lengths: np.ndarray, config: SelectionConfig
+    index: Index, lengths: np.ndarray, config: SelectionConfig
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield each filter's name, and the episodes that pass it, bool [N].
 
     lengths: number of steps that may be drawn, int64 [N]
     """
-    # The sampling rule needs 3 steps: MIDDLE is drawn from 2 .. T-1.
-    yield f"min_frames={config.min_frames}", lengths >= max(3, config.min_frames)
+    table = index.table
+    least = max(_LEAST_FRAMES, config.min_frames)
+    yield f"min_frames={config.min_frames}", lengths >= least
     if config.labs:
         for lab in config.labs:
             require_choice("data.selection.labs", lab, set(table["lab"]))
@@ -133,7 +143,13 @@ def _episode_filters(
     if config.outcome == "success":
         yield "outcome=success", (table["outcome"] == "success").to_numpy()
     if config.language != "none":
-        texts = [table[key].str.split().str.len() >= max(1, config.min_words) for key in LANGUAGES]
+        if not index.languages:
+            raise UserError(
+                f"{index.source}: has no instructions, so data.selection.language="
+                f"{config.language} would leave out all episodes; use none"
+            )
+        least_words = max(1, config.min_words)
+        texts = [table[key].str.split().str.len() >= least_words for key in index.languages]
         combine = np.all if config.language == "all" else np.any
         yield f"language={config.language}", combine(texts, axis=0)
 
@@ -173,19 +189,14 @@ def split_sessions(
 
     A session is held out if the hash of its name is below `val_fraction`. The hash depends only on
     the name, so added data moves no episode. If this holds out no session, or all of them, only the
-    session with the lowest hash is held out. Raises UserError if there is only one session.
+    session with the lowest hash is held out. If there is only one session, none is.
     """
     if not 0 <= val_fraction < 1:
         raise UserError(f"data.selection.val_fraction={val_fraction} must lie in [0, 1)")
-    if val_fraction == 0:
-        return episodes, episodes.of(np.arange(0))
     sessions = index.table["session"].to_numpy()[episodes.rows]
     places = {session: _place_of(session) for session in set(sessions)}
-    if len(places) == 1:
-        raise UserError(
-            f"{index.source}: all {len(episodes)} selected episodes are of one recording session, "
-            f"{sessions[0]!r}, so none can be held out; set data.selection.val_fraction=0"
-        )
+    if val_fraction == 0 or len(places) == 1:
+        return episodes, episodes.of(np.arange(0))
     held_out = {session for session, place in places.items() if place < val_fraction}
     if len(held_out) in (0, len(places)):
         held_out = {min(places, key=lambda session: places[session])}

@@ -4,7 +4,8 @@ The index stores signals as they were recorded. A `Space` selects the columns th
 and computes derived numbers from them, batch by batch in `loader.py`. Derived numbers are not
 stored. `data.action_space` is one of
 
-    default             `action`; in DROID the same numbers as cartesian_position
+    default             the action that the schema names; in DROID the same numbers as
+                        cartesian_position
     cartesian_position  commanded pose (xyz in m, Euler angles; base frame), gripper position
     cartesian_velocity  commanded velocity of the pose, gripper velocity
     joint_position      commanded joint angles, gripper position
@@ -16,10 +17,11 @@ All but the first come from `action_dict`. DROID's robot interface takes the gri
 in the velocity spaces and as a position in the others, and so do we. (openpi's policies for DROID
 always use a position.) DROID's velocities are shares of the controller's limits, -1 .. 1.
 
-`data.rotation` says how poses write their rotation. "euler" is three angles, which jump at +-pi.
-"6d" is the first two columns of the rotation matrix, one after the other (Zhou et al., CVPR 2019,
-arXiv 1812.07035), which is continuous. DROID's angles turn about the fixed axes x, y, z, in this
-order (its `droid/misc/transformations.py`: SciPy's lower-case "xyz").
+`data.rotation` says how rotations are written where the schema of the data set says that there are
+any (`Schema.rotations`). "euler" is three angles, which jump at +-pi. "6d" is the first two columns
+of the rotation matrix, one after the other (Zhou et al., CVPR 2019, arXiv 1812.07035), which is
+continuous. DROID's angles turn about the fixed axes x, y, z, in this order (its
+`droid/misc/transformations.py`: SciPy's lower-case "xyz").
 """
 
 from __future__ import annotations
@@ -77,14 +79,20 @@ class Space:
         return self.compute(stored) if self.compute else stored
 
 
-def signal_space(index: Index, keys: tuple[str, ...], rotation: str) -> Space:
-    """Return the space of the named signals, with the rotations of poses written as asked for.
+def signal_space(
+    index: Index, keys: tuple[str, ...], rotation: str, wanted_by: str = "data.state_keys"
+) -> Space:
+    """Return the space of the named signals, with their rotations written as asked for.
 
-    Raises UserError for a signal that the data set lacks, and for a pose of the wrong size.
+    keys:      () = the state that the schema names
+    wanted_by: the option that names them, for messages
+
+    Raises UserError for a signal that the data set lacks, and for rotations outside of it.
     """
     require_choice("data.rotation", rotation, _ROTATION_SIZES)
-    columns, name = index.columns(keys, "data.state_keys"), " + ".join(keys)
-    begins = _pose_columns(index, keys) if rotation == "6d" else ()
+    keys = keys or index.state
+    columns, name = index.columns(keys, wanted_by), " + ".join(keys)
+    begins = _angle_columns(index, keys) if rotation == "6d" else ()
     if not begins:
         return Space(name, columns, len(columns))
     size = len(columns) + len(begins) * (_ROTATION_SIZES["6d"] - 3)
@@ -94,45 +102,58 @@ def signal_space(index: Index, keys: tuple[str, ...], rotation: str) -> Space:
 def action_space(index: Index, name: str, rotation: str) -> Space:
     """Return the space `name` of ACTION_SPACES.
 
-    Raises UserError for a signal that the data set lacks, for a pose of the wrong size, and for
-    "6d" if nothing tells whether `action` is a pose.
+    It has no dimensions if the data set has no action and `name` is "default". Raises UserError for
+    a signal that the data set lacks, and for rotations outside of it.
     """
-    keys = ACTION_SPACES[require_choice("data.action_space", name, ACTION_SPACES)]
+    require_choice("data.action_space", name, ACTION_SPACES)
+    if name == "default" and not index.action:
+        return Space("no action", np.arange(0), 0)
+    keys = index.action if name == "default" else ACTION_SPACES[name]
     columns = index.columns(keys, f"data.action_space={name}")
     if name != "delta":
-        return signal_space(index, keys, rotation)
+        return signal_space(index, keys, rotation, f"data.action_space={name}")
     require_choice("data.rotation", rotation, _ROTATION_SIZES)
-    _pose_columns(index, keys)  # checks that they are poses
+    for key in (_OBSERVED, _COMMANDED):
+        if index.schema.rotations.get(key) != {3: "euler"} or len(index.columns((key,))) != 6:
+            raise UserError(
+                f"{index.source}: data.action_space=delta needs {key} as xyz and three Euler "
+                f"angles; its schema must say rotations: {{{key}: {{3: euler}}}}"
+            )
     size = len(columns) - 2 * _POSE_SIZE + 3 + _ROTATION_SIZES[rotation]
     return Space(f"delta, {rotation}", columns, size, partial(_relative, rotation=rotation))
 
 
-# --------------------------------------------------------------------------- which are poses
+# --------------------------------------------------------------------------- which are rotations
 
 
-def _pose_columns(index: Index, keys: tuple[str, ...]) -> tuple[int, ...]:
-    """Return where poses begin in the concatenated signals. Raises UserError for a wrong size."""
+def _angle_columns(index: Index, keys: tuple[str, ...]) -> tuple[int, ...]:
+    """Return where three Euler angles begin in the concatenated signals.
+
+    Raises UserError if the schema puts them beyond the end of a signal.
+    """
     begins, position = [], 0
     for key in keys:
         width = len(index.columns((key,)))
-        if key in (_OBSERVED, _COMMANDED) and width != _POSE_SIZE:
-            raise UserError(
-                f"{index.source}: {key} has {width} numbers, not xyz and three Euler angles; use "
-                "data.rotation=euler and an action_space without poses"
-            )
-        if key in (_OBSERVED, _COMMANDED) or (key == "action" and _action_is_pose(index)):
-            begins.append(position)
+        for begin in sorted(index.schema.rotations.get(key, {})):
+            if begin + 3 > width:
+                raise UserError(
+                    f"{index.source}: the schema says that three angles begin at number {begin} of "
+                    f"{key}, which has {width}; give a schema with its own rotations, or use "
+                    "data.rotation=euler"
+                )
+            if key != "action" or _action_is_pose(index):
+                begins.append(position + begin)
         position += width
     return tuple(begins)
 
 
 def _action_is_pose(index: Index) -> bool:
-    """Compare numbers to tell whether `action` begins with the commanded pose. No file says so."""
+    """Compare numbers to tell whether `action` is the commanded pose, where that is recorded.
+
+    DROID's schema does not say what `action` is, and other data sets in it hold velocities there.
+    """
     if _COMMANDED not in index.info["columns"]:
-        raise UserError(
-            f"{index.source}: without {_COMMANDED} nothing tells whether `action` is a pose whose "
-            "angles could be written as data.rotation=6d; use euler"
-        )
+        return True
     steps = np.linspace(0, index.info["total_steps"] - 1, _NUM_COMPARED).astype(np.int64)
     action = index.signals[steps[:, None], index.columns(("action",))]
     pose = index.signals[steps[:, None], index.columns((_COMMANDED,))]
@@ -146,12 +167,12 @@ def _action_is_pose(index: Index) -> bool:
 
 
 def _with_6d(stored: np.ndarray, begins: tuple[int, ...]) -> np.ndarray:
-    """Turn the Euler angles of the poses that begin at `begins` into 6-D. Keep the rest."""
+    """Turn the three Euler angles that begin at each of `begins` into 6-D. Keep the rest."""
     pieces, done = [], 0
     for begin in begins:
-        angles = stored[..., begin + 3 : begin + _POSE_SIZE]
-        pieces += [stored[..., done : begin + 3], _numbers(_rotations(angles), "6d", angles.shape)]
-        done = begin + _POSE_SIZE
+        angles = stored[..., begin : begin + 3]
+        pieces += [stored[..., done:begin], _numbers(_rotations(angles), "6d", angles.shape)]
+        done = begin + 3
     return np.concatenate([*pieces, stored[..., done:]], axis=-1)
 
 

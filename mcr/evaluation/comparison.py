@@ -95,7 +95,7 @@ def _probe_run(run_dir: Path, config: Config) -> dict[str, float]:
         if known["checkpoint"] == checkpoint.name:
             return known["scores"]
     data = config.data
-    index = open_index(data.root, data.index or None)
+    index = open_index(data.root, data.index or None, schema=data.schema or None)
     episodes, _ = select_episodes(index, data.selection)
     training, held_out = split_sessions(index, episodes, data.selection.val_fraction)
     encoder = load_model(checkpoint)

@@ -56,6 +56,8 @@ def evaluate_offline(
     folder: str | Path,
     config: OfflineConfig | None = None,
     device: str = "cpu",
+    data_index: str | None = None,
+    schema: str | None = None,
 ) -> str:
     """Score encoders on recorded data, and write results.csv, .md and .png to `folder`.
 
@@ -63,13 +65,14 @@ def evaluate_offline(
     are not measured again.
 
     encoders: "NAME=SOURCE" or "SOURCE", what `load_model` reads
-    data:     shards or a tree, as training reads them
+    data:     a data set of any format
     device:   where the encoders run
+    data_index, schema: as `data.index` and `data.schema` in training
     Returns the table in Markdown. Raises UserError as `offline_scores`, and for a folder with
     results of other data or of other weights under the same name.
     """
     folder, config = Path(folder), config or OfflineConfig()
-    index = open_index(data)
+    index = open_index(data, data_index, schema=schema)
     held_out = config.selection.val_fraction
     results = Results(folder, {"data": index.fingerprint, "held out": held_out})
     sources = named_encoders(encoders)

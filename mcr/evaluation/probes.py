@@ -12,12 +12,13 @@ cross-validation over groups, and the closed form here takes five lines.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import nn
 
 from mcr.data.frames import FrameReader
@@ -51,8 +52,8 @@ def probe_encoder(
 
     1 is perfect. 0 is the score of always predicting the training side's mean, without features.
 
-    cameras:    their features are concatenated, as for a policy
-    state_keys: signals of the state; the action is the signal `action`
+    cameras:    their features are concatenated, as for a policy; [] = those that the schema uses
+    state_keys: signals of the state; [] = the state that the schema names
     rotation:   how rotations in poses are represented, see `data.spaces`; "6d" is continuous
 
     Raises UserError if there are no held-out episodes or the data lacks a camera or signal.
@@ -61,8 +62,10 @@ def probe_encoder(
         raise UserError(
             f"{index.source}: no episodes are held out to probe; set data.selection.val_fraction"
         )
+    cameras = cameras or index.default_cameras
     steps, held_steps = (
-        choose_steps(index, side, MAX_EPISODES, FRAMES_PER_EPISODE) for side in (training, held_out)
+        choose_steps(index, with_cameras(index, side, cameras), MAX_EPISODES, FRAMES_PER_EPISODE)
+        for side in (training, held_out)
     )
     features = embed_steps(encoder, index, steps, cameras)
     held_features = embed_steps(encoder, index, held_steps, cameras)
@@ -73,6 +76,8 @@ def probe_encoder(
     }
     scores = {}
     for name, space in spaces.items():
+        if space.size == 0:
+            continue
         targets, held_targets = (
             space.read(index.signals, index.starts[s[:, 0]] + s[:, 1]) for s in (steps, held_steps)
         )
@@ -97,30 +102,46 @@ def choose_steps(
     return np.array(pairs, np.int64)
 
 
-@torch.no_grad()
-def embed_steps(
-    encoder: Encoder, index: Index, steps: np.ndarray, cameras: Sequence[str]
-) -> np.ndarray:
-    """Features of (row, step) pairs, int64 [n, 2], all cameras concatenated: float32 [n, V * D].
-
-    Raises UserError if the data lacks a camera.
+def with_cameras(index: Index, episodes: Episodes, cameras: Sequence[str]) -> Episodes:
+    """The episodes that have all of these cameras. Raises UserError if none has, and if no episode
+    of the data set has one of them.
     """
     for camera in cameras:
         if camera not in index.cameras:
             raise UserError(
                 f"{index.source}: no camera {camera!r}; it has {', '.join(index.cameras)}"
             )
-    tasks = [
-        (row, index.cameras.index(camera), step)
-        for row, step in steps.tolist()
-        for camera in cameras
-    ]
+    columns = [index.cameras.index(camera) for camera in cameras]
+    has_all = (index.sizes[episodes.rows][:, columns, 0] > 0).all(axis=1)
+    if not has_all.any():
+        raise UserError(f"{index.source}: no episode has all of the cameras {', '.join(cameras)}")
+    return episodes.of(has_all)
+
+
+@torch.no_grad()
+def embed_steps(
+    encoder: Encoder, index: Index, steps: np.ndarray, cameras: Sequence[str]
+) -> np.ndarray:
+    """Features of (row, step) pairs, int64 [n, 2], all cameras concatenated: float32 [n, V * D].
+
+    Steps of an episode must be in order. Frames are read episode by episode.
+    """
     embedded = []
     with contextlib.closing(FrameReader(index)) as reader:
-        for begin in range(0, len(tasks), _IMAGES_AT_ONCE):
-            frames = [reader.read(*task) for task in tasks[begin : begin + _IMAGES_AT_ONCE]]
-            embedded.append(encoder(np.stack(frames)).float().cpu().numpy())
-    return rearrange(np.concatenate(embedded), "(n v) d -> n (v d)", v=len(cameras))
+        for camera in cameras:
+            frames = _frames_of_steps(reader, steps, index.cameras.index(camera))
+            batches = iter(lambda frames=frames: list(islice(frames, _IMAGES_AT_ONCE)), [])
+            embedded.append(
+                np.concatenate([encoder(batch).float().cpu().numpy() for batch in batches])
+            )
+    return np.concatenate(embedded, axis=1)
+
+
+def _frames_of_steps(reader: FrameReader, steps: np.ndarray, camera: int) -> Iterator[np.ndarray]:
+    borders = [0, *(np.flatnonzero(np.diff(steps[:, 0])) + 1).tolist(), len(steps)]
+    for begin, end in itertools.pairwise(borders):
+        row = int(steps[begin, 0])
+        yield from reader.episode(row, camera, steps[begin:end, 1].tolist())
 
 
 # --------------------------------------------------------------------------- regression

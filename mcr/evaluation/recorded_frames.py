@@ -15,7 +15,7 @@ from mcr.data.index import Index
 from mcr.data.selection import SelectionConfig, select_episodes, split_sessions
 from mcr.data.spaces import action_space, signal_space
 from mcr.errors import UserError
-from mcr.evaluation.probes import choose_steps, embed_steps
+from mcr.evaluation.probes import choose_steps, embed_steps, with_cameras
 from mcr.models.encoder import Encoder
 
 
@@ -23,9 +23,9 @@ from mcr.models.encoder import Encoder
 class OfflineConfig:
     """Which frames, cameras and signals the offline suite uses.
 
-    cameras:    for probes their features are concatenated, as for a policy. [] = the data set's
-                first two. Retrieval needs at least two.
-    state_keys: signals of the state; the action is the signal `action`
+    cameras:    for probes their features are concatenated, as for a policy. [] = the first two that
+                the schema uses. Retrieval needs at least two. Episodes that lack one are left out.
+    state_keys: signals of the state; [] = the state that the schema names
     rotation:   how rotations in poses are represented, see `data.spaces`; "6d" is continuous
     selection:  which episodes, and the share of recording sessions that are held out. An encoder
                 that was pretrained on the same data must not have seen the held-out pictures, so
@@ -37,9 +37,7 @@ class OfflineConfig:
     """
 
     cameras: list[str] = field(default_factory=list)
-    state_keys: list[str] = field(
-        default_factory=lambda: ["cartesian_position", "gripper_position", "joint_position"]
-    )
+    state_keys: list[str] = field(default_factory=list)
     rotation: str = "6d"
     selection: SelectionConfig = field(default_factory=lambda: SelectionConfig(val_fraction=0.25))
     max_episodes: int = 200
@@ -93,13 +91,15 @@ def read_frames(encoder: Encoder, index: Index, config: OfflineConfig) -> tuple[
             f"{index.source}: no episodes are held out to judge by; "
             f"selection.val_fraction={config.selection.val_fraction} must be above 0"
         )
-    cameras = config.cameras or index.cameras[:2]
+    cameras = config.cameras or index.default_cameras[:2]
     spaces = {
-        "state": signal_space(index, tuple(config.state_keys), config.rotation),
+        "state": signal_space(index, tuple(config.state_keys), config.rotation, "state_keys"),
         "action": action_space(index, "default", config.rotation),
     }
+    spaces = {name: space for name, space in spaces.items() if space.size}
     frames = []
     for side in sides:
+        side = with_cameras(index, side, cameras)
         pairs = choose_steps(index, side, config.max_episodes, config.frames_per_episode)
         rows, steps = pairs.T
         targets = {k: s.read(index.signals, index.starts[rows] + steps) for k, s in spaces.items()}

@@ -76,19 +76,25 @@ class FeatureConfig:
 
 
 def extract_features(
-    encoder: str | Path, data: str | Path, out: str | Path, config: FeatureConfig | None = None
+    encoder: str | Path,
+    data: str | Path,
+    out: str | Path,
+    config: FeatureConfig | None = None,
+    index: str | Path | None = None,
+    schema: str | Path | None = None,
 ) -> FeatureCache:
     """Compute the features of all frames of `data` and write them to the folder `out`.
 
     A run that was killed is continued. A finished cache is returned as it is.
 
     encoder: what `load_model` takes
-    data:    what `open_recordings` takes
+    data:    a data set of any format
+    index, schema: as for `mcr.data.index.open_index`
     Raises UserError if `out`, or what was begun there, was made by another encoder, from other data
     or with other options, and if the data cannot be read.
     """
     config, out = config or FeatureConfig(), Path(out)
-    recordings = open_recordings(data)
+    recordings = open_recordings(data, index, schema)
     loaded = load_model(encoder, config.device)
     key = {
         **encoder_key(loaded),
@@ -253,10 +259,16 @@ class Worker:
         self._starts = np.cumsum([0, *job.recordings.lengths])
 
     def encode(self, episode: int) -> int:
-        """Encode all cameras of an episode. Its features are on disk when this returns."""
+        """Encode all cameras of an episode. Its features are on disk when this returns.
+
+        Features of a camera that the episode lacks are 0.
+        """
         job, config = self._job, self._job.config
         for column, camera in enumerate(job.cameras):
             row = self._starts[episode]
+            if not job.recordings.has(episode, camera):
+                self._array[row : self._starts[episode + 1], column] = 0
+                continue
             for features in encode_frames(
                 self._network,
                 job.preprocessing,

@@ -101,7 +101,8 @@ class Cloning:
             return None
         saved = read_policy_file(self.path)
         now = dataclasses.asdict(self.config)
-        require_same_config(self.folder, saved["config"], now, FREE_TO_CHANGE)
+        defaults = dataclasses.asdict(type(self.config)())
+        require_same_config(self.folder, saved["config"], now, FREE_TO_CHANGE, defaults=defaults)
         return saved
 
     def _restore(self, saved: dict[str, Any]) -> None:

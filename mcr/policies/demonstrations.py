@@ -1,9 +1,8 @@
 """Demonstrations: recordings with actions -> the arrays that behaviour cloning learns from.
 
-    robomimic's HDF5        through `mcr.data.hdf5`; split as the file says, if it has mask/train
-                            and mask/valid
-    RLDS shards, our tree   through `mcr.data.index`; signals and action space as in pretraining;
-                            only successes, where outcomes are known
+Data of any format is read through `mcr.data.index`; signals and action space are as in pretraining.
+Only successes are used where outcomes are known. Episodes are split as the data says, if it has a
+train and a validation split (robomimic's mask/train and mask/valid, RLDS splits).
 
 The steps of all episodes are concatenated in the order of `recordings`, as in a feature cache.
 Called by `behaviour_cloning` and by the evaluation. `recordings` reads the pictures.
@@ -17,34 +16,35 @@ from pathlib import Path
 
 import numpy as np
 
-from mcr.data import hdf5
-from mcr.data.hdf5 import Hdf5File
 from mcr.data.index import Index, open_index
 from mcr.data.spaces import action_space, signal_space
 from mcr.errors import UserError, nearest
-from mcr.features.recordings import Hdf5Recordings, IndexedRecordings, Recordings
+from mcr.features.recordings import Recordings
 from mcr.runs.processes import progress_bar
 
-_INDEX_SIGNALS = ("cartesian_position", "gripper_position", "joint_position")
-_PRIVILEGED = "object"  # robomimic's key for the true poses of objects, which no real robot knows
+_HELD_OUT_SPLITS = ("valid", "validation", "val", "test")
 
 
 @dataclass
 class DemonstrationConfig:
     """What of the demonstrations is used.
 
-    data:           robomimic's HDF5, an RLDS version folder, or the root of a tree
+    data:           a data set of any format
+    schema:         as `data.schema` in pretraining
+    index:          as `data.index` in pretraining
     cameras:        [] = all
-    low_dim:        low-dimensional signals; [] = all but "object", which no real robot knows; for
-                    shards and trees: the poses of hand, gripper and joints
+    low_dim:        low-dimensional signals; [] = the state that the schema names, or all but the
+                    true poses of objects, which no real robot knows
     proprioception: False = no low-dimensional signals
-    action_space:   for shards and trees: as `data.action_space` in pretraining
-    rotation:       for shards and trees: "6d", or "euler" angles, which are discontinuous
-    val_fraction:   share of the episodes that is held out, if the file has no split of its own;
-                    0 = no episode is held out, whatever the file says
+    action_space:   as `data.action_space` in pretraining
+    rotation:       as `data.rotation` in pretraining: "6d", or "euler" angles, which jump
+    val_fraction:   share of the episodes that is held out, if the data has no split of its own;
+                    0 = no episode is held out, whatever the data says
     """
 
     data: str = ""
+    schema: str = ""
+    index: str = ""
     cameras: list[str] = field(default_factory=list)
     low_dim: list[str] = field(default_factory=list)
     proprioception: bool = True
@@ -104,24 +104,68 @@ class Demonstrations:
 def open_demonstrations(config: DemonstrationConfig) -> Demonstrations:
     """Read everything except the pictures.
 
-    Raises UserError if the data is of an unknown kind, if a camera or signal does not exist, and if
-    actions, signals and pictures of an episode differ in length.
+    Raises UserError if the data cannot be read, if a camera or signal does not exist, and if there
+    are no actions.
     """
     if not config.data:
         raise UserError(
-            "demonstrations.data is not set: give an HDF5 file, an RLDS version folder or a tree"
+            "demonstrations.data is not set: give a data set of any format that docs/data.md names"
         )
     if not 0 <= config.val_fraction < 1:
         raise UserError(f"val_fraction={config.val_fraction} must lie in [0, 1)")
-    source = Path(config.data).expanduser()
-    if not source.exists():
-        raise UserError(f"{source}: no such file or folder; check demonstrations.data=")
-    is_hdf5 = source.is_file() and source.suffix in hdf5.SUFFIXES
-    found = _of_hdf5(source, config) if is_hdf5 else _of_index(open_index(source), config)
-    for name in ("low_dim", "actions"):
-        if not np.isfinite(getattr(found, name)).all():
-            raise UserError(f"{source}: {name} hold NaN or infinity")
-    return found
+    index = open_index(config.data, config.index or None, schema=config.schema or None)
+    recordings = Recordings(index)
+    keys = tuple(config.low_dim) or index.state
+    spaces = []
+    if config.proprioception:
+        spaces.append(signal_space(index, keys, config.rotation, "demonstrations.low_dim"))
+    spaces.append(action_space(index, config.action_space, config.rotation))
+    if spaces[-1].size == 0:
+        raise UserError(
+            f"{index.source}: no signal is called action, so there is nothing to learn; its "
+            f"signals are {', '.join(index.signal_names) or 'none'}. Name it in a schema: "
+            "demonstrations.schema=my_robot.yaml with action: [...]"
+        )
+    steps = np.concatenate(
+        [start + np.arange(n) for start, n in zip(index.starts, index.lengths, strict=True)]
+    )
+    *low_dim, actions = (space.read(index.signals, steps) for space in spaces)
+    cameras = _cameras(recordings, config)
+    return Demonstrations(
+        recordings,
+        cameras,
+        keys if config.proprioception else (),
+        low_dim[0] if low_dim else np.zeros((len(steps), 0), np.float32),
+        actions,
+        *_subsets(index, _usable(recordings, cameras), config.val_fraction),
+    )
+
+
+def _usable(recordings: Recordings, cameras: tuple[str, ...]) -> list[int]:
+    """Rows of the episodes that have all cameras and, where outcomes are known, succeeded."""
+    outcomes = recordings.index.table["outcome"].to_numpy()
+    fits = outcomes == "success" if (outcomes == "success").any() else np.ones(len(outcomes), bool)
+    rows = [
+        row
+        for row in np.flatnonzero(fits).tolist()
+        if all(recordings.has(row, camera) for camera in cameras)
+    ]
+    if not rows:
+        raise UserError(
+            f"{recordings.index.source}: no episode has all of the cameras {', '.join(cameras)}; "
+            "choose some with demonstrations.cameras"
+        )
+    return rows
+
+
+def _subsets(index: Index, usable: list[int], val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the episodes to train on and held out: the data's split, or by `val_fraction`."""
+    splits = index.table["split"].to_numpy()[usable]
+    held_out, training = np.isin(splits, _HELD_OUT_SPLITS), splits == "train"
+    if not val_fraction or not held_out.any() or not training.any():
+        return _split(usable, val_fraction)
+    rows = np.asarray(usable, np.int64)
+    return rows[training], rows[held_out]
 
 
 def _cameras(recordings: Recordings, config: DemonstrationConfig) -> tuple[str, ...]:
@@ -142,95 +186,3 @@ def _split(usable: Sequence[int], val_fraction: float) -> tuple[np.ndarray, np.n
     places = (np.arange(count) + 0.5) * len(episodes) / max(1, count)
     is_held_out = np.isin(np.arange(len(episodes)), places.astype(np.int64))
     return episodes[~is_held_out], episodes[is_held_out]
-
-
-# --------------------------------------------------------------------------- HDF5
-
-
-def _of_hdf5(path: Path, config: DemonstrationConfig) -> Demonstrations:
-    recordings = Hdf5Recordings(path)
-    with Hdf5File(path) as file:
-        signals = _signals(file, config) if config.proprioception else ()
-        rows = [
-            _numbers(file, episode, length, signals)
-            for episode, length in zip(recordings.names, recordings.lengths, strict=True)
-        ]
-        training, held_out = _subsets(file, config.val_fraction)
-    if len(shapes := {tuple(array.shape[1:] for array in pair) for pair in rows}) > 1:
-        raise UserError(f"{path}: demonstrations differ in the sizes of signals, actions: {shapes}")
-    low_dim, actions = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
-    return Demonstrations(
-        recordings,
-        _cameras(recordings, config),
-        signals,
-        low_dim,
-        actions,
-        training,
-        held_out,
-    )
-
-
-def _signals(file: Hdf5File, config: DemonstrationConfig) -> tuple[str, ...]:
-    known = file.signals(file.episodes[0])
-    for name in config.low_dim:
-        if name not in known:
-            raise UserError(f"{file.path}: no signal {name!r} in obs{nearest(name, known)}")
-    return tuple(config.low_dim) or tuple(name for name in known if name != _PRIVILEGED)
-
-
-def _numbers(
-    file: Hdf5File, episode: str, length: int, signals: tuple[str, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Signals [T, P] and actions [T, A] of one episode of T frames, both float32."""
-    place = f"{file.path}, {episode}"
-    named = {"actions": "actions", **{name: f"obs/{name}" for name in signals}}
-    for name, key in named.items():
-        steps = file.length(episode, key)
-        if steps is None:
-            hint = ", which the first episode has" if key != "actions" else ""
-            raise UserError(f"{place}: has no {key}{hint}")
-        if steps != length:
-            raise UserError(f"{place}: {steps} steps of {name}, but {length} pictures")
-    actions, *rest = (file.read(episode, key).astype(np.float32) for key in named.values())
-    return np.concatenate([np.zeros((length, 0), np.float32), *rest], axis=1), actions
-
-
-def _subsets(file: Hdf5File, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the episodes to train on and held out: the file's split, or by `val_fraction`."""
-    subsets = {name: file.subset(name) for name in ("train", "valid")}
-    if not val_fraction or None in subsets.values():
-        return _split(range(len(file.episodes)), val_fraction)
-    rows = {name: row for row, name in enumerate(file.episodes)}
-    parts = []
-    for subset, names in subsets.items():
-        assert names is not None
-        if unknown := [name for name in names if name not in rows]:
-            raise UserError(
-                f"{file.path}: mask/{subset} names {unknown[0]!r}, which is not in data"
-            )
-        parts.append(np.array(sorted(rows[name] for name in names), np.int64))
-    return parts[0], parts[1]
-
-
-# --------------------------------------------------------------------------- shards and trees
-
-
-def _of_index(index: Index, config: DemonstrationConfig) -> Demonstrations:
-    recordings = IndexedRecordings(index)
-    keys = tuple(config.low_dim) or _INDEX_SIGNALS
-    spaces = [signal_space(index, keys, config.rotation)] if config.proprioception else []
-    spaces.append(action_space(index, config.action_space, config.rotation))
-    steps = np.concatenate(
-        [start + np.arange(n) for start, n in zip(index.starts, index.lengths, strict=True)]
-    )
-    *low_dim, actions = (space.read(index.signals, steps) for space in spaces)
-    successes = index.table["outcome"].to_numpy() == "success"
-    usable = np.flatnonzero(successes) if successes.any() else np.arange(len(index))
-    return Demonstrations(
-        recordings,
-        _cameras(recordings, config),
-        keys if config.proprioception else (),
-        low_dim[0] if low_dim else np.zeros((len(steps), 0), np.float32),
-        actions,
-        *_split(list(usable), config.val_fraction),
-    )

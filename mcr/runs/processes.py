@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tqdm import tqdm
@@ -106,14 +107,35 @@ def ordered_map(
 
 
 class _Worker(SpawnProcess):
-    """A worker that ignores Ctrl-C from its first instruction on, because the parent handles it."""
+    """A worker that ignores Ctrl-C from its first instruction on, because the parent handles it.
+
+    It does not run the program of its parent again. Spawned processes usually do, so a script that
+    starts some must guard its code by `if __name__ == "__main__"`. Workers need nothing of it: they
+    call functions of modules.
+    """
 
     def start(self) -> None:
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited
         try:
-            super().start()
+            with _no_program():
+                super().start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+_starting = threading.Lock()
+
+
+@contextlib.contextmanager
+def _no_program() -> Iterator[None]:
+    """Let `multiprocessing` find no program that a new process would have to run."""
+    with _starting:
+        program = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = program
 
 
 class _Spawn(SpawnContext):

@@ -45,19 +45,29 @@ class Painter:
     """Draws the figures of a run and saves them in `folder` as step_<step>_<name>.png."""
 
     def __init__(
-        self, folder: Path, index: Index, episodes: Episodes, config: DataConfig, seed: int
+        self,
+        folder: Path,
+        index: Index,
+        episodes: Episodes,
+        config: DataConfig,
+        seed: int,
+        frames: FrameReader | None = None,
     ):
         """Read everything that the figures show.
 
         episodes: the clips are drawn from these, and some of them are shown whole, as the first
                   camera saw them
+        frames:   reads the frames; None = from the data set itself
         Raises UserError for unreadable frames, unless data.on_error="skip".
         """
         self._folder = folder
-        clips = ClipDataset(index, episodes, config, seed, VALIDATION)
+        frames = frames or FrameReader(index)
+        clips = ClipDataset(index, episodes, config, seed, VALIDATION, frames)
         self._batch = next(iter(ClipLoader(clips, replace(config, workers=0), NUM_CLIPS)))
         chosen = np.linspace(0, len(episodes) - 1, min(NUM_EPISODES, len(episodes))).astype(int)
-        self._episodes = [_read_episode(index, int(row), config) for row in episodes.rows[chosen]]
+        rows = episodes.rows[chosen].tolist()
+        with contextlib.closing(frames):
+            self._episodes = [_read_episode(index, row, config, frames) for row in rows]
 
     def draw(self, model: Pretrainer, step: int) -> dict[str, np.ndarray]:
         """Draw and save the figures. Returns {name: uint8 [H, W, 3]}."""
@@ -102,20 +112,25 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _read_episode(index: Index, row: int, config: DataConfig) -> tuple[np.ndarray, Tensor]:
-    """Read evenly spaced frames: (times, float [n] in [0, 1]; frames, uint8 [n, 3, H, W])."""
+def _read_episode(
+    index: Index, row: int, config: DataConfig, reader: FrameReader
+) -> tuple[np.ndarray, Tensor]:
+    """Read evenly spaced frames of the first camera that the episode has.
+
+    Returns times, float [n] in [0, 1], and frames, uint8 [n, 3, H, W].
+    """
     length = int(index.lengths[row])
-    camera = index.cameras.index(config.cameras[0])
+    cameras = [index.cameras.index(camera) for camera in config.cameras or index.default_cameras]
+    camera = next((c for c in cameras if reader.sizes[row, c, 0] > 0), cameras[0])
     times, frames = [], []
-    with contextlib.closing(FrameReader(index)) as reader:
-        for step in np.linspace(0, length - 1, min(STEPS_PER_EPISODE, length)).astype(int).tolist():
-            try:
-                frames.append(reader.read(row, camera, step))
-                times.append(step / (length - 1))
-            except UserError:
-                if config.on_error == "raise":
-                    raise
-    shown = np.stack(frames) if frames else np.zeros((0, *index.frame_size, 3), np.uint8)
+    for step in np.linspace(0, length - 1, min(STEPS_PER_EPISODE, length)).astype(int).tolist():
+        try:
+            frames.append(reader.read(row, camera, step))
+            times.append(step / (length - 1))
+        except UserError:
+            if config.on_error == "raise":
+                raise
+    shown = np.stack(frames) if frames else np.zeros((0, *reader.sizes[row, camera], 3), np.uint8)
     return np.array(times), rearrange(torch.from_numpy(shown), "n h w c -> n c h w")
 
 

@@ -76,13 +76,14 @@ class Run:
     """The state of one run: its data, and the network, optimiser and step that change."""
 
     def __init__(self, config: Config, world: World, device: torch.device):
+        self.data = TrainingData(config, world)
+        config = dataclasses.replace(config, data=self.data.config)
         self.config, self.world, self.device = config, world, device
         self.folder = Path(config.run_dir)
         self.step = 0
         self.stopped_by_signal = False
         self._painter: Painter | None = None  # opened when it first draws
         checkpoint = self._newest_checkpoint()
-        self.data = TrainingData(config, world)
         if checkpoint:
             self._require_same_data(checkpoint)
         self.model = self._build_model()
@@ -150,15 +151,17 @@ class Run:
                 free_to_change(self.config),
                 RENAMED,
                 "choose another run_dir, or set allow_config_change=true to go on regardless",
+                dataclasses.asdict(Config()),
             )
         return checkpoint
 
     def _require_same_data(self, checkpoint: dict[str, Any]) -> None:
-        old, new = checkpoint["dataset"]["fingerprint"], self.data.index.fingerprint
-        if old != new:
+        if not self.data.is_same(checkpoint["dataset"]):
+            old, new = checkpoint["dataset"], self.data.identity()
             raise UserError(
-                f"{self.folder} was trained on other data (fingerprint {old[:12]}, "
-                f"{self.data.index.source} has {new[:12]}); choose another run_dir"
+                f"{self.folder} was trained on other data (fingerprint {old['fingerprint'][:12]}, "
+                f"frames {old.get('frames', 'as recorded')}; {self.data.index.source} has "
+                f"{new['fingerprint'][:12]}, {new['frames']}); choose another run_dir"
             )
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
@@ -289,7 +292,9 @@ class Run:
             return
         if self._painter is None:
             folder, index = self.folder / "pictures", self.data.index
-            self._painter = Painter(folder, index, self.data.shown, config.data, config.seed)
+            self._painter = Painter(
+                folder, index, self.data.shown, config.data, config.seed, self.data.frames()
+            )
         log.pictures(self.step, self._painter.draw(self.model, self.step))
 
 

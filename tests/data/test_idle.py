@@ -220,6 +220,10 @@ def test_ranges_hold_exactly_the_kept_steps_of_each_episode(share, seed):
         )
 
 
+def sizes(lengths):
+    return np.broadcast_to((180, 320), (len(lengths), 2, 2))
+
+
 def test_clips_show_kept_steps_and_windows_show_all_steps(resting):
     episodes, report = select_episodes(resting, SelectionConfig(idle="drop", min_frames=10))
     assert report == [
@@ -228,7 +232,7 @@ def test_clips_show_kept_steps_and_windows_show_all_steps(resting):
         f"min_frames=10: 3 episodes, {163 - 48 - 8} frames",  # of the last episode 8 are left
     ]
     lengths = np.asarray(resting.lengths)[episodes.rows]
-    draw = draw_samples(0, 0, 3000, lengths, 2, (180, 320), SamplingConfig(), kept=episodes.kept)
+    draw = draw_samples(0, 0, 3000, lengths, sizes(lengths), SamplingConfig(), kept=episodes.kept)
     mask = per_episode(resting, moving_steps(resting, 1e-3, 7))
     for row, steps, windows in zip(
         episodes.rows[draw.episodes], draw.steps, draw.windows, strict=True
@@ -249,8 +253,8 @@ def test_clips_show_kept_steps_and_windows_show_all_steps(resting):
 def test_drawn_steps_are_steps_of_the_kept_timeline(resting):
     """Kept steps are drawn like the steps of an episode of that length, and then looked up."""
     episodes, _ = select_episodes(resting, SelectionConfig(idle="drop", min_frames=3))
-    options = (2, (180, 320), SamplingConfig())
     lengths = np.asarray(resting.lengths)[episodes.rows]
+    options = (sizes(lengths), SamplingConfig())
     draw = draw_samples(5, 7, 100, lengths, *options, kept=episodes.kept)
     short = draw_samples(5, 7, 100, episodes.kept.lengths, *options)
     mask = per_episode(resting, moving_steps(resting, 1e-3, 7))

@@ -64,7 +64,8 @@ def test_batch_holds_what_was_drawn(shards):
     index = open_index(shards)
     episodes = {episode.origin.name: episode for episode in read_episodes(shards)}
     (batch,) = first_batches(shards, 1, options=config(rotation="euler"))
-    draw = draw_samples(0, 0, 6, np.asarray(index.lengths), 2, (180, 320), SamplingConfig())
+    sizes = index.sizes[:, :2]  # of the exterior cameras
+    draw = draw_samples(0, 0, 6, np.asarray(index.lengths), sizes, SamplingConfig())
     for i in range(6):
         signals = episodes[index.names[draw.episodes[i]].decode()].signals
         states = np.concatenate(

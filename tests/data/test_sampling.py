@@ -23,8 +23,7 @@ def draw(first=0, count=50, lengths=(40, 77, 250), config=None, **options):
         first,
         count,
         lengths,
-        2,
-        SIZE,
+        options.pop("sizes", np.broadcast_to(SIZE, (len(lengths), 2, 2))),
         config or SamplingConfig(),
         **options,
     )
@@ -140,6 +139,28 @@ def test_center_crop_is_resize_256_crop_224():
     top, left, height, width = center_crop((256, 456))
     assert (top, left, height, width) == (16, 116, 224, 224)
     assert (draw(config=SamplingConfig(crop="center")).crops == center_crop(SIZE)).all()
+
+
+def test_cameras_of_several_sizes_get_boxes_within_their_own_frames():
+    sizes = np.array([[(180, 320), (96, 128)], [(64, 64), (480, 640)], [(0, 0), (50, 70)]])
+    drawn = draw(count=3000, sizes=sizes)
+    own = sizes[drawn.episodes, drawn.cameras][:, None]
+    assert (own > 0).all(), "a camera that the episode has"
+    ends = drawn.crops[..., :2] + drawn.crops[..., 2:]
+    assert (drawn.crops[..., :2] >= 0).all() and (ends <= own).all()
+    central = draw(count=3000, sizes=sizes, config=SamplingConfig(crop="center"))
+    assert (central.crops == center_crop(own[:, :1])).all()
+
+
+def test_an_absent_camera_is_never_drawn_and_the_others_equally_often():
+    sizes = np.broadcast_to(SIZE, (3, 3, 2)).copy()
+    sizes[0, 1], sizes[1, 0], sizes[1, 1] = 0, 0, 0
+    drawn = draw(count=30_000, sizes=sizes)
+    counts = np.zeros((3, 3))
+    np.add.at(counts, (drawn.episodes, drawn.cameras), 1)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    assert (shares[sizes[..., 0] == 0] == 0).all()
+    assert shares == pytest.approx(np.array([[0.5, 0, 0.5], [0, 0, 1], [1 / 3] * 3]), abs=0.02)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from mcr.data.schema import Schema
+from mcr.data.sources.hdf5 import Hdf5Source
+from mcr.data.sources.lerobot import LerobotSource
+from mcr.data.sources.media import MediaSource
 from mcr.data.sources.rlds import RldsSource
 from mcr.data.sources.source import Source
 from mcr.data.sources.tree import TreeSource
@@ -13,7 +16,10 @@ from mcr.errors import UserError
 # The first that recognises a data set opens it. Pictures alone are taken for media last.
 SOURCES: dict[str, type[Source]] = {
     "rlds": RldsSource,
+    "lerobot": LerobotSource,
+    "hdf5": Hdf5Source,
     "tree": TreeSource,
+    "media": MediaSource,
 }
 
 
