@@ -57,7 +57,7 @@ class Options:
         for camera in cameras:
             require_choice("--cameras", camera, source.cameras)
         if len(set(cameras)) < len(cameras):
-            raise UserError(f"--cameras {' '.join(cameras)}: give each camera once")
+            raise UserError(f"--cameras {' '.join(cameras)}: name each once")
         return replace(self, cameras=cameras)
 
 

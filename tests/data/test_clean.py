@@ -17,13 +17,13 @@ from mcr.data import pictures
 from mcr.data.clean import delete, judge, quarantine, report
 from mcr.data.clean_facts import inspect_episode
 from mcr.data.clean_rules import RULES, expect
-from mcr.data.droid import EXTERIOR_CAMERAS, RldsDataset
 from mcr.data.episode import LANGUAGES
 from mcr.data.other_data import OTHER_DATA, read_other_data
-from mcr.data.sources.tree import write_episode
+from mcr.data.sources.rlds import RldsSource
 from mcr.data.tf_example import encode_example
 from mcr.data.tfrecord import Record
 from mcr.errors import UserError
+from tests.episodes import EXTERIOR_CAMERAS, write_folder
 from tests.waiting import PATIENCE_S
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "delete_short_videos.py"
@@ -34,12 +34,12 @@ CAMERA, OTHER_CAMERA = EXTERIOR_CAMERAS
 @pytest.fixture(scope="module")
 def write_short_episode(reference, make_features, file_path):
     """write_short_episode(root, second, encode, suffix) writes LENGTH frames of two cameras."""
-    dataset = RldsDataset.open(reference)
+    layout = RldsSource(reference).parts()[0].layout
 
     def write(root: Path, second: int, encode, suffix: str) -> None:
         payload = encode_example(make_features(LENGTH, file_path(second)))
-        episode = dataset.parse(Record(root, 0, payload))
-        write_episode(root, episode.origin.name, episode, EXTERIOR_CAMERAS, encode, suffix)
+        episode = layout.parse(Record(root, 0, payload), "0", "unnamed", "train")
+        write_folder(root, episode.origin.name, episode, EXTERIOR_CAMERAS, encode, suffix)
 
     return write
 
