@@ -10,8 +10,9 @@ Training samples (five frames of one camera, with states and actions) per second
     HDF5        ours from a pack, h5py from uncompressed and from gzip chunks of the same data
     RLDS        ours from the shards, tensorflow_datasets
 
-and packing: frames per second of one worker beside PyAV's sequential decoding alone. A way of others
-runs in an environment of its own; without --lerobot-python or --tfds-python its row is left out.
+and packing: frames per second of one worker beside PyAV's sequential decoding alone. A way of
+others runs in an environment of its own; without --lerobot-python or --tfds-python its row is left
+out.
 """
 
 from __future__ import annotations
@@ -25,13 +26,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import av
+import h5py
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a clone, not installed
-
-import av
-import h5py
 
 from mcr.data.frames import FrameReader
 from mcr.data.index import Index, open_index

@@ -6,7 +6,7 @@ from pathlib import Path
 from mcr.data.episode import Episode
 from mcr.data.schema import LANGUAGES
 from mcr.data.sources.rlds import RldsSource
-from mcr.data.sources.tree import write_episode_folder
+from mcr.data.tree_writing import write_episode_folder
 
 EXTERIOR_CAMERAS = ("exterior_image_1_left", "exterior_image_2_left")
 
