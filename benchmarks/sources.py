@@ -30,8 +30,7 @@ import av
 import h5py
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # runs from a clone, not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone, not installed
 
 from mcr.data.frames import FrameReader
 from mcr.data.index import Index, open_index
@@ -41,6 +40,7 @@ from mcr.data.selection import select_episodes
 from mcr.runs.atomic import remove
 from mcr.runs.processes import processor
 
+ROOT = Path(__file__).resolve().parents[1]
 LEROBOT = ROOT / "tests/data/reference/lerobot/lerobot_v3_video"
 RLDS = ROOT / "tests/data/reference/oxe/bridge_like/1.0.0"
 BATCH = 16
