@@ -265,7 +265,9 @@ class Episodes:
         where = self.file.relative_to(self.root).as_posix()
         name = "/".join(filter(None, (self.layout.prefix, group.rpartition("/")[2])))
         texts = _texts(episode)
-        checksum = google_crc32c.extend(_checksum(self.file), group.encode())
+        about = self.file.stat()
+        whole = _checksum(self.file, about.st_size, about.st_mtime_ns)
+        checksum = google_crc32c.extend(whole, group.encode())
         return Episode(
             key=f"{where}{_SEPARATOR}{group}",
             length=length,
@@ -316,7 +318,8 @@ def _encoded_bytes(value: Any) -> bytes:
 
 
 @functools.lru_cache(maxsize=4)
-def _checksum(file: Path) -> int:
+def _checksum(file: Path, size: int, modified_ns: int) -> int:
+    """Return the CRC-32C of the file. `size` and `modified_ns` tell versions of it apart."""
     checksum = 0
     with file.open("rb") as opened:
         while block := opened.read(_BYTES_PER_READ):
