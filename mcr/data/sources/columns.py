@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from einops import rearrange
 
 from mcr.errors import import_extra
@@ -84,6 +83,8 @@ def read_table(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 def read_csv(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """See `read_table`."""
+    import pandas as pd  # 30 MB and a second, which a worker that reads shards does not need
+
     try:
         table = pd.read_csv(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
