@@ -1,6 +1,7 @@
-"""Extract RLDS shards of DROID (or of a data set in its schema) to a tree of PNGs and pickles.
+"""Extract a data set of any format to a tree of PNGs and pickles.
 
     mcr extract droid/1.0.1 droid_tree
+    mcr extract my_robot.hdf5 my_tree --schema my_robot.yaml
     mcr extract droid/1.0.1 droid_tree --engine ray
     mcr extract droid/1.0.1 droid_tree --shard $SLURM_ARRAY_TASK_ID/64
 
@@ -16,18 +17,18 @@ from __future__ import annotations
 
 import argparse
 
-from mcr.data.droid import EXTERIOR_CAMERAS
 from mcr.data.extract import extract
-from mcr.data.extract_shard import ENCODERS, LANGUAGE_RULES, Options
+from mcr.data.extract_pictures import FORMATS
+from mcr.data.extract_shard import LANGUAGE_RULES, Options
 from mcr.errors import UserError
 from mcr.runs.processes import EXECUTORS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", help="the RLDS version folder, e.g. droid/1.0.1")
+    parser.add_argument("input", help="a data set of any format, e.g. droid/1.0.1")
     parser.add_argument("output", help="the tree to write or to continue")
     parser.add_argument(
-        "--workers", type=int, help="number of processes, one shard each; default: all cores"
+        "--workers", type=int, help="number of processes, a shard each; default: all cores"
     )
     parser.add_argument(
         "--engine",
@@ -38,28 +39,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cameras",
         nargs="+",
-        default=EXTERIOR_CAMERAS,
+        default=[],
         metavar="CAMERA",
-        help=f"cameras to write; default: {' '.join(EXTERIOR_CAMERAS)}; also: wrist_image_left",
+        help="cameras to write; default: those of the schema (of DROID the two exterior ones), or "
+        "all",
+    )
+    parser.add_argument(
+        "--schema",
+        metavar="NAME|YAML",
+        help="what the data set calls its cameras and signals: a name of cfgs/data/ or a file; "
+        "default: what is known of the data set",
     )
     parser.add_argument(
         "--format",
         default="png",
-        help=f"{' or '.join(ENCODERS)}: write pixels as TensorFlow decodes them (default), or the "
-        "stored JPEG bytes, which take a quarter of the disk and are faster to read",
+        help=f"{' or '.join(FORMATS)}: write pixels as TensorFlow decodes them (default), or the "
+        "stored JPEG bytes, which take a quarter of the disk and are faster to read; pictures that "
+        "are not stored as JPEG are encoded with quality 95",
     )
     parser.add_argument(
         "--require-language",
         default="none",
         metavar="RULE",
-        help=f"{', '.join(LANGUAGE_RULES)}: which of the three instructions an episode must have "
+        help=f"{', '.join(LANGUAGE_RULES)}: which of its instructions an episode must have "
         "(default: none, because no loss reads them)",
     )
     parser.add_argument(
         "--shard",
         default="1/1",
         metavar="i/n",
-        help="process the i-th of n parts of the shards, i from 1; the parts may run at once",
+        help="process the i-th of n parts of the data, i from 1; the parts may run at once",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="extract only the first N episodes")
     parser.add_argument(
@@ -79,6 +88,7 @@ def run(options: argparse.Namespace) -> int:
         options.limit,
         options.manifest,
         options.engine,
+        options.schema,
     )
     print(summary)
     return 1 if summary.counts["failed"] else 0

@@ -1,25 +1,29 @@
-"""Extraction of one RLDS shard: its records -> episode folders of the tree.
+"""Extraction of one part of a data set, mostly a shard: its episodes -> folders of the tree.
 
 `extract_shard` is a pure function of a `ShardTask`, so it runs in any process, on any machine.
-`extract.py` maps it over a data set. How an episode lies on disk is in `sources/tree.py`. What a
-record means is in `droid.py`.
+`extract.py` maps it over a data set. How an episode lies on disk is in `sources/tree.py`, how its
+pictures are written is in `extract_pictures.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import resource
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mcr.data import pictures
-from mcr.data.droid import EXTERIOR_CAMERAS, RldsDataset
-from mcr.data.episode import Episode
-from mcr.data.manifest import ALREADY_THERE, FAILED, SKIPPED, WRITTEN, Manifest, RecordResult
-from mcr.data.sources.tree import PARTIAL_PREFIX, write_episode
-from mcr.data.tfrecord import BadRecord, Record
+from mcr.data.episode import Episode, Origin
+from mcr.data.extract_pictures import FORMATS, files_of
+from mcr.data.manifest import ALREADY_THERE, FAILED, SKIPPED, WRITTEN, Manifest, Page, RecordResult
+from mcr.data.schema import LANGUAGES, Schema
+from mcr.data.sources import open_source
+from mcr.data.sources.rlds import Shard
+from mcr.data.sources.source import Decoder, Part, Source
+from mcr.data.sources.tree import PARTIAL_PREFIX, write_episode_folder
+from mcr.data.tfrecord import BadRecord
 from mcr.errors import UserError, require_choice
 from mcr.runs.atomic import remove
 
@@ -30,135 +34,176 @@ LANGUAGE_RULES = ("none", "any", "all")
 class Options:
     """What decides the bytes of a tree. A tree can only be continued with the same options.
 
-    cameras:          cameras to write
+    cameras:          cameras to write; () = the default ones of the schema, or all
     format:           "png": pixels as TensorFlow decodes them. "jpeg": the stored bytes, which take
                       a quarter of the disk and are faster to decode
-    require_language: instructions that an episode must have, or it is skipped: "all" three, "any"
-                      of them, or "none"
+    require_language: instructions that an episode must have, or it is skipped: "all" that the data
+                      set has, "any" of them, or "none"
     """
 
-    cameras: tuple[str, ...] = EXTERIOR_CAMERAS
+    cameras: tuple[str, ...] = ()
     format: str = "png"
     # Upstream: "all", which halves the data although no loss reads them.
     require_language: str = "none"
 
-    def check(self, dataset: RldsDataset) -> None:
-        """Raise UserError with the nearest choice for an unknown option or camera."""
-        require_choice("--format", self.format, ENCODERS)
+    def resolve(self, source: Source) -> Options:
+        """Fill in the default cameras.
+
+        Raises UserError with the nearest choice for an unknown option or camera.
+        """
+        require_choice("--format", self.format, FORMATS)
         require_choice("--require-language", self.require_language, LANGUAGE_RULES)
-        for camera in self.cameras:
-            require_choice("--cameras", camera, dataset.cameras)
-        if not self.cameras or len(set(self.cameras)) < len(self.cameras):
-            raise UserError(
-                f"--cameras {' '.join(self.cameras)}: give at least one camera, each once"
-            )
+        cameras = self.cameras or source.schema.default_cameras or tuple(source.cameras)
+        for camera in cameras:
+            require_choice("--cameras", camera, source.cameras)
+        if len(set(cameras)) < len(cameras):
+            raise UserError(f"--cameras {' '.join(cameras)}: give each camera once")
+        return replace(self, cameras=cameras)
 
 
 @dataclass(frozen=True)
 class ShardTask:
     """All that `extract_shard` needs. It is small, so it can travel to another machine.
 
-    dataset: narrowed to the one shard
-    names:   folder of each of its records, in order
-    limit:   number of records to extract; None = all
+    part:        what to extract
+    page:        its page of the manifest
+    names:       folder of each of its episodes, in order
+    limit:       number of episodes to extract; None = all
+    path, root, schema: of the data set; the decoder of pictures is opened with them
+    has_decoder: are pictures in no files, so that a decoder is needed?
     """
 
-    dataset: RldsDataset
+    part: Part
+    page: Page
     names: tuple[str, ...]
     limit: int | None
     options: Options
     manifest: Manifest
-
-    @property
-    def shard(self) -> Path:
-        return self.dataset.shards[0]
+    path: Path
+    root: Path
+    schema: Schema
+    has_decoder: bool = False
 
 
 @dataclass(frozen=True)
 class ShardResult:
     """The result of each record, and the most memory that the process has held so far."""
 
-    shard: Path
+    page: Page
     records: tuple[RecordResult, ...]
     peak_memory_mb: float
+
+
+def scan_origins(part: Part) -> list[Origin | None]:
+    """Return where each episode of a part comes from, in order; None where that cannot be told."""
+    if isinstance(part, Shard):
+        return part.origins()
+    return [None if isinstance(entry, str) else entry.origin for entry in part.episodes()]
 
 
 def extract_shard(
     task: ShardTask, on_record: Callable[[RecordResult], None] = lambda result: None
 ) -> ShardResult:
-    """Write the episodes of a shard that the tree lacks, then the shard's page of the manifest.
+    """Write the episodes of a part that the tree lacks, then the part's page of the manifest.
 
     on_record: is called after each record; an exception from it ends the work between two episodes
 
     A damaged record gives a result and no exception. Raises OSError if the disk is full or
-    unreadable, and UserError if another run works on the same shard.
+    unreadable, and UserError if another run works on the same part.
     """
-    with task.manifest.exclusive(task.shard.name):
+    with task.manifest.exclusive(task.page.name):
         for name in filter(None, task.names):  # left by a killed run
             remove(task.manifest.output / f"{PARTIAL_PREFIX}{name}")
-        results = task.manifest.finished_results(task.shard, task.limit)
+        results = task.manifest.finished_results(task.page, task.limit)
         if results is None:
-            results = tuple(_extract_records(task, on_record))
-            task.manifest.write_results(task.shard, results, complete=task.limit is None)
+            with _open_decoder(task) as decoder:
+                results = tuple(_extract_records(task, decoder, on_record))
+            task.manifest.write_results(task.page, results, complete=task.limit is None)
         else:
             for result in results:
                 on_record(result)
-    return ShardResult(task.shard, results, _peak_memory_mb())
+    return ShardResult(task.page, results, _peak_memory_mb())
+
+
+@contextlib.contextmanager
+def _open_decoder(task: ShardTask) -> Iterator[Decoder | None]:
+    decoder = open_source(task.path, task.schema).decoder() if task.has_decoder else None
+    if decoder is None:
+        yield None
+    else:
+        with contextlib.closing(decoder):
+            yield decoder
 
 
 def _extract_records(
-    task: ShardTask, on_record: Callable[[RecordResult], None]
+    task: ShardTask, decoder: Decoder | None, on_record: Callable[[RecordResult], None]
 ) -> Iterator[RecordResult]:
-    records = itertools.islice(task.dataset.records(task.shard), task.limit)
+    entries = itertools.islice(_entries(task.part), task.limit)
     names = itertools.chain(task.names, itertools.repeat(""))  # the scan ends at a damaged record
-    while (record := next(records, None)) is not None:
-        result = _extract_record(task, record, next(names))
-        del record  # before the next one is read: a long episode is over 100 MB
+    while (entry := next(entries, None)) is not None:
+        result = _extract_record(task, decoder, next(names), *entry)
+        del entry  # before the next one is read: a long episode is over 100 MB
         on_record(result)
         yield result
 
 
-def _extract_record(task: ShardTask, record: Record, name: str) -> RecordResult:
-    root = task.manifest.output
-    if name and (root / name).is_dir():
-        return RecordResult(ALREADY_THERE, name, record.offset)
-    encode, suffix = ENCODERS[task.options.format]
+def _entries(part: Part) -> Iterator[tuple[int, Episode | BadRecord | str]]:
+    """Yield (`RecordResult.offset`, episode or what is wrong with it)."""
+    if isinstance(part, Shard):
+        yield from part.entries()
+    else:
+        yield from enumerate(part.episodes())
+
+
+def _extract_record(
+    task: ShardTask,
+    decoder: Decoder | None,
+    name: str,
+    offset: int,
+    entry: Episode | BadRecord | str,
+) -> RecordResult:
+    if name and (task.manifest.output / name).is_dir():
+        return RecordResult(ALREADY_THERE, name, offset)
+    if not isinstance(entry, Episode):
+        reason = entry.reason if isinstance(entry, BadRecord) else entry
+        return RecordResult(FAILED, name, offset, reason=reason)
     try:
-        episode = task.dataset.parse(record)
-        if not name.startswith(episode.origin.name):
-            raise ValueError("the shard has changed since it was scanned; run again")
-        if _lacks_language(episode, task.options.require_language):
-            rule = f"--require-language {task.options.require_language}"
-            return RecordResult(SKIPPED, name, record.offset, episode.length, rule)
-        write_episode(root, name, episode, task.options.cameras, encode, suffix)
-    except BadRecord as error:
-        return RecordResult(FAILED, name, record.offset, reason=error.reason)
+        if not name.startswith(entry.origin.name):
+            raise ValueError("the data set has changed since it was scanned; run again")
+        if rule := _broken_rule(entry, task.options):
+            return RecordResult(SKIPPED, name, offset, entry.length, rule)
+        _write(task, decoder, name, entry)
     except ValueError as error:  # mostly a picture that cannot be decoded
-        return RecordResult(FAILED, name, record.offset, reason=str(error))
-    return RecordResult(WRITTEN, name, record.offset, episode.length)
+        reason = str(error) if isinstance(task.part, Shard) else f"{name} ({entry.key}): {error}"
+        return RecordResult(FAILED, name, offset, reason=reason)
+    return RecordResult(WRITTEN, name, offset, entry.length)
 
 
-def _lacks_language(episode: Episode, rule: str) -> bool:
-    present = [bool(text.strip()) for text in episode.languages.values()]
-    return {"none": False, "any": not any(present), "all": not all(present)}[rule]
+def _broken_rule(episode: Episode, options: Options) -> str:
+    """Return the rule by which an episode is skipped, or ""."""
+    if not set(options.cameras) & set(episode.pictures):
+        return f"--cameras {' '.join(options.cameras)}"
+    present = [bool(text.strip()) for text in episode.texts] or [False]
+    lacks = {"none": False, "any": not any(present), "all": not all(present)}
+    rule = options.require_language
+    return f"--require-language {rule}" if lacks[rule] else ""
 
 
-def _to_png(data: memoryview) -> bytes:
-    return pictures.encode_png(pictures.decode(data))
-
-
-def _keep_jpeg(data: memoryview) -> bytes:
-    """Return the stored bytes. Raises ValueError if they do not begin and end like a JPEG."""
-    if bytes(data[:2]) != b"\xff\xd8" or bytes(data[-2:]) != b"\xff\xd9":
-        raise ValueError("not a whole JPEG; if the pictures are stored as PNG, use --format png")
-    pictures.size_of(data)
-    return bytes(data)
-
-
-ENCODERS: dict[str, tuple[Callable[[memoryview], bytes], str]] = {
-    "png": (_to_png, ".png"),
-    "jpeg": (_keep_jpeg, ".jpg"),
-}
+def _write(task: ShardTask, decoder: Decoder | None, name: str, episode: Episode) -> None:
+    """Write an episode with those of the cameras that it has."""
+    write_episode_folder(
+        root=task.manifest.output,
+        name=name,
+        pictures={
+            camera: files_of(episode, camera, task.root, decoder, task.options.format)
+            for camera in task.options.cameras
+            if camera in episode.pictures
+        },
+        suffix=FORMATS[task.options.format][0],
+        texts=dict(zip(LANGUAGES, episode.texts, strict=False)),
+        signals=episode.signals,
+        origin=episode.origin,
+    )
 
 
 def _peak_memory_mb() -> float:

@@ -16,7 +16,7 @@ import fcntl
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class RecordResult:
 
     status: one of STATUSES
     name:   folder in the tree; "" if its file_path cannot be used
-    offset: first byte of its payload in the shard
+    offset: first byte of its payload in the shard; of other formats, its place in its part
     steps:  number of steps; 0 if it was not read
     reason: the rule that skipped it, or the error
     """
@@ -44,6 +44,25 @@ class RecordResult:
     offset: int
     steps: int = 0
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page of the manifest is about: a shard, or a part of a data set of another format.
+
+    name:  of the shard's file, or of the part
+    stamp: size and date of the shard, or values that change if the data set changes
+    is_shard: is `RecordResult.offset` a byte of a file?
+    """
+
+    name: str
+    stamp: tuple[int, int]
+    is_shard: bool = True
+
+    @classmethod
+    def of_shard(cls, path: Path) -> Page:
+        status = path.stat()
+        return cls(path.name, (status.st_size, status.st_mtime_ns))
 
 
 @dataclass(frozen=True)
@@ -74,68 +93,70 @@ class Manifest:
             if "views" in begun_with:  # as cameras were called once
                 begun_with["cameras"] = begun_with.pop("views")
         for key, value in options.items():
-            if begun_with[key] != value:
+            before = begun_with.get(key, value)  # earlier versions did not write all
+            if before != value:
                 raise UserError(
-                    f"{self.output} was begun with {key} {begun_with[key]!r}, not {value!r} (see "
+                    f"{self.output} was begun with {key} {before!r}, not {value!r} (see "
                     f"{path}): use the same again, or another output folder"
                 )
         self.output.mkdir(parents=True, exist_ok=True)
 
-    def known_names(self, shards: tuple[Path, ...]) -> list[list[str]] | None:
-        """Return the folder names of each shard; None if a shard is new or has changed."""
+    def known_names(self, pages: Sequence[Page]) -> list[list[str]] | None:
+        """Return the folder names of each part; None if a part is new or has changed."""
         kept = self._kept_names()
-        pages = [kept.get(shard.name, {}) for shard in shards]
+        found = [kept.get(page.name, {}) for page in pages]
         if any(
-            page.get("stamp") != _stamp(shard) for page, shard in zip(pages, shards, strict=True)
+            content.get("stamp") != list(page.stamp)
+            for page, content in zip(pages, found, strict=True)
         ):
             return None
-        return [page["names"] for page in pages]
+        return [content["names"] for content in found]
 
-    def keep_names(self, shards: tuple[Path, ...], names: list[list[str]]) -> None:
-        """Keep the folder names of each shard. Raises UserError if one differs from before.
+    def keep_names(self, pages: Sequence[Page], names: list[list[str]]) -> None:
+        """Keep the folder names of each part. Raises UserError if one differs from before.
 
         That happens if shards arrive later that hold a second episode of the same name.
         """
         with self.exclusive("options"):
             kept = self._kept_names()
-            for shard, shard_names in zip(shards, names, strict=True):
+            for page, new_names in zip(pages, names, strict=True):
                 # The lengths differ if a truncated shard has been completed since.
-                earlier = kept.get(shard.name, {}).get("names", [])
-                for old, new in zip(earlier, shard_names, strict=False):
+                earlier = kept.get(page.name, {}).get("names", [])
+                for old, new in zip(earlier, new_names, strict=False):
                     if old not in ("", new):
                         raise UserError(
                             f"{self.output} has an episode {old}, which is called {new!r} now that "
                             "the input holds other shards than before; use another output folder"
                         )
-                kept[shard.name] = {"stamp": _stamp(shard), "names": shard_names}
+                kept[page.name] = {"stamp": page.stamp, "names": new_names}
             _write_json(self.folder / "names.json", kept)
 
     def _kept_names(self) -> dict[str, Any]:
         path = self.folder / "names.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def write_results(self, shard: Path, results: tuple[RecordResult, ...], complete: bool) -> None:
-        """Write the page of a shard. `complete` says that these are all its records."""
-        page = {
-            "bytes": shard.stat().st_size,
+    def write_results(self, page: Page, results: tuple[RecordResult, ...], complete: bool) -> None:
+        """Write the page of a part. `complete` says that these are all its records."""
+        content = {
+            "bytes": page.stamp[0],
             "complete": complete,
             "records": [asdict(result) for result in results],
         }
-        _write_json(self._page(shard), page)
+        _write_json(self._file(page), content)
 
-    def finished_results(self, shard: Path, limit: int | None) -> tuple[RecordResult, ...] | None:
-        """Return the first `limit` results of a shard that needs no more work, otherwise None.
+    def finished_results(self, page: Page, limit: int | None) -> tuple[RecordResult, ...] | None:
+        """Return the first `limit` results of a part that needs no more work, otherwise None.
 
-        A shard needs work if it has changed, a record has failed, or a folder is gone.
+        A part needs work if it has changed, a record has failed, or a folder is gone.
         """
-        path = self._page(shard)
+        path = self._file(page)
         if not path.exists():
             return None
-        page = json.loads(path.read_text())
-        if not page["complete"] or page["bytes"] != shard.stat().st_size:
+        content = json.loads(path.read_text())
+        if not content["complete"] or content["bytes"] != page.stamp[0]:
             return None
         results = []
-        for record in itertools.islice(page["records"], limit):
+        for record in itertools.islice(content["records"], limit):
             result = RecordResult(**record)
             if result.status == WRITTEN:
                 result = replace(result, status=ALREADY_THERE)
@@ -145,8 +166,8 @@ class Manifest:
             results.append(result)
         return tuple(results)
 
-    def _page(self, shard: Path) -> Path:
-        return self.folder / f"{shard.name}.json"
+    def _file(self, page: Page) -> Path:
+        return self.folder / f"{page.name}.json"
 
     @contextlib.contextmanager
     def exclusive(self, what: str) -> Iterator[None]:
@@ -161,7 +182,7 @@ class Manifest:
                 except BlockingIOError:
                     if time.monotonic() > deadline:
                         raise UserError(
-                            f"{path}: another run extracts the same shard to the same output; "
+                            f"{path}: another run extracts the same data to the same output; "
                             "wait for it, or give each run a part of its own with --shard i/n"
                         ) from None
                     time.sleep(0.1)
@@ -171,12 +192,6 @@ class Manifest:
                         "two runs could not be kept apart; mount it with locks (Lustre: -o flock)"
                     ) from error
             yield
-
-
-def _stamp(shard: Path) -> list[int]:
-    """Return size and date, which tell whether a shard is the one that was scanned."""
-    status = shard.stat()
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _write_json(path: Path, content: Any) -> None:

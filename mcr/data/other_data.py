@@ -8,49 +8,58 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mcr.data.episode import Episode
+from mcr.data.episode import Origin
 from mcr.errors import UserError
 
 OTHER_DATA = "other_data.pkl"
 
 
-def other_data(episode: Episode) -> dict[str, Any]:
+def other_data(signals: Mapping[str, np.ndarray], origin: Origin) -> dict[str, Any]:
     """Return the content of `other_data.pkl` as upstream's script lays it out.
+
+    signals: float32 [T, D] or [T], or bool [T]
 
     "cartesian_position" (6), "gripper_position" (1), "joint_position" (7), "action" (7): lists of
     T float64 arrays; "action_dict": list of T dicts of arrays; "discount", "is_first", "is_last",
     "is_terminal": lists of T scalars. We also keep "reward", "lab", "outcome" and "file_path".
-    The numbers have float32 precision because DROID's shards have, whatever their schema says.
+    Signals of other robots are laid out in the same way: those called "a/b" are the entry "b" of
+    the dicts "a". The numbers have float32 precision.
     """
-    signals = episode.signals
-    commands = {
-        key.removeprefix("action_dict/"): value
-        for key, value in signals.items()
-        if key.startswith("action_dict/")
-    }
     data: dict[str, Any] = {
-        key: list(value.astype(np.float64))
-        for key, value in signals.items()
-        if value.ndim == 2 and not key.startswith("action_dict/")
+        key: list(values.astype(np.float64))
+        for key, values in signals.items()
+        if values.ndim == 2 and "/" not in key
     }
-    data["action_dict"] = [
-        {key: value[step].astype(np.float64) for key, value in commands.items()}
-        for step in range(episode.length)
-    ]
-    data |= {key: value.tolist() for key, value in signals.items() if value.ndim == 1}
-    origin = episode.origin
-    return data | {"lab": origin.lab, "outcome": origin.outcome, "file_path": episode.file_path}
+    data |= _groups(signals)
+    data |= {k: v.tolist() for k, v in signals.items() if v.ndim == 1 and "/" not in k}
+    data |= {"lab": origin.lab, "outcome": origin.outcome, "file_path": origin.file_path}
+    if origin.session not in (origin.name, f"{origin.lab}/{origin.date}"):
+        data["session"] = origin.session
+    return data
 
 
-def write_other_data(path: Path, episode: Episode) -> None:
-    """Write `other_data(episode)` as a pickle that NumPy 1 and 2 both load."""
+def _groups(signals: Mapping[str, np.ndarray]) -> dict[str, list[dict[str, np.ndarray]]]:
+    """Return the signals "a/b" as a list of T dicts "a" that hold arrays "b"."""
+    groups: dict[str, list[dict[str, np.ndarray]]] = {}
+    for key, values in signals.items():
+        group, slash, name = key.partition("/")
+        if slash:
+            steps = groups.setdefault(group, [{} for _ in values])
+            for step, value in zip(steps, values.astype(np.float64), strict=True):
+                step[name] = np.atleast_1d(value)
+    return groups
+
+
+def write_other_data(path: Path, signals: Mapping[str, np.ndarray], origin: Origin) -> None:
+    """Write `other_data(signals, origin)` as a pickle that NumPy 1 and 2 both load."""
     with path.open("wb") as file:
-        _PortablePickler(file, protocol=4).dump(other_data(episode))
+        _PortablePickler(file, protocol=4).dump(other_data(signals, origin))
 
 
 class _PortablePickler(pickle.Pickler):

@@ -84,6 +84,11 @@ def encode_png(pixels: np.ndarray) -> bytes:
     )
 
 
+def encode_jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:
+    """Encode uint8 [H, W, 3] as a JPEG with halved chroma."""
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", "420")
+
+
 def _chunk(kind: bytes, content: bytes) -> bytes:
     crc = isal_zlib.crc32(content, isal_zlib.crc32(kind))
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)

@@ -4,7 +4,7 @@
 
 The encoded pictures of an episode are slices of its message, and the index points to their bytes.
 TensorFlow's parser does not tell where they lie, so this one is our own. What the features of a
-data set mean is in `droid.py`.
+data set mean is in `sources/rlds_features.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
+_BYTES_ITEM = 1 << 3 | _LENGTH_DELIMITED  # tag of an item of a bytes_list
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,20 @@ class Feature:
 
     def byte_ranges(self) -> tuple[np.ndarray, np.ndarray]:
         """Return start and length in the buffer of each item of a bytes_list, both int64 [n]."""
-        begins, lengths = [], []
-        for field, wire, begin, end in self._items(1, "bytes_list"):
-            if (field, wire) != (1, _LENGTH_DELIMITED):
-                raise ValueError(f"field {field} of wire type {wire} in a bytes_list")
-            begins.append(begin)
-            lengths.append(end - begin)
+        begins: list[int] = []
+        lengths: list[int] = []
+        for start, end in self._lists(1, "bytes_list"):
+            _append_ranges(self.buffer, start, end, begins, lengths)
         return np.array(begins, np.int64), np.array(lengths, np.int64)
+
+    def first_bytes(self) -> memoryview:
+        """Return the first item of a bytes_list without copying it; b"" if there is none."""
+        for start, end in self._lists(1, "bytes_list"):
+            for field, wire, begin, stop in _fields(self.buffer, start, end):
+                if (field, wire) != (1, _LENGTH_DELIMITED):
+                    raise ValueError(f"field {field} of wire type {wire} in a bytes_list")
+                return memoryview(self.buffer)[begin:stop]
+        return memoryview(b"")
 
     def byte_strings(self) -> list[memoryview]:
         """Return the items of a bytes_list without copying them."""
@@ -65,11 +73,37 @@ class Feature:
     def _items(self, kind: int, name: str) -> list[tuple[int, int, int, int]]:
         """Return the fields inside the list, if any. Raises ValueError for another kind."""
         inside: list[tuple[int, int, int, int]] = []
+        for begin, end in self._lists(kind, name):
+            inside.extend(_fields(self.buffer, begin, end))
+        return inside
+
+    def _lists(self, kind: int, name: str) -> Iterator[tuple[int, int]]:
+        """Yield begin and end of the list. Raises ValueError for another kind."""
         for field, _, begin, end in _fields(self.buffer, self.start, self.end):
             if field != kind:
                 raise ValueError(f"expected a {name}")
-            inside.extend(_fields(self.buffer, begin, end))
-        return inside
+            yield begin, end
+
+
+def _append_ranges(
+    buffer: bytes, position: int, end: int, begins: list[int], lengths: list[int]
+) -> None:
+    """Append begin and length of each item of a bytes_list in buffer[position:end].
+
+    An episode has hundreds of frames, so this does the work of `_fields` for one kind of field.
+    """
+    while position < end:
+        tag, length = buffer[position], buffer[position + 1]
+        if tag != _BYTES_ITEM:
+            raise ValueError(f"field {tag >> 3} of wire type {tag & 7} in a bytes_list")
+        position += 2
+        if length >= 0x80:
+            length, position = _varint(buffer, position - 1)
+        begins.append(position)
+        lengths.append(length)
+        position += length
+    if position > end:
+        raise ValueError("a field runs over the end of its message")
 
 
 def parse_example(payload: bytes, start: int = 0, end: int | None = None) -> dict[str, Feature]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mcr.data.schema import Schema, find_schema, short_name
+from mcr.data.schema import RecordingSchema, Schema, find_schema, short_name
 from mcr.errors import UserError, require_choice
 
 
@@ -38,11 +38,29 @@ def choose_schema(path: Path, name: str, schema: Schema | None, keys: Keys) -> S
     found = find_schema(name, [*short_names, *keys.cameras, *keys.signals])
     if found is None:
         return Schema()
+    found = _fitting(found, keys)
     try:
         _check(path, found, keys)
     except UserError:  # it is meant for these recordings in another format, with other keys
         return Schema()
     return found
+
+
+def _fitting(schema: Schema, keys: Keys) -> Schema:
+    """Return a schema of the package without the optional parts that the data set lacks.
+
+    Its default cameras may not be there, say, or the path of the original recording.
+    """
+    short_names = {short_name(key) for key in (*keys.cameras, *keys.signals)}
+    known = short_names | {*keys.cameras, *keys.signals, *schema.cameras}
+    lacks_path = schema.recording.key not in keys.texts
+    return replace(
+        schema,
+        default_cameras=tuple(name for name in schema.default_cameras if name in known),
+        rotations={name: forms for name, forms in schema.rotations.items() if name in known},
+        language=tuple(key for key in schema.language if key in keys.texts),
+        recording=RecordingSchema() if lacks_path else schema.recording,
+    )
 
 
 def _check(path: Path, schema: Schema, keys: Keys) -> None:
