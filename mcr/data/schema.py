@@ -154,7 +154,17 @@ class Schema:
         If it differs from that of an index, the index has to be built anew. The other fields only
         say how a recipe uses what was read.
         """
-        free = {"title", "default_cameras", "state", "action", "rotations", "hz", "min_frames", "names", "match"}
+        free = {
+            "title",
+            "default_cameras",
+            "state",
+            "action",
+            "rotations",
+            "hz",
+            "min_frames",
+            "names",
+            "match",
+        }
         return {k: v for k, v in self.as_dict().items() if k not in {*free, "tried"}}
 
 
