@@ -53,20 +53,27 @@ class Cost:
 
 def ours(source: Path, output: Path, format: str) -> None:
     """What a worker of `mcr.data.extract` does for each of its shards."""
-    from dataclasses import replace
-
-    from mcr.data.droid import RldsDataset, scan_file_paths
     from mcr.data.episode import unique_names
     from mcr.data.extract_shard import Options, ShardTask, extract_shard
-    from mcr.data.manifest import Manifest
+    from mcr.data.manifest import Manifest, Page
+    from mcr.data.sources.rlds import RldsSource
 
     manifest = Manifest(output.with_name(f"{output.name}.manifest"), output)
     manifest.begin({})
-    dataset = RldsDataset.open(source)
-    for shard in dataset.shards:
-        names = tuple(unique_names(scan_file_paths(shard)))
-        alone = replace(dataset, shards=(shard,), episodes=None)
-        extract_shard(ShardTask(alone, names, None, Options(CAMERAS, format), manifest))
+    opened = RldsSource(source)
+    for part in opened.parts():
+        task = ShardTask(
+            part=part,
+            page=Page.of_shard(part.path),
+            names=tuple(unique_names(part.origins())),
+            limit=None,
+            options=Options(CAMERAS, format),
+            manifest=manifest,
+            path=opened.path,
+            root=opened.root,
+            schema=opened.schema,
+        )
+        extract_shard(task)
 
 
 def upstream(source: Path, output: Path) -> None:
@@ -92,12 +99,10 @@ def stand_in(source: Path, output: Path) -> None:
     from matplotlib import pyplot
     from PIL import Image
 
-    from mcr.data.droid import RldsDataset
+    from mcr.data.sources.rlds import RldsSource
 
-    dataset = RldsDataset.open(source)
-    records = (record for shard in dataset.shards for record in dataset.records(shard))
-    for number, record in enumerate(records):
-        episode = dataset.parse(record)
+    episodes = (episode for part in RldsSource(source).parts() for episode in part.episodes())
+    for number, episode in enumerate(episodes):
         for camera in CAMERAS:
             folder = output / str(number) / camera
             folder.mkdir(parents=True)

@@ -35,10 +35,10 @@ import numpy as np
 import simplejpeg
 from loader import SOURCE, write_shards
 
-from mcr.data.droid import RldsDataset
 from mcr.data.index import Index, build_index, open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
 from mcr.data.selection import select_episodes, split_sessions
+from mcr.data.sources.rlds import RldsSource
 from mcr.data.tf_example import encode_example, parse_example
 from mcr.data.tfrecord import read_records, write_records
 from mcr.runs.processes import processor
@@ -69,12 +69,12 @@ def quietly_build(shards: Path, path: Path) -> Index:
 
 
 def checksum(shards: Path) -> None:
-    for shard in RldsDataset.open(shards).shards:
-        assert all(record.payload for record in read_records(shard))
+    for part in RldsSource(shards).parts():
+        assert all(record.payload for record in read_records(part.path))
 
 
 def report_build(shards: Path, folder: Path, rounds: int) -> None:
-    num_bytes = sum(path.stat().st_size for path in RldsDataset.open(shards).shards)
+    num_bytes = sum(part.size for part in RldsSource(shards).parts())
     ways: dict[str, Callable[[int], object]] = {
         "read and check": lambda number: checksum(shards),
         "build the index": lambda number: quietly_build(shards, folder / f"index{number}"),

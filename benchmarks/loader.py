@@ -34,21 +34,24 @@ from torch.utils.data import DataLoader, IterableDataset
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone, not installed
 
 from mcr.data.batch import NUM_FRAMES
-from mcr.data.droid import EXTERIOR_CAMERAS, RldsDataset
-from mcr.data.episode import LANGUAGES, OBSERVATIONS, Episode
+from mcr.data.episode import Episode
 from mcr.data.extract import extract
 from mcr.data.extract_shard import Options
 from mcr.data.index import open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
 from mcr.data.other_data import other_data
 from mcr.data.pictures import decode
+from mcr.data.schema import LANGUAGES
 from mcr.data.selection import Episodes
+from mcr.data.sources.rlds import RldsSource
 from mcr.data.tf_example import encode_example
 from mcr.data.tfrecord import write_records
 from mcr.models.crops import network_input
 from mcr.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from mcr.runs.processes import processor
 
+EXTERIOR_CAMERAS = ("exterior_image_1_left", "exterior_image_2_left")
+STATE = ("cartesian_position", "gripper_position", "joint_position")
 SOURCE = Path(__file__).parents[1] / "tests/data/droid_tfds/1.0.0"
 BATCH = 32
 PREFETCH = 2
@@ -58,11 +61,14 @@ IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 # --------------------------------------------------------------------------- data
 
 
+def read_episodes(source: Path) -> list[Episode]:
+    episodes = [episode for part in RldsSource(source).parts() for episode in part.episodes()]
+    return [episode for episode in episodes if isinstance(episode, Episode)]
+
+
 def long_episodes(source: Path, count: int = 4, steps: int = 250) -> Iterator[list[Episode]]:
     """`count` groups of episodes of together at least `steps` steps, going round as needed."""
-    dataset = RldsDataset.open(source)
-    records = [record for shard in dataset.shards for record in dataset.records(shard)]
-    episodes = itertools.cycle([dataset.parse(record) for record in records])
+    episodes = itertools.cycle(read_episodes(source))
     for _ in range(count):
         group = [next(episodes)]
         while sum(episode.length for episode in group) < steps:
@@ -74,9 +80,9 @@ def joined_example(group: list[Episode], number: int) -> bytes:
     """One record in the data set's schema that holds a group of episodes end to end."""
     features: dict[str, list[bytes] | np.ndarray] = {}
     for key in group[0].signals:
-        name = f"steps/observation/{key}" if key in OBSERVATIONS else f"steps/{key}"
+        name = f"steps/observation/{key}" if key in STATE else f"steps/{key}"
         features[name] = np.concatenate([episode.signals[key] for episode in group])
-    for camera in group[0].frame_ranges:
+    for camera in group[0].pictures:
         features[f"steps/observation/{camera}"] = [
             bytes(episode.encoded_frame(camera, step))
             for episode in group
@@ -91,7 +97,7 @@ def joined_example(group: list[Episode], number: int) -> bytes:
 def write_shards(source: Path, folder: Path) -> Path:
     """A data set of long episodes in a single shard, in the new folder."""
     folder.mkdir()
-    shutil.copy(RldsDataset.open(source).root / "features.json", folder)
+    shutil.copy(RldsSource(source).root / "features.json", folder)
     payloads = (joined_example(group, i) for i, group in enumerate(long_episodes(source)))
     write_records(folder / "joined-train.tfrecord-00000-of-00001", payloads)
     return folder
@@ -102,9 +108,8 @@ def write_data(source: Path, folder: Path) -> tuple[Path, Path, Path]:
     tree, upstream = folder / "tree", folder / "upstream_tree"
     shards = write_shards(source, folder / "shards")
     extract(shards, tree, Options(), workers=1)
-    dataset = RldsDataset.open(shards)
-    for record in dataset.records(dataset.shards[0]):
-        write_as_upstream(upstream, dataset.parse(record))
+    for episode in read_episodes(shards):
+        write_as_upstream(upstream, episode)
     for root in (shards, tree, upstream):
         open_index(root)  # is built
     return shards, tree, upstream
@@ -121,10 +126,12 @@ def write_as_upstream(root: Path, episode: Episode) -> None:
             pyplot.imsave(
                 folder / camera / f"{step}.png", decode(episode.encoded_frame(camera, step))
             )
-    for key, text in episode.languages.items():
+    for key, text in zip(LANGUAGES, episode.texts, strict=True):
         (folder / key).mkdir()
         (folder / key / "0.txt").write_text(text)
-    (folder / "other_data.pkl").write_bytes(pickle.dumps(other_data(episode)))
+    (folder / "other_data.pkl").write_bytes(
+        pickle.dumps(other_data(episode.signals, episode.origin))
+    )
 
 
 # --------------------------------------------------------------------------- ways of loading
@@ -159,7 +166,7 @@ class UpstreamsWay(IterableDataset):
         windows = []
         for centre in (steps[2], steps[4]):
             for step in (min(max(1, centre - 1) + i, length - 1) for i in range(3)):
-                windows += [data[key][step] for key in OBSERVATIONS] + [data["action"][step]]
+                windows += [data[key][step] for key in STATE] + [data["action"][step]]
         actions = torch.tensor(np.stack([data["action"][step] for step in steps])).float()
         rgb = torchvision.io.ImageReadMode.RGB
         frames = [

@@ -10,8 +10,9 @@ Training samples (five frames of one camera, with states and actions) per second
     HDF5        ours from a pack, h5py from uncompressed and from gzip chunks of the same data
     RLDS        ours from the shards, tensorflow_datasets
 
-and packing: frames per second of one worker beside PyAV's sequential decoding alone. A way of others
-runs in an environment of its own; without --lerobot-python or --tfds-python its row is left out.
+and packing: frames per second of one worker beside PyAV's sequential decoding alone. A way of
+others runs in an environment of its own; without --lerobot-python or --tfds-python its row is left
+out.
 """
 
 from __future__ import annotations
@@ -25,13 +26,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # runs from a clone, not installed
-
 import av
 import h5py
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone, not installed
 
 from mcr.data.frames import FrameReader
 from mcr.data.index import Index, open_index
@@ -41,6 +40,7 @@ from mcr.data.selection import select_episodes
 from mcr.runs.atomic import remove
 from mcr.runs.processes import processor
 
+ROOT = Path(__file__).resolve().parents[1]
 LEROBOT = ROOT / "tests/data/reference/lerobot/lerobot_v3_video"
 RLDS = ROOT / "tests/data/reference/oxe/bridge_like/1.0.0"
 BATCH = 16

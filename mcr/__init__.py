@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mcr.data.dataset import RobotData, open_data
-    from mcr.data.tree_writer import write_episode
+    from mcr.data.tree_writing import write_episode
     from mcr.errors import UserError
     from mcr.models.catalogue import list_models
     from mcr.models.encoder import Encoder
@@ -53,7 +53,7 @@ _HOMES = {
     "param_groups": "mcr.models.fine_tuning",
     "push_to_hub": "mcr.release.hub_upload",
     "verify": "mcr.release.verify",
-    "write_episode": "mcr.data.tree_writer",
+    "write_episode": "mcr.data.tree_writing",
 }
 
 

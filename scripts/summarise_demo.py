@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from mcr.data.droid import RldsDataset
 from mcr.data.index import Index
+from mcr.data.sources.rlds import RldsSource
+from mcr.data.tfrecord import read_records
 from mcr.errors import command_line
 from mcr.training.run_folder import final_accuracies, final_metrics, read_metrics
 
@@ -24,14 +25,14 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.output
 
-    shards = RldsDataset.open(arguments.shards)
+    shards = RldsSource(arguments.shards).parts()
     report = pd.read_csv(out / "tree.report.csv")
     index = Index(out / "tree.index")
     metrics = read_metrics(out / "run")
     losses = metrics[metrics["split"] == "train"]["loss"]
-    num_records = sum(1 for shard in shards.shards for _ in shards.records(shard))
+    num_records = sum(1 for shard in shards for _ in read_records(shard.path))
     rows = [
-        ("shards", f"{len(shards.shards)} shards, {num_records} episodes"),
+        ("shards", f"{len(shards)} shards, {num_records} episodes"),
         ("extract", f"{num_records} in, {len(report)} out"),
         ("clean", f"{len(report)} in, {count_folders(out / 'tree')} out, "
                   f"{count_folders(out / 'quarantine')} in quarantine"),

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from mcr.data import pictures
-from mcr.data.droid import RldsDataset
 from mcr.data.episode import unique_names
-from mcr.data.sources.tree import write_episode
+from tests.episodes import read_episodes, write_folder
 
 pytest_plugins = ["tests.networks"]
 REFERENCE = Path(__file__).parent / "data" / "droid_tfds"
@@ -75,15 +74,14 @@ def tree(tmp_path, reference) -> Path:
     """The reference shards as a PNG tree of all three cameras."""
     root = tmp_path / "tree"
     root.mkdir()
-    dataset = RldsDataset.open(reference)
-    episodes = [dataset.parse(record) for s in dataset.shards for record in dataset.records(s)]
-    names = unique_names([episode.file_path for episode in episodes])
+    episodes = read_episodes(reference)
+    names = unique_names([episode.origin for episode in episodes])
     for name, episode in zip(names, episodes, strict=True):
-        write_episode(
+        write_folder(
             root,
             name,
             episode,
-            dataset.cameras,
+            tuple(episode.pictures),
             lambda data: pictures.encode_png(pictures.decode(data)),
             ".png",
         )

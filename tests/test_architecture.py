@@ -80,7 +80,7 @@ HOMES = {
     "huggingface_hub": ("mcr/models/", "mcr/release/"),
     "onnx": ("mcr/models/",),
     "onnxruntime": ("mcr/models/",),
-    "h5py": ("mcr/data/hdf5.py", "mcr/robomimic/", "mcr/simulation/"),
+    "h5py": ("mcr/data/hdf5.py", "mcr/data/sources/", "mcr/robomimic/", "mcr/simulation/"),
     "av": ("mcr/data/sources/", "mcr/features/"),
     "pyarrow": ("mcr/data/sources/",),
     "robomimic": ("mcr/robomimic/",),

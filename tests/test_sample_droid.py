@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from mcr.data.droid import RldsDataset
-from mcr.data.episode import LANGUAGES, Episode, unique_names
+from mcr.data.episode import Episode, unique_names
+from mcr.data.sources.rlds import RldsSource
+from mcr.data.tfrecord import Record, read_records
 from mcr.errors import UserError
+from tests.episodes import read_episodes
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "resources" / "sample_droid" / "1.0.0"
@@ -20,18 +22,18 @@ COMMANDS = ("cartesian_position", "gripper_position")
 
 
 @pytest.fixture(scope="module")
-def dataset() -> RldsDataset:
-    return RldsDataset.open(SAMPLE)
+def dataset() -> RldsSource:
+    return RldsSource(SAMPLE)
 
 
 @pytest.fixture(scope="module")
-def records(dataset):
-    return [record for shard in dataset.shards for record in dataset.records(shard)]
+def records(dataset) -> list[Record]:
+    return [record for part in dataset.parts() for record in read_records(part.path)]
 
 
 @pytest.fixture(scope="module")
-def episodes(dataset, records) -> list[Episode]:
-    return [dataset.parse(record) for record in records]
+def episodes() -> list[Episode]:
+    return read_episodes(SAMPLE)
 
 
 @pytest.fixture
@@ -68,10 +70,11 @@ def test_every_record_has_exactly_the_schemas_features(records):
 def test_dataset_info_counts_what_is_there(dataset, records):
     info = json.loads((SAMPLE / "dataset_info.json").read_text())
     (split,) = info["splits"]
-    lengths = [sum(record.path == shard for record in records) for shard in dataset.shards]
+    shards = [part.path for part in dataset.parts()]
+    lengths = [sum(record.path == shard for record in records) for shard in shards]
     assert [int(n) for n in split["shardLengths"]] == lengths
     assert int(split["numBytes"]) == sum(len(record.payload) for record in records)
-    assert all(path.name.startswith(f"{info['name']}-train.") for path in dataset.shards)
+    assert all(path.name.startswith(f"{info['name']}-train.") for path in shards)
     assert SAMPLE.parent.name == info["name"]
 
 
@@ -144,7 +147,7 @@ def test_oddities_of_real_recordings_are_there(episodes):
     assert outcomes["failure"] >= 2
     assert outcomes["success"] + outcomes["failure"] == len(episodes)
     assert sum(episode.length < 40 for episode in episodes) == 2
-    texts = [[episode.languages[key] for key in LANGUAGES] for episode in episodes]
+    texts = [episode.texts for episode in episodes]
     assert sum(not any(text) for text in texts) >= 2
     assert sum(all(len(text.split()) == 1 for text in three) for three in texts) >= 1
     assert sum(not "".join(three).isascii() for three in texts) >= 1
@@ -156,7 +159,7 @@ def test_two_labs_started_a_recording_in_the_same_second(episodes):
     (shared,) = (name for name, count in Counter(names).items() if count > 1)
     twins = [episode for episode in episodes if episode.origin.name == shared]
     assert len({episode.origin.lab for episode in twins}) == 2
-    assert len(set(unique_names([episode.file_path for episode in episodes]))) == len(episodes)
+    assert len(set(unique_names([episode.origin for episode in episodes]))) == len(episodes)
 
 
 # ---------------------------------------------------------------------------- the generator
@@ -201,7 +204,7 @@ def test_the_sample_is_what_the_default_plan_says(generator, episodes):
 
     plans = plan_episodes(24, ["lift", "stack", "place"], seed=0)
     assert [(plan.lab, plan.folder) for plan in plans] == [
-        (e.origin.lab, f"{e.origin.date}/{e.origin.recording}") for e in episodes
+        (e.origin.lab, "/".join(e.origin.file_path.split("/")[-3:-1])) for e in episodes
     ]
     for plan, episode in zip(plans, episodes, strict=True):
         assert (episode.origin.outcome == "failure") == (plan.oddity == "failure")

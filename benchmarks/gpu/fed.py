@@ -35,12 +35,13 @@ from loader import IMAGENET, SOURCE, hardware, write_shards
 from train_step import Bench, Row, images_per_second, resident_batch, synchronise
 
 from mcr.data.batch import NUM_FRAMES
-from mcr.data.droid import RldsDataset
+from mcr.data.episode import Episode
 from mcr.data.extract import extract
 from mcr.data.extract_shard import Options
 from mcr.data.index import Index, open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
 from mcr.data.selection import Episodes
+from mcr.data.sources.rlds import RldsSource
 from mcr.models.crops import network_input
 from mcr.runs.atomic import write_text
 from mcr.runs.processes import num_cores
@@ -134,9 +135,9 @@ def decoding(shards: Path, device: torch.device, seconds: float, rehearse: bool)
 
 def jpegs(shards: Path, count: int) -> list[bytes]:
     """`count` stored pictures of the first record, going round as needed."""
-    dataset = RldsDataset.open(shards)
-    episode = dataset.parse(next(iter(dataset.records(dataset.shards[0]))))
-    camera = next(iter(episode.frame_ranges))
+    episode = next(RldsSource(shards).parts()[0].episodes())
+    assert isinstance(episode, Episode), episode
+    camera = next(iter(episode.pictures))
     steps = itertools.islice(itertools.cycle(range(episode.length)), count)
     return [bytes(episode.encoded_frame(camera, step)) for step in steps]
 

@@ -22,8 +22,8 @@ from mcr.data.schema import LANGUAGES, Schema
 from mcr.data.sources import open_source
 from mcr.data.sources.rlds import Shard
 from mcr.data.sources.source import Decoder, Part, Source
-from mcr.data.sources.tree import PARTIAL_PREFIX, write_episode_folder
 from mcr.data.tfrecord import BadRecord
+from mcr.data.tree_writing import PARTIAL_PREFIX, write_episode_folder
 from mcr.errors import UserError, require_choice
 from mcr.runs.atomic import remove
 
@@ -57,7 +57,7 @@ class Options:
         for camera in cameras:
             require_choice("--cameras", camera, source.cameras)
         if len(set(cameras)) < len(cameras):
-            raise UserError(f"--cameras {' '.join(cameras)}: give each camera once")
+            raise UserError(f"--cameras {' '.join(cameras)}: name each once")
         return replace(self, cameras=cameras)
 
 

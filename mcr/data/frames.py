@@ -69,6 +69,7 @@ class FrameReader:
         self.index = index
         self._store: Store | None = pack or (index if index.is_addressable else None)
         self._pack = pack
+        self._decoder: tuple[int, Decoder] | None = None  # and the process that it belongs to
         self._open_files: OrderedDict[int, int] = OrderedDict()  # file -> descriptor, oldest first
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -121,16 +122,18 @@ class FrameReader:
 
     # --- formats that are decoded as they are read
 
-    @cached_property
-    def _decoder(self) -> Decoder:
-        decoder = open_source(self.index.source, self.index.schema).decoder()
-        assert decoder is not None, "frames that are not addressable have a decoder"
-        return decoder
+    def _own_decoder(self) -> Decoder:
+        """The decoder of this process. A forked process must not use its parent's open files."""
+        if self._decoder is None or self._decoder[0] != os.getpid():
+            decoder = open_source(self.index.source, self.index.schema).decoder()
+            assert decoder is not None, "frames that are not addressable have a decoder"
+            self._decoder = os.getpid(), decoder
+        return self._decoder[1]
 
     def _decoded(self, row: int, camera: int, steps: Sequence[int]) -> Iterator[np.ndarray]:
         height, width = (int(n) for n in self.sizes[row, camera])
         key = self.index.table["key"].iloc[row]
-        frames = self._decoder.frames(key, self.index.cameras[camera], steps)
+        frames = self._own_decoder().frames(key, self.index.cameras[camera], steps)
         for step, frame in zip(steps, frames, strict=True):
             if frame.shape != (height, width, 3):
                 raise UserError(
@@ -213,9 +216,9 @@ class FrameReader:
         """Close the open files."""
         for file in list(self._open_files):
             self._close_file(file)
-        if "_decoder" in self.__dict__:
-            self._decoder.close()
-            del self.__dict__["_decoder"]
+        if self._decoder is not None and self._decoder[0] == os.getpid():
+            self._decoder[1].close()
+        self._decoder = None
 
 
 def _raise_file_limit(num_files: int) -> int:

@@ -77,7 +77,7 @@ class Schema:
     recording:       what the original path tells of name, session, lab, outcome and date
     splits:          splits to read, for example [train]; [] = all
     hz:              steps per second; 0 = what the format says, if it does
-    min_frames:      a recipe leaves out episodes with fewer steps, unless it says otherwise; 0 = none
+    min_frames:      a recipe leaves out shorter episodes, unless it says otherwise; 0 = none
     names:           names of data sets that this schema is for
     match:           cameras and signals by which a data set of any name is recognised; it must have
                      all of them

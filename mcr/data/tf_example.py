@@ -67,6 +67,7 @@ class Feature:
                 continue
             while begin < end:
                 value, begin = _varint(self.buffer, begin)
+                value &= (1 << 64) - 1  # a damaged one may have up to 70 bits
                 values.append(value - (1 << 64) if value >> 63 else value)
         return np.array(values, np.int64)
 

@@ -15,7 +15,7 @@ from mcr.data.index import Index, open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
 from mcr.data.pack import Pack, open_pack, slowdown
 from mcr.data.sampling import VALIDATION
-from mcr.data.selection import Episodes, select_episodes, split_sessions, least_frames
+from mcr.data.selection import Episodes, least_frames, select_episodes, split_sessions
 from mcr.data.statistics import space_statistics
 from mcr.errors import UserError
 from mcr.training.config import Config

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mcr.data.droid import RldsDataset
-from mcr.data.index import build_index
 from mcr.data.pictures import decode
 from mcr.data.tf_example import encode_example, parse_example
 from mcr.data.tfrecord import read_records, write_records
+from tests.episodes import read_episodes
 
 REFERENCE = Path(__file__).parent / "droid_tfds"
 
@@ -32,14 +31,15 @@ def expected_numbers():
 @pytest.fixture(scope="session")
 def reference_index(reference, tmp_path_factory):
     """The index of the reference shards, for tests that only read it."""
+    from mcr.data.index import build_index  # not every test of this folder needs the index
+
     return build_index(reference, tmp_path_factory.mktemp("reference") / "index", workers=1)
 
 
 @pytest.fixture(scope="session")
 def episode(reference):
     """The first episode of the reference shards: 41 steps."""
-    dataset = RldsDataset.open(reference)
-    return dataset.parse(next(dataset.records(dataset.shards[0])))
+    return read_episodes(reference)[0]
 
 
 @pytest.fixture(scope="session")

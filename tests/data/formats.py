@@ -59,7 +59,11 @@ def _record(generator: np.random.Generator, number: int, length: int) -> Recorde
 def _picture(size: tuple[int, int], number: int, step: int) -> np.ndarray:
     rows, columns = np.meshgrid(*(np.linspace(0, 1, n) for n in size), indexing="ij")
     phase = step / 7 + number
-    channels = [np.sin(3 * rows + phase), np.cos(2 * columns + phase), np.sin(rows + columns - phase)]
+    channels = [
+        np.sin(3 * rows + phase),
+        np.cos(2 * columns + phase),
+        np.sin(rows + columns - phase),
+    ]
     return np.ascontiguousarray(np.stack(channels, -1) * 100 + 127).astype(np.uint8)
 
 
@@ -142,12 +146,14 @@ def write_hdf5(root: Path, episodes: list[Recorded]) -> Path:
     """robomimic's layout, pictures compressed."""
     import h5py
 
+    root.mkdir(parents=True, exist_ok=True)
     path = root / "demos.hdf5"
     with h5py.File(path, "w") as file:
         for number, episode in enumerate(episodes):
             group = file.create_group(f"data/demo_{number}")
             group["actions"] = episode.action
             group["obs/state"] = episode.state
+            group.attrs["language_instruction"] = episode.text
             for camera, frames in episode.frames.items():
                 group.create_dataset(f"obs/{camera}", data=frames, compression="gzip")
     return path
@@ -239,7 +245,8 @@ def write_media(root: Path, episodes: list[Recorded]) -> Path:
         )
         table.to_csv(folder / "signals.csv", index=False, float_format="%.9g")
         for camera, frames in episode.frames.items():
-            with av.open(folder / f"{camera}.mkv", "w") as container:
+            options = {"fflags": "bitexact"}  # no random numbers in the file
+            with av.open(folder / f"{camera}.mkv", "w", options=options) as container:
                 stream = container.add_stream("ffv1", rate=HZ)
                 stream.height, stream.width = frames.shape[1:3]
                 stream.pix_fmt = "bgr0"

@@ -18,12 +18,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mcr.data.droid import EXTERIOR_CAMERAS, RldsDataset
-from mcr.data.episode import LANGUAGES
 from mcr.data.extract import extract
 from mcr.data.extract_shard import Options, ShardTask, extract_shard
-from mcr.data.manifest import Manifest
+from mcr.data.manifest import Manifest, Page
+from mcr.data.other_data import read_other_data
+from mcr.data.pictures import decode
+from mcr.data.schema import LANGUAGES
+from mcr.data.sources.rlds import RldsSource
+from mcr.data.tfrecord import read_records
 from mcr.errors import UserError
+from tests.episodes import EXTERIOR_CAMERAS, read_episodes
 from tests.waiting import PATIENCE_S, wait_for
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "process_data_multicore.py"
@@ -160,6 +164,86 @@ def test_episodes_of_the_same_second_are_both_written(
     }
 
 
+OXE = Path(__file__).parent / "reference" / "oxe"
+
+
+def test_a_data_set_of_open_x_embodiment(tmp_path):
+    """Cameras of two sizes and codecs, two splits, and a dictionary of actions."""
+    summary = extract(OXE / "bridge_like", tmp_path / "bridge", workers=2)
+    assert summary.counts["written"] == 7 and "7 episodes in 2 shards" in str(summary)
+    for episode in read_episodes(OXE / "bridge_like"):
+        folder = tmp_path / "bridge" / episode.origin.name
+        assert {p.name for p in folder.iterdir()} == {
+            "image_0",
+            "image_1",
+            "language_instruction",
+            "other_data.pkl",
+        }
+        assert (folder / "language_instruction/0.txt").read_text("utf-8") == episode.texts[0]
+        for camera in ("image_0", "image_1"):
+            for step in (0, episode.length - 1):
+                pixels = decode((folder / camera / f"{step}.png").read_bytes())
+                assert np.array_equal(pixels, decode(episode.encoded_frame(camera, step)))
+    extract(OXE / "dict_action", tmp_path / "dict", workers=1)
+    episode = read_episodes(OXE / "dict_action")[2]
+    data = read_other_data(tmp_path / "dict/train_000002/other_data.pkl")
+    box = np.stack(data["orientation_box"])
+    assert np.array_equal(box, episode.signals["orientation_box"]) and box.shape == (24, 6)
+    for name in ("terminate_episode", "world_vector"):
+        values = np.stack([action[name] for action in data["action"]])
+        assert np.array_equal(values, episode.signals[f"action/{name}"])
+
+
+def test_pngs_become_jpegs_where_jpegs_are_wanted(tmp_path):
+    extract(OXE / "bridge_like", tmp_path / "tree", Options(format="jpeg"), workers=1, limit=1)
+    episode = read_episodes(OXE / "bridge_like")[0]
+    folder = tmp_path / "tree" / "train_000000"
+    stored = (folder / "image_0/3.jpg").read_bytes()
+    assert stored == episode.encoded_frame("image_0", 3)
+    written = decode((folder / "image_1/3.jpg").read_bytes()).astype(int)
+    assert 0 < np.abs(written - decode(episode.encoded_frame("image_1", 3))).mean() < 6
+
+
+def test_a_schema_chooses_cameras_splits_and_names(tmp_path):
+    schema = tmp_path / "schema.yaml"
+    schema.write_text(
+        "cameras: {front: observation/image_0, side: observation/image_1}\n"
+        "present: {front: episode_metadata/has_language}\n"
+        "default_cameras: [front]\n"
+        "splits: [val]\n"
+        "recording:\n"
+        "  key: episode_metadata/file_path\n"
+        "  pattern: raw/(?P<session>[^/]+)/[^/]+/(?P<name>[^/]+)/\n"
+    )
+    result = run(OXE / "bridge_like", tmp_path / "tree", "--schema", schema, "--workers", 1)
+    assert result.returncode == 0 and "2 episodes in 1 shards" in result.stdout
+    folders = sorted(path.name for path in (tmp_path / "tree").iterdir())
+    assert folders == ["traj_5", "traj_6"]
+    assert (tmp_path / "tree/traj_5/front/0.png").is_file()
+    data = read_other_data(tmp_path / "tree/traj_5/other_data.pkl")
+    assert data["session"] == "kitchen_2"
+    with pytest.raises(UserError, match="was begun with"):
+        extract(OXE / "bridge_like", tmp_path / "tree", Options(("image_0",)), workers=1)
+
+
+def test_a_tree_is_not_extracted_again(whole, tmp_path):
+    with pytest.raises(UserError, match="is a tree already"):
+        extract(whole, tmp_path / "again", workers=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tree_of_an_earlier_version_is_continued(reference, whole, tmp_path, digest):
+    """Its manifest says nothing of a schema, and calls cameras views."""
+    extract(reference, tmp_path / "tree", limit=2, workers=1)
+    path = tmp_path / "tree.manifest" / "options.json"
+    options = json.loads(path.read_text())
+    del options["schema"]
+    options["views"] = options.pop("cameras")
+    path.write_text(json.dumps(options))
+    assert extract(reference, tmp_path / "tree", workers=1).counts["written"] == 2
+    assert digest(tmp_path / "tree") == digest(whole)
+
+
 # --------------------------------------------------------------------------- damage
 
 
@@ -199,7 +283,7 @@ def test_damaged_records_fail_alone_and_are_accounted_for(
     page = json.loads((tmp_path / "out/tree.manifest" / f"{second_shard.name}.json").read_text())
     assert [record["status"] for record in page["records"]] == ["written", "failed", "failed"]
     (first_shard,) = root.glob("*-00000-of-*")
-    offsets = [r.offset for r in RldsDataset.open(root).records(first_shard)]
+    offsets = [record.offset for record in read_records(first_shard)]
     assert f"{first_shard.name} at byte {offsets[1]}: the field" in result.stdout
 
 
@@ -217,11 +301,22 @@ def test_repaired_shards_are_completed(make_dataset, make_features, file_path, t
 def test_a_shard_that_grew_after_the_scan_gives_no_wrong_names(
     make_dataset, make_features, file_path, tmp_path
 ):
-    dataset = RldsDataset.open(make_dataset([[make_features(1, file_path(s)) for s in (0, 1)]]))
+    source = RldsSource(make_dataset([[make_features(1, file_path(s)) for s in (0, 1)]]))
+    (shard,) = source.parts()
     manifest = Manifest(tmp_path / "manifest", tmp_path / "tree")
     manifest.begin({})
-    names = ("2023-07-07_Fri_Jul__7_09_42_00_2023",)
-    first, second = extract_shard(ShardTask(dataset, names, None, Options(), manifest)).records
+    task = ShardTask(
+        part=shard,
+        page=Page.of_shard(shard.path),
+        names=("2023-07-07_Fri_Jul__7_09_42_00_2023",),
+        limit=None,
+        options=Options().resolve(source),
+        manifest=manifest,
+        path=source.path,
+        root=source.root,
+        schema=source.schema,
+    )
+    first, second = extract_shard(task).records
     assert (first.status, second.status) == ("written", "failed")
     assert "has changed since it was scanned" in second.reason
 
@@ -446,5 +541,5 @@ def test_an_input_whose_names_have_changed_is_refused(
 def test_missing_input(tmp_path):
     result = run(tmp_path / "nowhere", tmp_path / "tree")
     assert result.returncode == 2
-    assert result.stderr.startswith("error: ") and "no such folder" in result.stderr
+    assert result.stderr.startswith("error: ") and "no such file or folder" in result.stderr
     assert not (tmp_path / "tree").exists()

@@ -150,7 +150,7 @@ def test_the_statistics_of_steps_are_those_of_the_chosen_episodes(data_sets, rec
 @pytest.mark.parametrize(
     "ask, sentence",
     [
-        (lambda data: data.frames("episode_0", "front"), "did you mean 'episode_000'"),
+        (lambda data: data.frames("episode_00", "front"), "did you mean 'episode_00"),
         (lambda data: data.frames(0, "frnt"), "did you mean 'front'"),
         (lambda data: data.signal("stte", 0), "did you mean 'state'"),
         (lambda data: data.steps(chunk=0), "chunk=0"),

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from mcr.data.batch import Batch
-from mcr.data.droid import RldsDataset
 from mcr.data.index import open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
 from mcr.data.sampling import SamplingConfig, draw_samples
 from mcr.data.selection import Episodes
 from mcr.errors import UserError
+from tests.episodes import read_episodes
 
 
 def config(**options):
@@ -62,12 +62,7 @@ def test_batch_has_the_contracts_shapes_and_types(shards):
 def test_batch_holds_what_was_drawn(shards):
     """The batch is compared with the episodes, which are read without the index."""
     index = open_index(shards)
-    rlds = RldsDataset.open(shards)
-    episodes = {
-        episode.origin.name: episode
-        for shard in rlds.shards
-        for episode in map(rlds.parse, rlds.records(shard))
-    }
+    episodes = {episode.origin.name: episode for episode in read_episodes(shards)}
     (batch,) = first_batches(shards, 1, options=config(rotation="euler"))
     sizes = index.sizes[:, :2]  # of the exterior cameras
     draw = draw_samples(0, 0, 6, np.asarray(index.lengths), sizes, SamplingConfig())
@@ -169,7 +164,7 @@ def test_too_many_unreadable_samples_stop_the_run(shards):
 
 def test_a_shard_cut_short_after_indexing_is_named(shards):
     data = dataset(shards)
-    for shard in RldsDataset.open(shards).shards:
+    for shard in shards.glob("*tfrecord*"):
         shard.write_bytes(shard.read_bytes()[:1000])
     loaded = data.load([0, 1])
     assert loaded.batch is None and "tfrecord" in loaded.errors[0]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mcr.data import pictures
-from mcr.data.droid import RldsDataset
+from tests.episodes import read_episodes
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -33,20 +33,17 @@ def test_png_is_lossless_and_readable_by_others(height, width):
 
 
 def test_decoding_jpeg_is_tensorflows_bit_for_bit(reference, expected, expected_numbers):
-    dataset = RldsDataset.open(reference)
-    records = [record for shard in dataset.shards for record in dataset.records(shard)]
+    episodes = read_episodes(reference)
     compared = 0
-    for record, facts in zip(records, expected, strict=True):
-        episode = dataset.parse(record)
+    for episode, facts in zip(episodes, expected, strict=True):
         for camera, hashes in facts["pixels_sha256"].items():
             for step, sha256 in hashes.items():
                 pixels = pictures.decode(episode.encoded_frame(camera, int(step)))
                 assert hashlib.sha256(pixels.tobytes()).hexdigest() == sha256, (camera, step)
                 compared += 1
     assert compared == 57
-    episode = dataset.parse(records[0])
-    for camera in dataset.cameras:
-        pixels = pictures.decode(episode.encoded_frame(camera, 0))
+    for camera in episodes[0].pictures:
+        pixels = pictures.decode(episodes[0].encoded_frame(camera, 0))
         np.testing.assert_array_equal(pixels, expected_numbers[f"0/pixels/{camera}/0"])
 
 

@@ -10,10 +10,10 @@ import h5py
 import numpy as np
 import pytest
 
-from mcr.data.droid import RldsDataset
 from mcr.data.pictures import decode, encode_png
 from mcr.errors import UserError
 from mcr.features.recordings import open_recordings, require_cameras
+from tests.episodes import read_episodes
 
 RNG = np.random.default_rng(0)
 FRAMES = RNG.integers(0, 256, (12, 20, 30, 3), dtype=np.uint8)
@@ -48,9 +48,7 @@ def test_shards_and_tree_are_the_same(shards, tree):
     from_shards, from_tree = open_recordings(shards), open_recordings(tree)
     assert from_shards.names == from_tree.names and from_shards.lengths == from_tree.lengths
     assert from_shards.fingerprint == from_tree.fingerprint
-    dataset = RldsDataset.open(shards)
-    episodes = [dataset.parse(r) for shard in dataset.shards for r in dataset.records(shard)]
-    episode = next(e for e in episodes if e.origin.name == from_shards.names[1])
+    episode = next(e for e in read_episodes(shards) if e.origin.name == from_shards.names[1])
     expected = [decode(bytes(episode.encoded_frame("wrist_image_left", s))) for s in (0, 1)]
     for recordings in (from_shards, from_tree, pickle.loads(pickle.dumps(from_shards))):
         found = recordings.frames(1, "wrist_image_left")

@@ -1,4 +1,4 @@
-"""Where an HDF5 file has its episodes, and what an episode's data sets are: pictures, numbers, texts.
+"""Where an HDF5 file has its episodes, and what is in them: pictures, numbers and texts.
 
 This is what robomimic's and ALOHA's files have in common, and most others. A key is the path of a
 data set inside the group of its episode.
@@ -85,7 +85,7 @@ def _is_camera(key: str, values: h5py.Dataset) -> bool:
 
 
 def is_encoded(values: h5py.Dataset) -> bool:
-    """Could each row be the bytes of a file: padded uint8 [T, N], or anything of variable length?"""
+    """Could each row be the bytes of a file: padded uint8 [T, N], or of variable length?"""
     if values.ndim == 2:
         return values.dtype == np.uint8 and is_large(values.shape[1])
     if values.ndim != 1:

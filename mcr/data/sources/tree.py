@@ -1,105 +1,34 @@
-"""The PNG/pickle tree: how an episode lies on disk, written here and read for the index.
+"""The PNG/pickle tree: a folder per episode, a folder per camera in it, a file per frame.
 
-    <root>/<name>/<camera>/{0..T-1}.png | .jpg
-                  language_instruction{,_2,_3}/0.txt
-                  other_data.pkl        see `other_data.py`
+    <root>/<episode>/<camera>/{0..T-1}.png | .jpg | .jpeg      see `order_frames` for other names
+                     language_instruction{,_2,_3}/0.txt        optional
+                     other_data.pkl                            signals, see `other_data.py`
 
-A tree may be of any robot: with cameras of its own, each in a folder with pictures of any name, and
-with any signals. `tree_episode.py` reads an episode. Extraction and `mcr.write_episode` write trees.
-`clean.py` judges them file by file and has a reader of its own for that.
+`tree_episode.py` reads an episode, of any robot: it hands out the cameras and signals that it has,
+so an odd one costs only itself. `tree_writing.py` writes trees. `clean.py` judges them by file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import google_crc32c
-import numpy as np
 
-from mcr.data.episode import Episode, Origin, safe_name
-from mcr.data.other_data import OTHER_DATA, write_other_data
+from mcr.data.episode import Episode
+from mcr.data.other_data import OTHER_DATA
 from mcr.data.schema import LANGUAGES, Schema, find_schema, short_name
 from mcr.data.sources.schema_check import Keys, choose_schema
 from mcr.data.sources.tree_episode import EpisodeReader, camera_folders, shown
-from mcr.runs.atomic import remove
 
-PARTIAL_PREFIX = ".partial-"  # of a folder that is being written; no reader takes it for an episode
 _EPISODES_PER_PART = 64
+_LOOKED_AT = 1000  # folders in which a pickle is looked for
 _EPISODES_LISTED = 256  # to find out which cameras there are
-
-
-# --------------------------------------------------------------------------- writing
-
-
-def write_episode_folder(
-    root: Path,
-    name: str,
-    pictures: Mapping[str, Iterable[bytes]],
-    suffix: str,
-    texts: Mapping[str, str],
-    signals: Mapping[str, np.ndarray],
-    origin: Origin,
-) -> None:
-    """Write `<root>/<name>`. The folder gets its name once it is complete and on disk.
-
-    pictures: camera -> the content of its files, which have this `suffix`
-    texts:    name of its folder -> instruction
-
-    Replaces what a killed run has left. Raises OSError (disk full, ...), and ValueError that names
-    camera and step if `pictures` raises one. Nothing of the episode is left behind then.
-    """
-    partial = root / f"{PARTIAL_PREFIX}{name}"
-    remove(partial)
-    try:
-        partial.mkdir(parents=True)
-        for camera, contents in pictures.items():
-            folder = partial / safe_name(camera)
-            folder.mkdir()
-            step = 0
-            try:
-                for data in contents:
-                    (folder / f"{step}{suffix}").write_bytes(data)
-                    step += 1
-            except ValueError as error:
-                raise ValueError(f"{camera} at step {step}: {error}") from error
-        for key, text in texts.items():
-            (partial / key).mkdir()
-            (partial / key / "0.txt").write_text(text, encoding="utf-8")
-        write_other_data(partial / OTHER_DATA, signals, origin)
-        _sync_file_system(partial)
-        partial.rename(root / name)
-    finally:
-        remove(partial)
-
-
-def _sync_file_system(folder: Path) -> None:
-    """Bring the file system of `folder` to the disk.
-
-    This is one `syncfs` instead of one `fsync` per picture, as in `runs/atomic.py`. Those cost a
-    fifth of the CPU time of an extraction, and on spinning disks most of its wall time.
-    """
-    if _syncfs is None:
-        os.sync()
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        if _syncfs(handle) != 0:
-            error = ctypes.get_errno()
-            raise OSError(error, os.strerror(error), str(folder))
-    finally:
-        os.close(handle)
-
-
-_syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)  # Linux; Python has no name
-
-
-# --------------------------------------------------------------------------- reading
 
 
 class TreeSource:
@@ -123,7 +52,10 @@ class TreeSource:
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        return path.is_dir() and any((path / n / OTHER_DATA).exists() for n in _folder_names(path))
+        if not path.is_dir():
+            return False
+        looked_at = itertools.islice(_folder_names(path), _LOOKED_AT)
+        return any((path / name / OTHER_DATA).exists() for name in looked_at)
 
     def parts(self) -> list[Folders]:
         reader = EpisodeReader(self.root, self.schema, dict(self.schema.cameras))
