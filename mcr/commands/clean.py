@@ -5,9 +5,9 @@
 
 An episode is rejected if a camera is missing or unexpected, its cameras differ in length, frames
 are missing, a picture cannot be decoded or differs in size from the rest, or it has too few frames.
-It is rejected if other_data.pkl is missing, damaged, incomplete, not finite, or of another length
-or dimension than the rest. An episode without language is kept unless --min-words asks for some,
-because no loss reads language.
+It is rejected if other_data.pkl is missing, damaged, not finite, or of another length or dimension
+than the rest, or lacks a signal that most episodes have. An episode without language is kept unless
+--min-words asks for some, because no loss reads language.
 
 Extracting to the same tree again brings back what was moved or deleted here.
 
@@ -27,8 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-frames",
         type=int,
-        default=40,
-        help="frames that an episode must have; default: %(default)s",
+        help="frames that an episode must have; default: what training asks for, 40 for DROID",
     )
     parser.add_argument(
         "--min-words",

@@ -20,14 +20,18 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcr.data.clean_facts import PICTURE_SUFFIXES, Facts, inspect_episode
+from mcr.data.clean_facts import Facts, inspect_episode
 from mcr.data.clean_rules import RULES, Expected, expect
 from mcr.data.other_data import OTHER_DATA
 from mcr.data.schema import LANGUAGES
+from mcr.data.sources.tree import TreeSource
+from mcr.data.sources.tree_episode import is_picture
 from mcr.data.tree_writing import PARTIAL_PREFIX
 from mcr.errors import UserError, require_choice
 from mcr.runs.atomic import atomic_path, remove
 from mcr.runs.processes import process_pool, progress_bar
+
+_LEAST_FRAMES = 3  # what the sampling rule needs
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Report:
 
 def report(
     root: str | Path,
-    min_frames: int = 40,
+    min_frames: int | None = None,
     min_words: int = 0,
     cameras: tuple[str, ...] | None = None,
     quick: bool = False,
@@ -94,7 +98,8 @@ def report(
 ) -> Report:
     """Inspect and judge every episode of a tree. This changes nothing on disk.
 
-    min_frames: frames that the camera with the fewest must have
+    min_frames: frames that the camera with the fewest must have; None = what training asks for, by
+                the schema of the tree: 40 for DROID, else what a clip needs
     min_words:  words that the longest instruction must have; 0 accepts episodes without language
     cameras:    cameras that an episode must have, no more and no less; None = those of most
     quick:      do not decode the pictures
@@ -113,6 +118,8 @@ def report(
         facts = list(progress_bar(found, "inspecting", "episode", len(folders)))
     for camera in cameras or ():
         require_choice("--cameras", camera, {name for f in facts for name in f.cameras})
+    if min_frames is None:
+        min_frames = max(_LEAST_FRAMES, int(TreeSource(root).schema.min_frames))
     expected = expect(facts, min_frames, min_words, cameras)
     return Report(root, [judge(f, expected) for f in facts], strays, expected)
 
@@ -144,7 +151,7 @@ def _looks_like_camera(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     some = itertools.islice(folder.iterdir(), 3)
-    return any(file.stem.isdecimal() and file.suffix in PICTURE_SUFFIXES for file in some)
+    return any(file.stem.isdecimal() and is_picture(file.name) for file in some)
 
 
 # --------------------------------------------------------------------------- acting on it

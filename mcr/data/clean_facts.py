@@ -15,15 +15,11 @@ from typing import Any
 import numpy as np
 
 from mcr.data import pictures
-from mcr.data.episode import FLAGS
 from mcr.data.other_data import OTHER_DATA, read_other_data
 from mcr.data.schema import LANGUAGES
+from mcr.data.sources.tree_episode import is_picture, order_frames, shown
 from mcr.errors import UserError
 
-OBSERVATIONS = ("cartesian_position", "gripper_position", "joint_position")
-
-REQUIRED_KEYS = (*OBSERVATIONS, "action", "action_dict", "discount", *FLAGS)
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _NO_FILE = (FileNotFoundError, IsADirectoryError)  # other errors (permissions, disk) end the run
 
 
@@ -31,8 +27,8 @@ _NO_FILE = (FileNotFoundError, IsADirectoryError)  # other errors (permissions, 
 class CameraFolder:
     """The folder of one camera.
 
-    num_frames: number of pictures whose name is a number
-    gap:        what is wrong with the sequence 0, 1, ...; "" if nothing is
+    num_frames: number of pictures
+    gap:        what is wrong with the sequence of their names; "" if nothing is
     size:       (height, width) of the first picture that could be read
     damage:     the first picture that cannot be decoded or has another size; "" if there is none
     """
@@ -50,7 +46,8 @@ class Facts:
     cameras:      folder of each camera
     instructions: text of each instruction that is there
     unreadable:   why other_data.pkl cannot be read; "" if it can
-    lengths:      number of rows of each signal; only REQUIRED_KEYS are looked at
+    lengths:      number of rows of each signal. Texts, single numbers and None, which upstream
+                  writes for what a data set lacks, are no signals
     widths:       numbers in a row of each signal; None if rows differ or hold no numbers
     not_finite:   signals that hold a NaN or an infinite value
     """
@@ -74,8 +71,7 @@ def inspect_episode(folder: Path, quick: bool = False) -> Facts:
 
     quick: look only at the first and last bytes of each picture instead of decoding it
     """
-    folders = {e.name for e in os.scandir(folder) if e.is_dir() and e.name[0] != "."}
-    cameras = sorted(folders - set(LANGUAGES))
+    cameras = [name for name in _list_folders(folder) if _is_camera(folder / name)]
     try:
         data, unreadable = read_other_data(folder / OTHER_DATA), ""
     except _NO_FILE:
@@ -83,10 +79,7 @@ def inspect_episode(folder: Path, quick: bool = False) -> Facts:
     except UserError as error:
         data, unreadable = {}, str(error).removeprefix(f"{folder}/")
     signals = {
-        name: rows
-        for key in REQUIRED_KEYS
-        if key in data
-        for name, rows in _signals(key, data[key])
+        name: rows for key, value in data.items() for name, rows in _signals(str(key), value)
     }
     arrays = {name: _stack(rows) for name, rows in signals.items()}
     return Facts(
@@ -106,30 +99,40 @@ def inspect_episode(folder: Path, quick: bool = False) -> Facts:
     )
 
 
+def _list_folders(folder: Path) -> list[str]:
+    names = (e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    return sorted(name for name in names if name not in LANGUAGES)
+
+
+def _is_camera(folder: Path) -> bool:
+    """Does a folder hold pictures, or nothing at all, as a camera that failed?"""
+    entries = list(os.scandir(folder))
+    return not entries or any(is_picture(entry.name) for entry in entries)
+
+
 def _inspect_camera(folder: Path, quick: bool) -> CameraFolder:
     files = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
-    frames = {}
-    strange = []
-    for name in files:
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() in PICTURE_SUFFIXES and stem.isdecimal() and int(stem) not in frames:
-            frames[int(stem)] = folder / name
-        else:
-            strange.append(name)
-    gap = f"{strange[0]} is no frame" if strange else ""
-    missing = sorted(set(range(max(frames, default=-1) + 1)) - set(frames))
-    if missing:
-        gap = f"{len(missing)} frames are missing, the first is {missing[0]}"
+    frames = [name for name in files if is_picture(name)]
+    gap = next((f"{shown(name)} is no frame" for name in files if not is_picture(name)), "")
+    try:
+        frames = order_frames(frames) if frames else []
+    except ValueError as error:
+        gap = str(error)
+        frames = sorted({name.rpartition(".")[0]: name for name in frames}.values())
     size, damage = None, ""
-    for step, path in sorted(frames.items()):
+    for name in frames:
+        stem = name.rpartition(".")[0]
+        frame = f"frame {int(stem)}" if stem.isdecimal() else shown(name)
         try:
-            found = _picture_size(path.read_bytes(), quick)
+            if not (folder / name).is_file():
+                raise ValueError("is no regular file")
+            found = _picture_size((folder / name).read_bytes(), quick)
         except (ValueError, *_NO_FILE) as error:
-            damage = damage or f"frame {step}: {error}"
+            damage = damage or f"{frame}: {error}"
             continue
         size = size or found
         if found != size:
-            damage = damage or f"frame {step} is {show_size(found)}, not {show_size(size)}"
+            damage = damage or f"{frame} is {show_size(found)}, not {show_size(size)}"
     return CameraFolder(len(frames), gap, size, damage)
 
 
@@ -144,19 +147,29 @@ def _picture_size(data: bytes, quick: bool) -> tuple[int, int]:
 
 
 def _signals(key: str, value: Any) -> Iterable[tuple[str, list[Any]]]:
-    """Yield the rows of a signal, or those of each of its parts if it is a list of dicts."""
-    rows = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
+    """Yield the rows of a signal, or those of each of its parts if it is made of dicts."""
+    if isinstance(value, dict):
+        for name in value:
+            yield from _signals(f"{key}/{name}", value[name])
+        return
+    if not isinstance(value, list | tuple | np.ndarray):
+        return
+    if isinstance(value, np.ndarray) and not value.ndim:
+        return
+    rows = list(value)
+    if rows and all(row is None or isinstance(row, str | bytes) for row in rows):
+        return
     if not rows or not all(isinstance(row, dict) for row in rows):
         yield key, rows
         return
     for name in sorted({name for row in rows for name in row}, key=str):
-        yield f"{key}/{name}", [row[name] for row in rows if name in row]
+        yield from _signals(f"{key}/{name}", [row[name] for row in rows if name in row])
 
 
 def _stack(rows: list[Any]) -> np.ndarray | None:
     try:
         return np.array(rows, np.float64).reshape(len(rows), -1) if rows else None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mcr.data.clean_facts import REQUIRED_KEYS, Facts, show_size
+from mcr.data.clean_facts import Facts, show_size
 
 T = TypeVar("T", bound=Hashable)
 
@@ -23,6 +23,7 @@ class Expected:
     cameras: names of the cameras
     sizes:   (height, width) of each camera
     widths:  numbers in a row of each signal
+    keys:    signals that at least half of the episodes have
     """
 
     min_frames: int
@@ -30,6 +31,7 @@ class Expected:
     cameras: tuple[str, ...]
     sizes: dict[str, tuple[int, int]]
     widths: dict[str, int]
+    keys: tuple[str, ...]
 
 
 def expect(
@@ -46,6 +48,8 @@ def expect(
             sizes.setdefault(name, []).extend([camera.size] if camera.size else [])
         for key, width in f.widths.items():
             widths.setdefault(key, []).extend([width] if width is not None else [])
+    readable = [f for f in facts if not f.unreadable]
+    counts = Counter(key for f in readable for key in f.lengths)
     usual_cameras = [tuple(f.cameras) for f in facts if f.cameras]
     return Expected(
         min_frames=min_frames,
@@ -53,6 +57,7 @@ def expect(
         cameras=cameras or (_most_common(usual_cameras) if usual_cameras else ()),
         sizes={name: _most_common(found) for name, found in sizes.items() if found},
         widths={key: _most_common(found) for key, found in widths.items() if found},
+        keys=tuple(key for key, times in counts.items() if 2 * times >= len(readable)),
     )
 
 
@@ -103,8 +108,9 @@ def unreadable_data(facts: Facts, expected: Expected) -> str | None:
 
 
 def missing_keys(facts: Facts, expected: Expected) -> str | None:
-    present = {name.partition("/")[0] for name in facts.lengths}
-    missing = [key for key in REQUIRED_KEYS if key not in present]
+    """Training uses the signals that most episodes have. Which ones is up to the robot."""
+    # Upstream: asks for DROID's signals, which other robots do not have.
+    missing = [key for key in expected.keys if key not in facts.lengths]
     return f"no {', '.join(missing)}" if missing and not facts.unreadable else None
 
 
@@ -119,7 +125,7 @@ def wrong_dimensions(facts: Facts, expected: Expected) -> str | None:
     for key, width in facts.widths.items():
         if width is None:
             return f"{key}: rows of different sizes, or no numbers"
-        if width != expected.widths[key]:
+        if width != expected.widths.get(key, width):
             return f"{key} has {width} numbers a row, {expected.widths[key]} in most episodes"
     return None
 

@@ -10,6 +10,7 @@
 
 The feature cache, behaviour cloning, centricity and `mcr.robomimic` read such files through
 `Hdf5File`. `mcr.simulation.recorder` and robomimic itself write them. Needs the extra `hdf5`.
+`open_hdf5` opens HDF5 files of any layout, for `sources/hdf5.py`, too.
 """
 
 from __future__ import annotations
@@ -31,6 +32,30 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".hdf5", ".h5")
 _FRAMES_PER_READ = 64  # compressed chunks may span several frames
+_CACHE_BYTES = 2**25  # of decompressed chunks, for each data set
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Open a file to read it. Raises UserError if it is no HDF5 file, or is cut off."""
+    hdf5 = import_extra("h5py", "hdf5")
+    if path.exists() and not path.is_file():  # a pipe would block for ever
+        raise UserError(f"{path}: is no regular file")
+    with readable(path):
+        return hdf5.File(path, "r", rdcc_nbytes=_CACHE_BYTES)
+
+
+@contextlib.contextmanager
+def readable(path: Path, place: str = "") -> Iterator[None]:
+    """Turn an error of HDF5 inside the block into a UserError.
+
+    place: data of the file that is being read, for the message; "" = the file as a whole
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if place:
+            raise UserError(f"{path}, {place}: cannot be read ({error})") from error
+        raise UserError(f"{path}: is no readable HDF5 file ({error})") from error
 
 
 class Hdf5File:
@@ -45,9 +70,8 @@ class Hdf5File:
 
     def __init__(self, path: Path):
         self.path = path
-        hdf5 = import_extra("h5py", "hdf5")
-        with self._readable():
-            self._file = hdf5.File(path, "r")
+        self._file = open_hdf5(path)
+        with readable(path):
             self.episodes: list[str] = sorted(self._file.get("data", {}), key=natural_order)
 
     def __enter__(self) -> Hdf5File:
@@ -68,7 +92,7 @@ class Hdf5File:
 
     def observations(self, episode: str) -> dict[str, h5py.Dataset]:
         """An episode's cameras, signals, masks and other observations by name; nothing is read."""
-        with self._readable(episode):
+        with readable(self.path, episode):
             return dict(self._file[f"data/{episode}"].get("obs", {}))
 
     def cameras(self, episode: str) -> dict[str, int]:
@@ -89,13 +113,13 @@ class Hdf5File:
 
     def length(self, episode: str, key: str = "actions") -> int | None:
         """Number of steps of an episode's data; None if the episode does not have it."""
-        with self._readable(episode):
+        with readable(self.path, episode):
             values = self._file[f"data/{episode}"].get(key)
             return None if values is None else len(values)
 
     def read(self, episode: str, key: str, steps: int | slice = slice(None)) -> np.ndarray:
         """Some steps of an episode's data, in the file's dtype. KeyError if it is not there."""
-        with self._readable(f"{episode}, {key}"):
+        with readable(self.path, f"{episode}, {key}"):
             return self._file[f"data/{episode}/{key}"][steps]
 
     def frames(self, episode: str, camera: str) -> Iterator[np.ndarray]:
@@ -105,7 +129,7 @@ class Hdf5File:
 
     def subset(self, name: str) -> list[str] | None:
         """Names of the episodes of a subset, "train" or "valid"; None if the file has no such."""
-        with self._readable():
+        with readable(self.path):
             names = self._file.get(f"mask/{name}")
             return None if names is None else [episode.decode() for episode in names[()]]
 
@@ -123,15 +147,6 @@ class Hdf5File:
 
         hdf5 = import_extra("h5py", "hdf5")
         self._file.visititems(copy)
-
-    @contextlib.contextmanager
-    def _readable(self, place: str = "") -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if place:
-                raise UserError(f"{self.path}, {place}: cannot be read ({error})") from error
-            raise UserError(f"{self.path}: is no readable HDF5 file ({error})") from error
 
 
 def natural_order(text: str) -> list[tuple[int, str]]:

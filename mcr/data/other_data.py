@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ def other_data(signals: Mapping[str, np.ndarray], origin: Origin) -> dict[str, A
     T float64 arrays; "action_dict": list of T dicts of arrays; "discount", "is_first", "is_last",
     "is_terminal": lists of T scalars. We also keep "reward", "lab", "outcome" and "file_path".
     Signals of other robots are laid out in the same way: those called "a/b" are the entry "b" of
-    the dicts "a". The numbers have float32 precision.
+    the dicts "a". The numbers have float32 precision. "session", "date" and "split" are there if
+    neither the name nor the lab tells them; an absent split is "train" or none.
     """
     data: dict[str, Any] = {
         key: list(values.astype(np.float64))
@@ -39,9 +41,29 @@ def other_data(signals: Mapping[str, np.ndarray], origin: Origin) -> dict[str, A
     data |= _groups(signals)
     data |= {k: v.tolist() for k, v in signals.items() if v.ndim == 1 and "/" not in k}
     data |= {"lab": origin.lab, "outcome": origin.outcome, "file_path": origin.file_path}
-    if origin.session not in (origin.name, f"{origin.lab}/{origin.date}"):
+    if origin.session not in ("", default_session(origin.name, origin.lab)):
         data["session"] = origin.session
+    if origin.date not in ("", date_of(origin.name)):
+        data["date"] = origin.date
+    if origin.split not in ("", "train"):
+        data["split"] = origin.split
     return data
+
+
+def date_of(name: str) -> str:
+    """Return the date that an episode's name begins with, YYYY-MM-DD, or ""."""
+    found = re.match(r"\d{4}-\d{2}-\d{2}(?=_|\Z)", name)
+    return found[0] if found else ""
+
+
+def default_session(name: str, lab: str = "") -> str:
+    """Return the session of an episode of a tree that does not state one.
+
+    Recordings of one lab on one day share it, if the name begins with the date as DROID's names do.
+    Any other episode is a session of its own.
+    """
+    date = date_of(name)
+    return f"{lab}/{date}" if date else name
 
 
 def _groups(signals: Mapping[str, np.ndarray]) -> dict[str, list[dict[str, np.ndarray]]]:
@@ -79,6 +101,8 @@ def read_other_data(path: Path) -> dict[str, Any]:
 
     Raises UserError for a damaged or malicious file and OSError for one that cannot be opened.
     """
+    if path.exists() and not path.is_file():  # a pipe would block for ever
+        raise UserError(f"{path}: is no regular file")
     try:
         data = _SafeUnpickler(io.BytesIO(path.read_bytes())).load()
     except UserError as error:

@@ -150,6 +150,10 @@ def _decode_any_png(data: bytes) -> np.ndarray:
         depth, colour_type = data[24:26]
         if depth == 8 and colour_type in (_RGB, _RGBA):
             return pyspng.load(data, format="RGB")
-        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        image = Image.open(io.BytesIO(data))
+        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+            grey = (np.asarray(image) >> 8).astype(np.uint8)  # as its own 16-bit colours
+            return np.stack([grey] * 3, axis=-1)
+        return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
         raise ValueError(f"a damaged PNG: {error}") from error

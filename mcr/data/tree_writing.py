@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mcr.data import pictures as codec
 from mcr.data.episode import Origin, safe_name
-from mcr.data.other_data import OTHER_DATA, write_other_data
+from mcr.data.other_data import OTHER_DATA, default_session, write_other_data
+from mcr.data.pictures import encode_png
 from mcr.data.schema import LANGUAGES
 from mcr.errors import UserError
 from mcr.runs.atomic import remove
+
+Frames = np.ndarray | Sequence[np.ndarray]
 
 PARTIAL_PREFIX = ".partial-"  # of a folder that is being written; no reader takes it for an episode
 
@@ -30,95 +33,149 @@ PARTIAL_PREFIX = ".partial-"  # of a folder that is being written; no reader tak
 def write_episode(
     root: str | Path,
     name: str,
-    frames: Mapping[str, np.ndarray | Sequence[np.ndarray]],
-    state: np.ndarray,
-    action: np.ndarray,
+    frames: Mapping[str, Frames],
+    state: Any,
+    action: Any,
     text: str = "",
     session: str = "",
 ) -> Path:
-    """Write one episode of T steps to the tree `root`, and return its folder.
+    """Write one episode of T steps as the folder `<root>/<name>` of a tree, and return the folder.
 
-    name:    of the folder; ":" and "/" become "_"
-    frames:  camera -> T pictures, uint8 [T, H, W, 3], RGB; cameras may differ in size
-    state:   [T, S], finite numbers
-    action:  [T, A], finite numbers; action[t] is what the robot was told to do at frame t
+    root:    the tree; it is made if it does not exist
+    name:    of the episode, for example "episode_000"
+    frames:  camera -> its T frames, uint8 [T, H, W, 3], RGB, or a list of T arrays [H, W, 3].
+             Cameras may differ in size. The frames are stored losslessly, as PNGs
+    state:   numbers [T, S] or [T], stored as float32; None = there is none
+    action:  numbers [T, A] or [T], stored as float32: what was commanded at each step; None = there
+             is none
     text:    the instruction
-    session: what recordings of one sitting share. Held-out episodes are chosen by session.
+    session: what episodes of one sitting share, for example the day, so that a validation split
+             does not cut it; "" = the date if the name begins with one, such as 2026-01-31_..., or
+             else every episode is a session of its own
 
-    A converter of one's own recordings:
+    The folder appears when it is complete and on the disk. Episodes can be written by several
+    processes at once. Raises UserError if lengths differ, an array has another shape or type or
+    holds NaN or infinity, or the name exists or is not safe.
 
-        for number, path in enumerate(sorted(Path("recordings").glob("*.npz"))):
-            recording = np.load(path)
+    A converter of any recordings, here of a folder of NPZ files::
+
+        import sys
+        from pathlib import Path
+
+        import numpy as np
+        import mcr
+
+        for path in sorted(Path(sys.argv[1]).glob("*.npz")):
+            recorded = np.load(path)
             mcr.write_episode(
-                "my_tree",
-                f"episode_{number:05d}",
-                frames={"front": recording["front"], "wrist": recording["wrist"]},
-                state=recording["joints"],
-                action=recording["commands"],
-                text=str(recording["task"]),
-                session=path.name[:10],  # the date
+                sys.argv[2],
+                name=path.stem,
+                frames={"front": recorded["rgb_front"], "hand": recorded["rgb_hand"]},
+                state=np.concatenate([recorded["joints"], recorded["gripper"]], axis=1),
+                action=recorded["target"],
+                text=str(recorded["task"]),
             )
-
-    The folder appears when it is complete and on disk. Raises UserError for an unsafe name, for an
-    episode that exists, and for lengths, shapes, types and values that do not fit.
     """
     root = Path(root)
-    try:
-        name = safe_name(name)
-        cameras = {safe_name(camera): camera for camera in frames}
-    except ValueError as error:
-        raise UserError(f"{root}: {error}; choose a plain name") from error
-    place = root / name
-    if place.exists():
-        raise UserError(f"{place}: exists already; choose another name or delete it")
-    if set(cameras) & {*LANGUAGES, OTHER_DATA} or not cameras:
-        raise UserError(f"{place}: the cameras are {list(frames)}; give at least one, with a name")
+    folder = _free_folder(root, name)
+    place = f"episode {name!r}"
+    if not frames:
+        raise UserError(f"{place}: frames is empty; give at least one camera")
+    for camera, pictures in frames.items():
+        _check_camera(place, camera, pictures)
     signals = {
-        "state": _numbers(place, "state", state),
-        "action": _numbers(place, "action", action),
+        key: _numbers(f"{place}: {key}", values)
+        for key, values in (("state", state), ("action", action))
+        if values is not None
     }
-    lengths = {key: len(values) for key, values in signals.items()}
-    lengths |= {camera: len(frames[camera]) for camera in cameras.values()}
-    if len(set(lengths.values())) > 1 or 0 in lengths.values():
-        raise UserError(f"{place}: all must have as many steps, at least 1, but have {lengths}")
-    encoded = {
-        folder: _encoded(place, camera, frames[camera]) for folder, camera in cameras.items()
-    }
-    texts = {LANGUAGES[0]: text} if text else {}
+    lengths = {camera: len(pictures) for camera, pictures in frames.items()}
+    lengths |= {key: len(values) for key, values in signals.items()}
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{length} of {key}" for key, length in lengths.items())
+        raise UserError(f"{place}: has different numbers of steps: {shown}")
+    if not isinstance(text, str) or not isinstance(session, str):
+        raise UserError(f"{place}: text={text!r} and session={session!r} must be texts")
     root.mkdir(parents=True, exist_ok=True)
     write_episode_folder(
-        root, name, encoded, ".png", texts, signals, Origin(name, session=session or name)
+        root,
+        name,
+        {camera: _encode(pictures) for camera, pictures in frames.items()},
+        ".png",
+        {LANGUAGES[0]: text} if text else {},
+        signals,
+        Origin(name, session or default_session(name)),
     )
-    return place
+    return folder
 
 
-def _numbers(place: Path, key: str, values: np.ndarray) -> np.ndarray:
-    """Return float32 [T, D]. Raises UserError if `values` are no such numbers."""
-    array = np.asarray(values)
-    if array.ndim != 2 or array.dtype.kind not in "fiub":
-        raise UserError(f"{place}: {key} is {array.dtype} {array.shape}; give numbers [T, D]")
-    array = array.astype(np.float32)
+def _free_folder(root: Path, name: str) -> Path:
+    """Return the folder of a new episode. Raises UserError if the name is taken or not safe."""
+    try:
+        safe = safe_name(name)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{error}; choose a plain name, such as 'episode_000'") from error
+    if safe != name:
+        raise UserError(f"the name {name!r} has ':' or '/' in it; {safe!r} would do")
+    folder = root / name
+    if os.path.lexists(folder):
+        raise UserError(f"{folder} exists; choose another name, or delete it first")
+    return folder
+
+
+def _check_camera(place: str, camera: str, frames: Frames) -> None:
+    """Raise UserError unless frames are uint8 [H, W, 3], of one size, and their name is safe."""
+    try:
+        is_safe = safe_name(camera) == camera and camera not in (*LANGUAGES, OTHER_DATA)
+    except (ValueError, TypeError, AttributeError):
+        is_safe = False
+    if not is_safe:
+        raise UserError(f"{place}: {camera!r} is no name of a camera; choose one such as 'front'")
+    if len(frames) == 0:
+        raise UserError(f"{place}: {camera} has no frames")
+    size = np.shape(frames[0])
+    for step, frame in enumerate(frames):
+        frame = np.asarray(frame)
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3 or not frame.size:
+            raise UserError(
+                f"{place}: {camera} at step {step} is {frame.dtype} {list(frame.shape)}, not "
+                f"uint8 [H, W, 3]{_advice(frame)}"
+            )
+        if frame.shape != size:
+            raise UserError(
+                f"{place}: {camera} at step {step} is {frame.shape[:2]} (height, width), at step 0 "
+                f"{size[:2]}"
+            )
+
+
+def _advice(frame: np.ndarray) -> str:
+    if frame.ndim == 3 and frame.shape[0] == 3 and frame.shape[-1] != 3:
+        return "; channels come last: use frame.transpose(1, 2, 0)"
+    if frame.dtype.kind == "f":
+        return "; numbers in [0, 1] become (255 * frame).round().astype(np.uint8)"
+    return ""
+
+
+def _numbers(place: str, values: Any) -> np.ndarray:
+    """Return float32 [T, D] or [T]. Raises UserError for anything else, NaN and infinity."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise UserError(f"{place} has steps of different sizes ({error})") from error
+    if array.dtype.kind not in "fiub" or array.ndim not in (1, 2) or not array.size:
+        raise UserError(f"{place} is {array.dtype} {list(array.shape)}, not numbers [T, D] or [T]")
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
     if not np.isfinite(array).all():
-        step = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
-        raise UserError(f"{place}: {key} is not finite at step {step}")
+        step = int(np.argwhere(~np.isfinite(array))[0][0])
+        raise UserError(f"{place} at step {step} is NaN, infinite or too large for float32")
     return array
 
 
-def _encoded(
-    place: Path, camera: str, frames: np.ndarray | Sequence[np.ndarray]
-) -> Iterable[bytes]:
-    """Encode the pictures of a camera one by one. Raises UserError for a wrong shape or dtype."""
-    shape = np.shape(frames[0])
-    for step, frame in enumerate(frames):
-        frame = np.asarray(frame)
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
-            raise UserError(
-                f"{place}: {camera} at step {step} is {frame.dtype} {frame.shape}; give uint8 "
-                "[H, W, 3], RGB"
-            )
-        if frame.shape != shape:
-            raise UserError(f"{place}: {camera} at step {step} is {frame.shape}, before {shape}")
-        yield codec.encode_png(np.ascontiguousarray(frame))
+def _encode(frames: Iterable[np.ndarray]) -> Iterator[bytes]:
+    return (encode_png(np.ascontiguousarray(frame)) for frame in frames)
+
+
+# --------------------------------------------------------------------------- the folder
 
 
 def write_episode_folder(
@@ -141,9 +198,10 @@ def write_episode_folder(
     partial = root / f"{PARTIAL_PREFIX}{name}"
     remove(partial)
     try:
+        partial.mkdir(parents=True)
         for camera, contents in pictures.items():
             folder = partial / safe_name(camera)
-            folder.mkdir(parents=True)
+            folder.mkdir()
             step = 0
             try:
                 for data in contents:

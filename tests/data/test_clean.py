@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import mcr
 from mcr.data import pictures
 from mcr.data.clean import delete, judge, quarantine, report
 from mcr.data.clean_facts import inspect_episode
 from mcr.data.clean_rules import RULES, expect
-from mcr.data.episode import LANGUAGES
 from mcr.data.other_data import OTHER_DATA, read_other_data
+from mcr.data.schema import LANGUAGES
 from mcr.data.sources.rlds import RldsSource
 from mcr.data.tf_example import encode_example
 from mcr.data.tfrecord import Record
@@ -112,7 +113,7 @@ DEFECTS = {
     "frames missing in the middle of both cameras": (
         lambda e: [(e / v / "2.png").unlink() for v in (CAMERA, OTHER_CAMERA)],
         ("missing_frames", "wrong_length", "too_short"),
-        "1 frames are missing, the first is 2",
+        "1 frame is missing, the first is 2",
     ),
     "a second camera of half the length": (
         lambda e: [(e / OTHER_CAMERA / f"{step}.png").unlink() for step in (3, 4, 5)],
@@ -127,7 +128,7 @@ DEFECTS = {
     "a frame twice": (
         lambda e: shutil.copy(e / CAMERA / "3.png", e / CAMERA / "3.jpg"),
         "missing_frames",
-        "3.png is no frame",
+        "3.jpg and 3.png have the same number",
     ),
     "a truncated picture": (
         lambda e: cut(e / CAMERA / "3.png", 5000),
@@ -187,10 +188,15 @@ DEFECTS = {
         ("wrong_length", "wrong_dimensions"),
         "action 0",
     ),
-    "no list": (
+    "None for an action": (
         lambda e: change_data(e, lambda d: d.update(action=None)),
-        ("wrong_length", "wrong_dimensions", "not_finite"),
-        "action 1",
+        "missing_keys",
+        "no action",
+    ),
+    "None for some actions": (
+        lambda e: change_data(e, lambda d: set_row(d, "action", 2, None)),
+        "wrong_dimensions",
+        "action: rows of different sizes",
     ),
     "a row of another width": (
         lambda e: change_data(e, lambda d: set_row(d, "action", 2, np.zeros(5))),
@@ -296,6 +302,44 @@ def test_trees_of_upstreams_script_are_accepted(sound):
         (folder / OTHER_DATA).write_bytes(raw)
         folder.rename(folder.with_name(folder.name.replace("09_42_0", "09:42:0")))
     assert rejected(sound) == {}
+
+
+def test_trees_of_upstream_whose_discount_is_none_are_accepted(sound):
+    for folder in sound.iterdir():
+        change_data(folder, lambda d: d.update(discount=None))
+    assert rejected(sound) == {}
+    for folder in sound.iterdir():
+        change_data(folder, lambda d: d.update(discount=[None] * LENGTH))
+    assert rejected(sound) == {}
+
+
+def test_a_tree_of_another_robot_is_accepted(tmp_path):
+    """No cartesian_position, no language, no file_path; cameras of any name; other frame names."""
+    generator = np.random.default_rng(0)
+    for number in range(3):
+        length = 5 + number
+        mcr.write_episode(
+            tmp_path / "own",
+            f"episode_{number:03d}",
+            frames={
+                "front": generator.integers(0, 256, (length, 24, 32, 3), dtype=np.uint8),
+                "hand": generator.integers(0, 256, (length, 16, 16, 3), dtype=np.uint8),
+            },
+            state=generator.normal(size=(length, 9)),
+            action=generator.normal(size=(length, 10)),
+        )
+    for path in (tmp_path / "own").glob("*/hand/*.png"):
+        path.rename(path.with_name(f"{int(path.stem) + 1:06d}.PNG"))
+    (tmp_path / "own" / "episode_000" / "calibration").mkdir()
+    (tmp_path / "own" / "episode_000" / "calibration" / "hand_eye.txt").write_text("1 0 0 0")
+    found = report(tmp_path / "own", workers=1)
+    assert found.rejected == [] and found.expected.cameras == ("front", "hand")
+    assert found.expected.min_frames == 3
+
+
+def test_droids_threshold_is_that_of_its_schema(sound):
+    found = report(sound, workers=1)
+    assert found.expected.min_frames == 40 and len(found.rejected) == 3
 
 
 def test_jpeg_trees_are_accepted(write_short_episode, tmp_path):

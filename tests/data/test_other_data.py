@@ -18,7 +18,10 @@ def read_bytes(tmp_path, raw: bytes):
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_upstreams_pickles_are_read(tmp_path, episode, protocol):
     """Plain pickles of NumPy values are read in any protocol."""
-    data = other_data(episode) | {"discount": [np.float32(1.0)] * 41, "is_first": [np.True_] * 41}
+    data = other_data(episode.signals, episode.origin) | {
+        "discount": [np.float32(1.0)] * 41,
+        "is_first": [np.True_] * 41,
+    }
     raw = pickle.dumps(data, protocol)
     read = read_bytes(tmp_path, raw)
     np.testing.assert_array_equal(read["action"], data["action"])
@@ -70,7 +73,7 @@ def test_dotted_names_are_refused(tmp_path):
 
 
 def test_a_damaged_pickle_is_named(tmp_path, episode):
-    raw = pickle.dumps(other_data(episode))
+    raw = pickle.dumps(other_data(episode.signals, episode.origin))
     for size in (0, 1, 100, len(raw) // 2, len(raw) - 1):
         with pytest.raises(UserError, match=f"{OTHER_DATA}: damaged pickle"):
             read_bytes(tmp_path, raw[:size])

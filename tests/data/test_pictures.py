@@ -56,6 +56,17 @@ def test_pngs_of_other_encoders_are_decoded_without_alpha(mode):
     np.testing.assert_array_equal(decoded, reference)
 
 
+def test_16_bit_grey_is_scaled_not_clipped():
+    grey = np.array([[0, 255, 256], [1000, 40000, 65535]], np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "PNG")
+    expected = np.stack([grey // 256] * 3, axis=-1).astype(np.uint8)
+    np.testing.assert_array_equal(pictures.decode(buffer.getvalue()), expected)
+    out = np.empty((2, 3, 3), np.uint8)
+    pictures.decode(buffer.getvalue(), out)
+    np.testing.assert_array_equal(out, expected)
+
+
 PNGS = {
     "ours": pictures.encode_png(noise(20, 30)),
     **{mode: saved(noise(20, 30), "PNG", mode) for mode in ("RGB", "RGBA", "L")},

@@ -1,364 +1,265 @@
-"""HDF5: robomimic's layout, and files with an episode each, such as ALOHA's.
+"""HDF5: one file, or a folder of files, each with one episode or with many.
 
-    data/<episode>/actions, obs/<camera>, obs/<signal>      robomimic; mask/train, mask/valid
-    observations/images/<camera>, observations/qpos, action ALOHA: the file is the episode
+    data/<demo>/obs/<camera>, <signal>, actions                robomimic, LIBERO: many per file
+    observations/images/<camera>, observations/qpos, action    ALOHA: a file per episode
 
-A camera is uint8 [T, H, W, 3], or encoded: T strings of JPEG or PNG bytes, which may be padded by
-zeros. Other numbers of an observation and the action are signals. A schema may name any data set by
-its path in the episode. Needs the extra `hdf5`.
+Any other layout is read by a schema, whose keys are paths inside the group of an episode. Pictures
+are uint8 [T, H, W, 3], compressed or not, or the bytes of JPEG or PNG files. `hdf5_layout.py` finds
+episodes, pictures, numbers and texts. Needs the extra `hdf5`.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
-import json
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import google_crc32c
-import numpy as np
 
-from mcr.data import pictures
+from mcr.data import hdf5
 from mcr.data.episode import Episode, Origin, Pictures
-from mcr.data.hdf5 import SUFFIXES, natural_order
-from mcr.data.schema import LANGUAGES, Schema, is_large, names_of
+from mcr.data.hdf5 import natural_order, open_hdf5, readable
+from mcr.data.schema import LANGUAGES, Schema, names_of
+from mcr.data.sources import hdf5_layout as layout
+from mcr.data.sources.hdf5_frames import DAMAGE, Hdf5Decoder, episode_cameras, sentence
 from mcr.data.sources.schema_check import Keys, choose_schema
-from mcr.errors import UserError, import_extra
+from mcr.errors import UserError
 
 if TYPE_CHECKING:
     import h5py
 
-_EPISODES_PER_PART = 32
-_FRAMES_PER_READ = 64  # compressed chunks may span several frames
-_BYTES_PER_READ = 1 << 22
-_OBSERVED = ("obs/", "observations/", "observation/")
-_ACTIONS = ("action", "actions")
-_SEPARATOR = "::"  # between file and group in the key of an episode
+_EPISODES_PER_PART = 16
+_WORTH_PROCESSES = 2**28  # bytes; fewer are indexed sooner than processes start
+_BLOCK = 2**22
 
 
 class Hdf5Source:
-    """A file, or a folder of files. Its parts are some episodes of a file."""
+    """An HDF5 file, or the HDF5 files of a folder. Its parts are some episodes of a file each."""
 
     kind: ClassVar = "hdf5"
-    unit: ClassVar = "episodes"
+    unit: ClassVar = "B"
 
     def __init__(self, path: Path, schema: Schema | None = None):
         self.path = path
         self.root = path if path.is_dir() else path.parent
-        self.name = path.resolve().stem
-        self._files = _files(path)
-        self._episodes = {file: _episode_groups(file) for file in self._files}
-        sample = next(((f, groups[0]) for f, groups in self._episodes.items() if groups), None)
-        if sample is None:
-            raise UserError(f"{path}: holds no episode (data/demo_0, or a file per episode)")
-        found = _describe(*sample)
-        keys = Keys([*found.cameras], [*found.signals], [*found.texts], ["train", "valid"])
-        schema = choose_schema(path, self.name, schema, keys)
-        if not keys.cameras:
-            raise UserError(
-                f"{sample[0]}, {sample[1] or 'the file'}: has no pictures (uint8 [T, H, W, 3] in "
-                f"obs/ or observations/images/){found.hint}"
-            )
-        language = schema.language or tuple(sorted(found.texts))[: len(LANGUAGES)]
-        self.schema = replace(schema, language=language, hz=schema.hz or found.hz)
-        self.cameras = dict(schema.cameras) or {n: k for k, n in names_of(found.cameras).items()}
+        self.name = path.resolve().name if path.is_dir() else path.resolve().stem
+        self._files = _list_files(path)
+        self.schema, self.cameras = _choose(path, self.root, self._files, self.name, schema)
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        if path.is_file():
-            return path.suffix.lower() in SUFFIXES
-        return any(any(path.glob(pattern)) for s in SUFFIXES for pattern in (f"*{s}", f"*/*{s}"))
+        if path.is_dir():
+            return any(_is_hdf5(entry) for entry in path.iterdir())
+        return path.is_file() and _is_hdf5(path)
 
     def parts(self) -> list[Episodes]:
+        """A part per file; of a single file, some of its episodes."""
+        common: dict[str, Any] = {
+            "root": self.root,
+            "schema": self.schema,
+            "is_alone": len(self._files) == 1,
+        }
+        if len(self._files) > 1:
+            return [Episodes(file=name, size=size, **common) for name, size in self._sizes()]
+        (file, size), step = self._sizes()[0], _EPISODES_PER_PART
+        try:
+            with open_hdf5(self.root / file) as opened, readable(self.root / file):
+                groups = layout.find_episodes(opened)
+        except UserError:  # its only part will say so
+            groups = []
+        starts = range(0, max(1, len(groups)), step)
+        checksum = None if len(starts) == 1 else _checksum(self.root / file)
         return [
-            Episodes(self.root, file, tuple(groups[i : i + _EPISODES_PER_PART]), self._layout(file))
-            for file, groups in self._episodes.items()
-            for i in range(0, max(1, len(groups)), _EPISODES_PER_PART)
+            Episodes(
+                file=file,
+                size=size // len(starts),
+                groups=tuple(groups[i : i + step]) or None,
+                checksum=checksum,
+                **common,
+            )
+            for i in starts
         ]
 
-    def _layout(self, file: Path) -> Layout:
-        is_alone = len(self._files) == 1
-        prefix = "" if is_alone else file.relative_to(self.root).with_suffix("").as_posix()
-        return Layout(self.schema, self.cameras, prefix)
+    def _sizes(self) -> list[tuple[str, int]]:
+        return [(name, (self.root / name).stat().st_size) for name in self._files]
 
     def is_small(self) -> bool:
-        return sum(len(groups) for groups in self._episodes.values()) <= _EPISODES_PER_PART
+        return sum(size for _, size in self._sizes()) < _WORTH_PROCESSES
 
     def stamp(self) -> dict[str, int]:
-        """The size of each file, and when it was last written."""
-        return {
-            f"{file.relative_to(self.root)} {what}": value
-            for file in self._files
-            for what, value in (
-                ("bytes", file.stat().st_size),
-                ("modified", file.stat().st_mtime_ns),
-            )
-        }
+        """Sizes and dates: a file can be changed in place."""
+        statuses = {name: (self.root / name).stat() for name in self._files}
+        lines = (f"{name} {s.st_size} {s.st_mtime_ns}\n" for name, s in statuses.items())
+        checksum = google_crc32c.value("".join(lines).encode("utf-8", "surrogateescape"))
+        return {"files": checksum, "bytes": sum(s.st_size for s in statuses.values())}
 
     def decoder(self) -> Hdf5Decoder:
-        return Hdf5Decoder(self.root, self.cameras)
+        return Hdf5Decoder(self.root, self.schema)
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    found = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
-    return sorted(found, key=lambda file: natural_order(file.relative_to(path).as_posix()))
+def _is_hdf5(path: Path) -> bool:
+    return path.suffix.lower() in hdf5.SUFFIXES and not path.name.startswith(".")
 
 
-def _open(file: Path) -> h5py.File:
-    """Open a file. Raises UserError if it is none that can be read."""
-    hdf5 = import_extra("h5py", "hdf5")
-    try:
-        return hdf5.File(file, "r")
-    except OSError as error:
-        raise UserError(f"{file}: is no readable HDF5 file ({error})") from error
+def _list_files(path: Path) -> list[str]:
+    """Return the names of the files, in natural order. Raises UserError if there are none."""
+    if not path.is_dir():
+        return [path.name]
+    files = [entry.name for entry in path.iterdir() if _is_hdf5(entry) and not entry.is_dir()]
+    if not files:
+        raise UserError(f"{path}: holds no HDF5 files ({', '.join(hdf5.SUFFIXES)})")
+    return sorted(files, key=natural_order)
 
 
-def _episode_groups(file: Path) -> list[str]:
-    """Return the groups that are episodes; [""] if the file is one, [] if it cannot be read."""
-    try:
-        with _open(file) as opened:
-            data = opened.get("data")
-            hdf5 = import_extra("h5py", "hdf5")
-            if isinstance(data, hdf5.Group) and "action" not in opened:
-                return [f"data/{name}" for name in sorted(data, key=natural_order)]
-            return [""]
-    except UserError:
-        return []  # the part that reads it reports it
-
-
-# --------------------------------------------------------------------------- what an episode holds
-
-
-@dataclass(frozen=True)
-class Description:
-    """The data sets of an episode: cameras, numbers of a step -> how many, texts."""
-
-    cameras: tuple[str, ...]
-    signals: dict[str, int]
-    texts: tuple[str, ...]
-    hz: float
-    hint: str
-
-
-def _describe(file: Path, group: str) -> Description:
-    cameras, signals, hints = [], {}, []
-    with _open(file) as opened:
-        episode = opened[group] if group else opened
-        for key, values in _data_sets(episode):
-            if _is_camera(key, values):
-                cameras.append(key)
-            elif values.ndim == 4 and values.dtype == np.uint8:
-                hints.append(f"; {key} is {values.shape}: store pictures as [T, H, W, 3]")
-            elif values.ndim in (1, 2) and values.dtype.kind in "fiub":
-                signals[key] = int(np.prod(values.shape[1:]))
-        texts = tuple(key for key in _texts(episode))
-        return Description(tuple(cameras), signals, texts, _rate(opened), "".join(hints[:1]))
-
-
-def _data_sets(episode: h5py.Group) -> list[tuple[str, h5py.Dataset]]:
-    hdf5, found = import_extra("h5py", "hdf5"), []
-
-    def visit(key: str, item: Any) -> None:
-        if isinstance(item, hdf5.Dataset) and not key.startswith("next_obs/"):
-            found.append((key, item))
-
-    episode.visititems(visit)
-    return found
-
-
-def _is_camera(key: str, values: h5py.Dataset) -> bool:
-    if values.ndim == 4:
-        return values.dtype == np.uint8 and values.shape[-1] == 3
-    return "image" in key and _is_encoded(values)
-
-
-def _is_encoded(values: h5py.Dataset) -> bool:
-    """Are the pictures JPEG or PNG bytes, in rows that may be padded, or of variable length?"""
-    if values.ndim == 2:
-        return values.dtype == np.uint8 and values.shape[1] > 256
-    return values.ndim == 1 and values.dtype.kind in "OSV"
-
-
-def _texts(episode: h5py.Group) -> dict[str, str]:
-    """Return attributes and scalar data sets that are texts and called like an instruction."""
-    found = {key: value for key, value in episode.attrs.items() if isinstance(value, str)}
-    for key, item in episode.items():
-        if getattr(item, "shape", None) == () and item.dtype.kind in "OS":
-            value = item[()]
-            found[key] = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-    return {
-        k: v for k, v in found.items() if any(w in k for w in ("instruction", "language", "task"))
-    }
-
-
-def _rate(file: h5py.File) -> float:
-    """Return the rate that robomimic's description of the simulator says, or 0."""
-    data = file.get("data")
-    try:
-        return float(json.loads(data.attrs["env_args"])["env_kwargs"]["control_freq"])
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return 0.0
-
-
-# --------------------------------------------------------------------------- reading
-
-
-@dataclass(frozen=True)
-class Layout:
-    """prefix: of the episodes' names; "" if there is one file"""
-
-    schema: Schema
-    cameras: dict[str, str]
-    prefix: str
-
-
-@dataclass(frozen=True)
-class Episodes:
-    """Some episodes of a file."""
-
-    root: Path
-    file: Path
-    groups: tuple[str, ...]
-    layout: Layout
-
-    @property
-    def size(self) -> int:
-        return max(1, len(self.groups))
-
-    def episodes(self) -> Iterator[Episode | str]:
+def _choose(
+    path: Path, root: Path, files: list[str], name: str, schema: Schema | None
+) -> tuple[Schema, dict[str, str]]:
+    """Return the schema and the cameras, by the first readable episode. Raises UserError."""
+    problem = "holds no episodes"
+    for file in files:
         try:
-            opened = _open(self.file)
+            with open_hdf5(root / file) as opened, readable(root / file):
+                for key in layout.find_episodes(opened):
+                    return _complete(path, opened, opened[key or "/"], name, schema)
         except UserError as error:
-            yield str(error)
-            return
-        with opened:
-            splits = _splits(opened)
-            for group in self.groups:
-                split = splits.get(group.rpartition("/")[2], "")
-                if self.layout.schema.splits and split not in self.layout.schema.splits:
-                    continue
-                try:
-                    yield self._read(opened[group] if group else opened, group, split)
-                except (OSError, ValueError, KeyError, TypeError) as error:
-                    yield f"{self.file}, {group or 'the episode'}: {error}"
-
-    def _read(self, episode: h5py.Group, group: str, split: str) -> Episode:
-        schema, data_sets = self.layout.schema, dict(_data_sets(episode))
-        signals = _signals(data_sets, schema)
-        present = {
-            camera: data_sets[k] for camera, k in self.layout.cameras.items() if k in data_sets
-        }
-        lengths = {name: len(values) for name, values in signals.items()}
-        lengths |= {camera: len(values) for camera, values in present.items()}
-        if not present:
-            raise ValueError(f"has none of the cameras {', '.join(self.layout.cameras)}")
-        if len(set(lengths.values())) > 1:
-            raise ValueError(f"signals and pictures differ in length: {lengths}")
-        length = next(iter(lengths.values()))
-        if length == 0:
-            raise ValueError("has no steps")
-        where = self.file.relative_to(self.root).as_posix()
-        name = "/".join(filter(None, (self.layout.prefix, group.rpartition("/")[2])))
-        texts = _texts(episode)
-        about = self.file.stat()
-        whole = _checksum(self.file, about.st_size, about.st_mtime_ns)
-        checksum = google_crc32c.extend(whole, group.encode())
-        return Episode(
-            key=f"{where}{_SEPARATOR}{group}",
-            length=length,
-            signals=signals,
-            pictures={
-                camera: Pictures(_size(values), checksum) for camera, values in present.items()
-            },
-            texts=tuple(texts.get(key, "") for key in schema.language),
-            origin=Origin.of(schema.recording, where, name or self.file.stem, split),
-        )
+            problem = str(error)
+    raise UserError(problem if str(path) in problem else f"{path}: {problem}")
 
 
-def _splits(file: h5py.File) -> dict[str, str]:
-    """Return episode -> "train" or "valid", as robomimic's masks say."""
-    return {
-        name.decode() if isinstance(name, bytes) else str(name): split
-        for split in ("train", "valid")
-        if split in file.get("mask", {})
-        for name in file["mask"][split][()]
-    }
+def _complete(
+    path: Path, file: h5py.File, group: h5py.Group, name: str, schema: Schema | None
+) -> tuple[Schema, dict[str, str]]:
+    data_sets = layout.list_data_sets(group)
+    wanted = schema or Schema()
+    cameras = layout.camera_keys(data_sets)
+    signals = [
+        key
+        for key in (data_sets if schema else layout.signal_keys(data_sets, Schema()))
+        if key not in cameras and data_sets[key].dtype.kind in "fiub"
+    ]
+    keys = (*layout.TEXTS, *wanted.language, *filter(None, [wanted.recording.key]))
+    texts = [key for key in dict.fromkeys(keys) if layout.read_text(group, key) is not None]
+    known = Keys(
+        [*cameras, *(key for key in wanted.cameras.values() if key in data_sets)],
+        [*signals, *(key for key in wanted.present.values() if _has(group, key))],
+        texts,
+        ("train", "valid") if layout.read_splits(file) else (),
+    )
+    chosen = choose_schema(path, name, schema, known)
+    defaults = [key for key in layout.TEXTS if key in texts]
+    chosen = replace(
+        chosen,
+        hz=chosen.hz or layout.control_frequency(file),
+        language=chosen.language or tuple(defaults[: len(LANGUAGES)]),
+    )
+    return chosen, dict(chosen.cameras) or {name: key for key, name in names_of(cameras).items()}
 
 
-def _signals(data_sets: dict[str, h5py.Dataset], schema: Schema) -> dict[str, np.ndarray]:
-    named = {*schema.signals, *schema.state, *schema.action}
-    names = names_of(data_sets)
-    signals = {}
-    for key, values in data_sets.items():
-        wanted = bool(named & {key, names[key]})
-        usual = key.startswith(_OBSERVED) or key in _ACTIONS
-        if values.ndim not in (1, 2) or values.dtype.kind not in "fiub" or _is_camera(key, values):
-            continue
-        if wanted or (usual and not is_large(int(np.prod(values.shape[1:])))):
-            signals[names[key]] = values[()].astype(np.float32)
-    return signals
+def _has(group: h5py.Group, key: str) -> bool:
+    try:
+        layout.read_flag(group, key)
+    except ValueError:
+        return False
+    return True
 
 
-def _size(values: h5py.Dataset) -> tuple[int, int]:
-    if len(values) == 0:
-        raise ValueError(f"{values.name} has no frames")
-    if values.ndim == 4:
-        return int(values.shape[1]), int(values.shape[2])
-    return pictures.size_of(_encoded_bytes(values[0]))
-
-
-def _encoded_bytes(value: Any) -> bytes:
-    """Return the bytes of a picture without the zeros that fill its row."""
-    return (value.tobytes() if isinstance(value, np.ndarray) else bytes(value)).rstrip(b"\0")
-
-
-@functools.lru_cache(maxsize=4)
-def _checksum(file: Path, size: int, modified_ns: int) -> int:
-    """Return the CRC-32C of the file. `size` and `modified_ns` tell versions of it apart."""
+def _checksum(path: Path) -> int:
+    """Return the CRC-32C of a file's bytes."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        return 0
     checksum = 0
-    with file.open("rb") as opened:
-        while block := opened.read(_BYTES_PER_READ):
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
             checksum = google_crc32c.extend(checksum, block)
     return checksum
 
 
-class Hdf5Decoder:
-    """Reads the pictures. The last file stays open."""
+# --------------------------------------------------------------------------- episodes
 
-    def __init__(self, root: Path, cameras: dict[str, str]):
-        self._root, self._cameras = root, cameras
-        self._place, self._file = "", None
 
-    def frames(self, key: str, camera: str, steps: Sequence[int]) -> Iterator[np.ndarray]:
-        place, _, group = key.partition(_SEPARATOR)
-        if self._file is None or place != self._place:
-            self.close()
-            self._place, self._file = place, _open(self._root / place)
-        name = f"{group}/{self._cameras[camera]}"
+@dataclass(frozen=True)
+class Episodes:
+    """Some episodes of a file. It is opened in the process that reads them.
+
+    size:     their share of the file, in bytes
+    groups:   of the episodes; None = all of the file
+    checksum: of the file's bytes; None = it is computed here
+    is_alone: is this the only file, so that its name need not be part of the episodes' names?
+    """
+
+    root: Path
+    file: str
+    schema: Schema
+    size: int
+    is_alone: bool
+    groups: tuple[str, ...] | None = None
+    checksum: int | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.file
+
+    def episodes(self) -> Iterator[Episode | str]:
         try:
-            values = self._file[name]
-            for begin, end in _runs(steps):
-                for frame in values[begin:end]:
-                    yield frame if values.ndim == 4 else pictures.decode(_encoded_bytes(frame))
-        except (OSError, KeyError, ValueError) as error:
-            raise UserError(f"{self._root / place}, {name}: cannot be read ({error})") from error
+            opened = open_hdf5(self.path)
+        except UserError as error:
+            yield str(error)
+            return
+        with opened:
+            try:
+                checksum = _checksum(self.path) if self.checksum is None else self.checksum
+                groups = self.groups or tuple(layout.find_episodes(opened))
+                splits = layout.read_splits(opened)
+            except DAMAGE as error:
+                yield f"{self.path}: is no readable HDF5 file ({error})"
+                return
+            if not groups:
+                yield f"{self.path}: holds no episodes"
+            for group in groups:
+                split = splits.get(group.rpartition("/")[2], "")
+                if self.schema.splits and split not in self.schema.splits:
+                    continue
+                try:
+                    yield self._read(opened, group, split, checksum)
+                except DAMAGE as error:
+                    yield f"{self.path}, {group or 'the file'}: {sentence(error)}"
 
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        self._file = None
+    def _read(self, file: h5py.File, key: str, split: str, checksum: int) -> Episode:
+        group = file[key or "/"]
+        data_sets = layout.list_data_sets(group)
+        cameras = episode_cameras(group, data_sets, self.schema)
+        if not cameras:
+            shapes = [f"{k} {list(v.shape)}" for k, v in data_sets.items() if v.ndim >= 3]
+            raise ValueError(
+                "has no pictures, uint8 [T, H, W, 3]"
+                + (f"; it has {', '.join(shapes)}" * bool(shapes))
+            )
+        sizes = {c: layout.picture_size(k, data_sets[k]) for c, k in cameras.items()}
+        picture_keys = set(layout.camera_keys(data_sets)) | set(cameras.values())
+        keys = [k for k in layout.signal_keys(data_sets, self.schema) if k not in picture_keys]
+        lengths = {k: len(data_sets[k]) for k in (*cameras.values(), *keys) if data_sets[k].ndim}
+        if len(set(lengths.values())) > 1:
+            shown = ", ".join(f"{n} in {k}" for k, n in lengths.items())
+            raise ValueError(f"has different lengths: {shown}")
+        length = next(iter(lengths.values()))
+        names = names_of(keys)
+        signals = {names[k]: layout.read_numbers(k, data_sets[k]) for k in keys}
+        recording = self.schema.recording
+        own = f"{self.file}/{key}" if key else self.file
+        path = (layout.read_text(group, recording.key) or "") if recording.key else own
+        return Episode(
+            key=own,
+            length=length,
+            signals=signals,
+            pictures={camera: Pictures(sizes[camera], checksum) for camera in cameras},
+            texts=tuple(layout.read_text(group, k) or "" for k in self.schema.language),
+            origin=Origin.of(recording, path, self._name(key), split),
+        )
 
-
-def _runs(steps: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield (first, one past the last) of the runs of consecutive steps, of a bounded length."""
-    numbered = enumerate(steps)
-    for _, run in itertools.groupby(
-        numbered, lambda pair: (pair[1] - pair[0], pair[0] // _FRAMES_PER_READ)
-    ):
-        members = [step for _, step in run]
-        yield members[0], members[-1] + 1
+    def _name(self, key: str) -> str:
+        stem, name = Path(self.file).stem, key.rpartition("/")[2]
+        if not name:
+            return stem
+        return name if self.is_alone else f"{stem}_{name}"
