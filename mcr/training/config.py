@@ -12,7 +12,8 @@ from mcr.data.loader import DataConfig
 from mcr.errors import UserError, require_choice
 from mcr.objectives import ObjectivesConfig
 from mcr.runs.options import RESUME
-from mcr.training.engine import PRECISIONS, EngineConfig, OptimizerConfig
+from mcr.training.engine import PRECISIONS, EngineConfig
+from mcr.training.optimizer import OptimizerConfig
 
 
 @dataclass
@@ -26,12 +27,20 @@ class ModelConfig:
                  whichever processes hold it. 32 clips (160 images) is upstream's batch, so that a
                  larger batch is trained with the same statistics. It needs
                  objectives.time_contrastive.group
+    ema:         decay of an exponential moving average of the encoder's weights, such as 0.999,
+                 which checkpoints then hold too and `mcr export --ema` exports; it averages over
+                 about 1 / (1 - ema) steps. 0 = none
     """
 
     backbone: str = "resnet50"
     image_size: int = 224
     frozen_bn: bool = False
     ghost_batch: int = 0
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ema < 1:
+            raise UserError(f"model.ema={self.ema} must be at least 0 and below 1, such as 0.999")
 
 
 @dataclass
@@ -136,6 +145,11 @@ def check_config(config: Config, num_processes: int) -> None:
     ):  # fmt: skip
         if getattr(config, name) < 1:
             raise UserError(f"{name}={getattr(config, name)} must be at least 1")
+    if config.optimizer.warmup_steps > config.steps:
+        raise UserError(
+            f"optimizer.warmup_steps={config.optimizer.warmup_steps} is more than the run's "
+            f"steps={config.steps}: the rate would never be optimizer.lr"
+        )
     pieces = config.engine.accumulate * num_processes
     if config.batch_size % pieces:
         raise UserError(

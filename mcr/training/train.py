@@ -127,6 +127,7 @@ class Run:
             config.precision,
             self.device,
             self.world,
+            config.model.ema,
         )
 
     # --- stopping and resuming
@@ -164,7 +165,11 @@ class Run:
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         self.model.encoder.load_state_dict(checkpoint["encoder"])
         self.model.objectives.load_state_dict(checkpoint["objectives"])
-        self.engine.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.engine.load_optimizer(checkpoint["optimizer"])
+        if self.engine.average:
+            self.engine.average.load_state_dict(
+                checkpoint.get("encoder_ema") or checkpoint["encoder"]
+            )
         self.step = checkpoint["step"]
         path = checkpoint_path(self.folder / "checkpoints", self.step)
         self.world.say(f"resumed from {path} at step {self.step}")
@@ -185,6 +190,8 @@ class Run:
             "dataset": self.data.identity(),
             "versions": versions(),
         }
+        if self.engine.average:
+            content["encoder_ema"] = self.engine.average.state_dict()
         return save_checkpoint(folder, self.step, content, self.config.keep_checkpoints)
 
     # --- the loop
@@ -267,7 +274,7 @@ class Run:
         metrics = self.world.mean(step.metrics | gradients | {"skipped_samples": skipped})
         metrics |= embedding_health(step.embeddings)
         if log:
-            rate = {"learning_rate": self.engine.optimizer.param_groups[0]["lr"]}
+            rate = {"learning_rate": self.engine.rate}
             log.write(self.step, "train", to_numbers(metrics) | rate | meter.read())
 
     def validate(self, log: TrainingLog | None) -> None:
