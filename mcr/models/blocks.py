@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.vision_transformer import EncoderBlock
@@ -45,3 +47,10 @@ def layers_of(network: nn.Module) -> list[list[str]]:
         place = owner or (len(blocks) + 1 if place else 0)
         layers[place].append(name)
     return [layer for layer in layers if layer]
+
+
+def last_map_of_timm(network: Any) -> nn.Module:
+    """Return the layer of a network of timm whose output Grad-CAM uses: see `models.grad_cam`."""
+    if hasattr(network, "blocks") and hasattr(network.blocks[-1], "norm1"):  # a ViT
+        return network.blocks[-1].norm1  # after it only the class token counts
+    return network.get_submodule(network.feature_info[-1]["module"])

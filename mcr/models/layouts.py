@@ -152,6 +152,21 @@ def read_weights(path: str | Path, backbone: str | None = None) -> Weights:
     return weights
 
 
+def read_average(path: str | Path) -> dict[str, Tensor]:
+    """Return the average of the encoder's weights in a training checkpoint.
+
+    Raises UserError if it holds none.
+    """
+    content = read_content(Path(path).expanduser())
+    held = content.get("encoder_ema") if isinstance(content, Mapping) else None
+    if held is None:
+        raise UserError(
+            f"{path}: it holds no average of the weights; train with model.ema=0.999, or export "
+            "the last weights, without --ema"
+        )
+    return clean(require_tensors(held))
+
+
 # --------------------------------------------------------------------------- exports
 
 

@@ -56,9 +56,14 @@ def _read_name(name: str, backbone: str | None) -> Weights:
         weights = read_weights(catalogue.find(model), model.backbone)
         if model.preprocessing is not None:
             weights = replace(weights, preprocessing=model.preprocessing)
-    if backbone not in (None, weights.backbone):
+    if backbone is not None and not _is_same(backbone, weights.backbone):
         raise UserError(f"{name} is a {weights.backbone}, not the {backbone} that was asked for")
     return weights
+
+
+def _is_same(asked: str, found: str) -> bool:
+    """Whether these are one network; for timm's, whatever weights the name has after the dot."""
+    return asked == found or asked == found.partition(".")[0]
 
 
 def _search(name: str) -> Path:

@@ -20,8 +20,12 @@ from mcr.training.optimizer import OptimizerConfig
 class ModelConfig:
     """The network that is trained.
 
-    backbone:    resnet18, resnet34, resnet50, vit_s_16, ... (`mcr.models.backbones.BACKBONES`)
-    image_size:  pixels per side of the network's input; 176 costs 1.6 times less than 224
+    backbone:    resnet18, resnet34, resnet50, vit_s_16, ... (`mcr.models.backbones.BACKBONES`), or
+                 "timm:NAME". With `init`, the default stands for the network of those weights
+    image_size:  pixels per side of the network's input; 176 costs 1.6 times less than 224. It holds
+                 with `init`, too: a ViT whose positions are for another size is refused
+    init:        weights to start from, which is anything that `mcr.load_model` reads; their mean,
+                 deviation and interpolation are those of the encoder. "" = random weights
     frozen_bn:   batch normalisation keeps its initial statistics (for fine-tuning)
     ghost_batch: number of clips whose images share batch-norm statistics; 0 = the global batch,
                  whichever processes hold it. 32 clips (160 images) is upstream's batch, so that a
@@ -37,6 +41,7 @@ class ModelConfig:
     frozen_bn: bool = False
     ghost_batch: int = 0
     ema: float = 0.0
+    init: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.ema < 1:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from mcr.data.batch import NUM_FRAMES, Batch, Dimensions
-from mcr.models.backbones import BACKBONES, build_backbone, freeze_batch_norm
+from mcr.models.backbones import freeze_batch_norm
 from mcr.models.crops import network_input
 from mcr.models.effective_rank import effective_rank
 from mcr.models.preprocessing import Preprocessing
+from mcr.models.trainable import build_network
 from mcr.objectives import ObjectivesConfig, build_objectives
 from mcr.runs.gather import gather_rows
 from mcr.training.batch_norm import synchronise_batch_norm, use_ghost_batches
@@ -77,14 +79,14 @@ class Pretrainer(nn.Module):
         super().__init__()
         self.preprocessing = preprocessing
         self.compiled_encode: Callable[..., Tensor] | None = None
-        self.encoder = build_backbone(backbone, preprocessing.image_size)
+        self.encoder = build_network(backbone, preprocessing.image_size)
         if frozen_bn:
             freeze_batch_norm(self.encoder)
         elif ghost_batch:
             use_ghost_batches(self.encoder, ghost_batch * NUM_FRAMES)
         else:
             synchronise_batch_norm(self.encoder)
-        embed_dim = BACKBONES[backbone].embed_dim
+        embed_dim: Any = self.encoder.embed_dim
         self.objectives = build_objectives(objectives, loss_weights, embed_dim, dimensions)
         self.loss_weights = loss_weights
         self.normalise = SignalNormaliser(statistics) if statistics else nn.Identity()

@@ -6,7 +6,7 @@
 A run starts in this order:
 
 1. It opens the data.
-2. It builds the network from the seed.
+2. It builds the network from the seed, or from the weights of `model.init`.
 3. It saves config and versions. Bad input is refused before, so that it leaves nothing behind.
 4. It restores weights, optimiser and step from the newest checkpoint, if there is one.
 
@@ -31,7 +31,10 @@ import torch
 from mcr.data.batch import NUM_FRAMES
 from mcr.data.loader import ClipLoader
 from mcr.errors import UserError
+from mcr.models.layouts import Weights
+from mcr.models.loading import fill
 from mcr.models.preprocessing import Preprocessing
+from mcr.models.trainable import read_start, usual_preprocessing
 from mcr.runs.devices import choose_device
 from mcr.runs.hydra_command import hydra_command
 from mcr.runs.options import check_resume, require_same_config
@@ -41,7 +44,7 @@ from mcr.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from mcr.training.config import RENAMED, Config, check_config, free_to_change
+from mcr.training.config import RENAMED, Config, ModelConfig, check_config, free_to_change
 from mcr.training.distributed import World
 from mcr.training.engine import Engine, Step, compile_mode, make_deterministic, on_device
 from mcr.training.monitor import NonFinite, StepMonitor, StepStatus, report_non_finite
@@ -85,7 +88,7 @@ class Run:
         self.data = TrainingData(config, world)
         if checkpoint:
             self._require_same_data(checkpoint)
-        self.model = self._build_model()
+        self.model = self._build_model(checkpoint)
         self.engine = self._build_engine()
         if world.is_main:
             where = {"processes": world.size, "device": hardware(device)}
@@ -102,18 +105,56 @@ class Run:
 
     # --- building
 
-    def _build_model(self) -> Pretrainer:
+    def _build_model(self, checkpoint: dict[str, Any] | None) -> Pretrainer:
+        """Build the network from the seed, or from the weights of `model.init`.
+
+        A run that is resumed does not read `model.init` again.
+        """
+        start = None if checkpoint else self._read_start()
         config = self.config
         torch.manual_seed(config.seed)
-        return Pretrainer(
+        model = Pretrainer(
             backbone=config.model.backbone,
-            preprocessing=Preprocessing.for_size(config.model.image_size),
+            preprocessing=self._preprocessing(start, checkpoint),
             objectives=config.objectives,
             loss_weights=config.loss_weights,
             dimensions=self.data.clips.dimensions,
             statistics=self.data.statistics,
             frozen_bn=config.model.frozen_bn,
             ghost_batch=config.model.ghost_batch,
+        )
+        if start:
+            fill(model.encoder, start)
+        return model
+
+    def _read_start(self) -> Weights | None:
+        """Read the weights of `model.init`, and train their network if no other is asked for."""
+        model = self.config.model
+        if not model.init:
+            return None
+        asked = model.backbone if model.backbone != ModelConfig.backbone else None
+        start = self.world.in_turn(lambda: read_start(model.init, asked, model.image_size))
+        self._take_backbone(start.backbone)
+        text = f"{start.layout}, {start.backbone}, {start.preprocessing.image_size} px"
+        self.world.say(f"starting from {model.init} ({text})")
+        return start
+
+    def _take_backbone(self, backbone: str) -> None:
+        """Name the network of `model.init` in the config, unless it names one itself."""
+        model = self.config.model
+        if model.init and model.backbone == ModelConfig.backbone:
+            model = dataclasses.replace(model, backbone=backbone)
+            self.config = dataclasses.replace(self.config, model=model)
+
+    def _preprocessing(
+        self, start: Weights | None, checkpoint: dict[str, Any] | None
+    ) -> Preprocessing:
+        model = self.config.model
+        if checkpoint:
+            _, preprocessing = Preprocessing.from_config(checkpoint["encoder_config"])
+            return preprocessing.resized(model.image_size)
+        return (
+            start.preprocessing if start else usual_preprocessing(model.backbone, model.image_size)
         )
 
     def _build_engine(self) -> Engine:
@@ -143,6 +184,7 @@ class Run:
         if newest is None:
             return None
         checkpoint = load_checkpoint(newest)
+        self._take_backbone(checkpoint["encoder_config"]["backbone"])
         if not self.config.allow_config_change:
             require_same_config(
                 self.folder,
