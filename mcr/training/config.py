@@ -95,6 +95,7 @@ class Config:
             "dynamics_alignment": 1.0,
             "action_prediction": 1.0,
             "time_contrastive": 1.0,
+            "distillation": 0.0,
         }
     )
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -120,6 +121,7 @@ FREE_TO_CHANGE = (
     "log_wandb",
     "save_every",
     "keep_checkpoints",
+    "objectives.distillation.teacher",  # its fingerprint may not change
     "data.root",
     "data.index",
     "data.workers",

@@ -31,8 +31,10 @@ import torch
 from mcr.data.batch import NUM_FRAMES
 from mcr.data.loader import ClipLoader
 from mcr.errors import UserError
+from mcr.models.encoder import Encoder
+from mcr.models.fingerprint import encoder_fingerprint
 from mcr.models.layouts import Weights
-from mcr.models.loading import fill
+from mcr.models.loading import fill, load_model
 from mcr.models.preprocessing import Preprocessing
 from mcr.models.trainable import read_start, usual_preprocessing
 from mcr.runs.devices import choose_device
@@ -83,6 +85,7 @@ class Run:
         self.folder = Path(config.run_dir)
         self.step = 0
         self.stopped_by_signal = False
+        self._teacher_fingerprint = ""
         self._painter: Painter | None = None  # opened when it first draws
         checkpoint = self._newest_checkpoint()
         self.data = TrainingData(config, world)
@@ -111,7 +114,7 @@ class Run:
         A run that is resumed does not read `model.init` again.
         """
         start = None if checkpoint else self._read_start()
-        config = self.config
+        config, teacher = self.config, self._load_teacher(checkpoint)
         torch.manual_seed(config.seed)
         model = Pretrainer(
             backbone=config.model.backbone,
@@ -122,6 +125,7 @@ class Run:
             statistics=self.data.statistics,
             frozen_bn=config.model.frozen_bn,
             ghost_batch=config.model.ghost_batch,
+            teacher=teacher,
         )
         if start:
             fill(model.encoder, start)
@@ -138,6 +142,25 @@ class Run:
         text = f"{start.layout}, {start.backbone}, {start.preprocessing.image_size} px"
         self.world.say(f"starting from {model.init} ({text})")
         return start
+
+    def _load_teacher(self, checkpoint: dict[str, Any] | None) -> Encoder | None:
+        """Load the teacher, if distillation is on. A run keeps the teacher that it began with."""
+        source = self.config.objectives.distillation.teacher
+        if not source or not self.config.loss_weights.get("distillation", 0):
+            return None
+        try:
+            teacher = self.world.in_turn(lambda: load_model(source))
+        except UserError as error:
+            raise UserError(f"objectives.distillation.teacher={source}: {error}") from error
+        self._teacher_fingerprint = encoder_fingerprint(teacher)
+        known = (checkpoint or {}).get("teacher", self._teacher_fingerprint)
+        if known != self._teacher_fingerprint:
+            raise UserError(
+                f"objectives.distillation.teacher={source}: {self.folder} was begun with another "
+                f"teacher (fingerprint {known[:12]}, this one has "
+                f"{self._teacher_fingerprint[:12]}); give that one, or choose another run_dir"
+            )
+        return teacher
 
     def _take_backbone(self, backbone: str) -> None:
         """Name the network of `model.init` in the config, unless it names one itself."""
@@ -232,6 +255,8 @@ class Run:
             "dataset": self.data.identity(),
             "versions": versions(),
         }
+        if self._teacher_fingerprint:
+            content["teacher"] = self._teacher_fingerprint
         if self.engine.average:
             content["encoder_ema"] = self.engine.average.state_dict()
         return save_checkpoint(folder, self.step, content, self.config.keep_checkpoints)
