@@ -53,7 +53,10 @@ def _read_name(name: str, backbone: str | None) -> Weights:
         weights = _read_torchvision(name)
     else:
         model = catalogue.MODELS[name]
-        weights = read_weights(catalogue.find(model), model.backbone)
+        if model.backbone.startswith(TIMM):
+            weights = import_timm_encoder().read_file(catalogue.find(model), model.backbone)
+        else:
+            weights = read_weights(catalogue.find(model), model.backbone)
         if model.preprocessing is not None:
             weights = replace(weights, preprocessing=model.preprocessing)
     if backbone is not None and not _is_same(backbone, weights.backbone):

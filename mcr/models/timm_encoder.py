@@ -15,6 +15,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from mcr.errors import UserError, nearest
+from mcr.models import efficientnet
 from mcr.models.backbones import TIMM, freeze_batch_norm
 from mcr.models.blocks import last_map_of_timm
 from mcr.models.encoder import Encoder
@@ -152,6 +153,8 @@ def read_file(path: Path, backbone: str) -> Weights:
     """
     architecture, preprocessing = _architecture(backbone), recorded_preprocessing(backbone)
     tensors = read_tensors(path)
+    if efficientnet.MARK in tensors:
+        tensors = _efficientnet(tensors, architecture, path)
     recorded = _recorded(backbone)
     names = recorded.classifier or ()
     names = (names,) if isinstance(names, str) else names
@@ -168,6 +171,14 @@ def read_file(path: Path, backbone: str) -> Weights:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: the tensors do not fill a {backbone}: {reason}") from error
     return _weights(path, backbone, network, preprocessing)
+
+
+def _efficientnet(tensors: dict[str, Tensor], architecture: str, path: Path) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        network: Any = timm.create_model(architecture)
+    if not architecture.startswith("tf_efficientnet"):
+        raise UserError(f"{path}: its names are an EfficientNet's, not those of {architecture}")
+    return efficientnet.to_timm(tensors, [len(stage) for stage in network.blocks])
 
 
 def _weights(path: Path, backbone: str, network: Any, preprocessing: Preprocessing) -> Weights:

@@ -91,12 +91,13 @@ def require_same_config(
     free: Collection[str],
     renamed: Mapping[str, str] | None = None,
     fix: str = "choose another run_dir",
+    defaults: dict[str, Any] | None = None,
 ) -> None:
     """Raise UserError if the run in `run_dir` cannot be resumed with the config `new`.
 
     fix: what the user can do about it; the other arguments are those of `config_difference`
     """
-    if difference := config_difference(old, new, free, renamed):
+    if difference := config_difference(old, new, free, renamed, defaults):
         shown = "".join(f"\n  {line}" for line in difference)
         raise UserError(f"{run_dir} was begun with another config:{shown}\n{fix}")
 
@@ -106,15 +107,19 @@ def config_difference(
     new: dict[str, Any],
     free: Collection[str],
     renamed: Mapping[str, str] | None = None,
+    defaults: dict[str, Any] | None = None,
 ) -> list[str]:
     """Return a line "key: old -> new" for each key that differs between two configs and must not.
 
     old, new: as `dataclasses.asdict` returns them
     free:     keys that may differ, because they change how a run computes, not what
     renamed:  keys of earlier versions -> their present names
+    defaults: a config with default values. An option that an earlier version did not have counts
+              as its default, so an upgrade does not stop a running job.
     """
     renamed = renamed or {}
     before = {renamed.get(key, key): value for key, value in flatten(old).items()}
+    before = flatten(defaults or {}) | before
     after = flatten(new)
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"

@@ -216,6 +216,7 @@ class Run:
                 free_to_change(self.config),
                 RENAMED,
                 "choose another run_dir, or set allow_config_change=true to go on regardless",
+                dataclasses.asdict(Config()),
             )
         return checkpoint
 

