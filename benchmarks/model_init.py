@@ -6,7 +6,8 @@
 
 Trains EfficientNet-Lite0 by the recipe `demo` on the sample data at 64 pixels, with and without
 `model.init=efficientnet_lite0` and otherwise alike, and prints the held-out scores of the last step
-as a Markdown table. Runs that OUT holds already are not repeated. About three minutes a seed on two idle cores.
+as a Markdown table. Runs that OUT holds already are not repeated. A seed takes about three minutes
+on two idle cores.
 """
 
 from __future__ import annotations
