@@ -2,14 +2,18 @@
 # Proves and measures on a GPU whatever a CPU cannot show:
 #
 #   MCR_WHEELS=FOLDER bash benchmarks/gpu.sh OUT [--minutes 9] [--stages "right fast fed real"]
+#   bash benchmarks/gpu.sh OUT --stages "right fast" [--tests EXPRESSION] [--rows REGEX]
 #   bash benchmarks/gpu.sh OUT --rehearse
 #
-# The stages run in order of worth. Each has its own share of the time, and writes OUT/STAGE.log and
-# OUT/STAGE.json as it goes, so that a run that is stopped leaves what it had done:
+# The stages run in order of worth. Each has its share of the time that is left, and writes
+# OUT/STAGE.log and OUT/STAGE.json as it goes, so that a run that is stopped leaves what it had done:
 #   right   the tests marked `gpu`, and a policy's training step (benchmarks/frozen_bc.py)
 #   fast    images per second of the training step, and its heaviest kernels (benchmarks/train_step.py)
 #   fed     what the loader delivers to the GPU, and decoding on the GPU beside it
 #   real    a pretraining run of the default recipe on the sample data
+# To measure only what is missing: --tests chooses tests as pytest's -k does, and leaves out the
+# policy; --rows chooses rows of benchmarks/train_step.py, whose option --list names them.
+#
 # OUT/gpu.md puts the figures together. It can be made again: python benchmarks/gpu/report.py OUT
 #
 # No network is needed. A machine that has PyTorch and no package registry finds the other packages as
@@ -18,12 +22,14 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-usage() { sed -n '2,18s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
-out="" minutes=9 stages="right fast fed real" rehearse=""
+usage() { sed -n '2,24s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+out="" minutes=9 stages="right fast fed real" rehearse="" tests="" rows=""
 while [ $# -gt 0 ]; do
     case "$1" in
         --minutes) minutes=$2; shift 2 ;;
         --stages) stages=$2; shift 2 ;;
+        --tests) tests=$2; shift 2 ;;
+        --rows) rows=$2; shift 2 ;;
         --rehearse) rehearse=--rehearse; shift ;;
         -h | --help) usage; exit 0 ;;
         -*) echo "error: unknown option $1; see bash benchmarks/gpu.sh --help" >&2; exit 2 ;;
@@ -47,29 +53,40 @@ fi
 command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total \
     --format=csv,noheader || echo "no GPU: what needs one is skipped"
 
-# stage -> its share of the time in percent, and its command
+# stage -> its share of the time, and its command as the array `command`
 share() { case "$1" in right) echo 28 ;; fast) echo 34 ;; fed) echo 14 ;; real) echo 24 ;; esac; }
-command_of() {
+set_command() {
     case "$1" in
-        right) echo benchmarks/gpu/right.py ;;
-        fast) echo benchmarks/train_step.py --profile ;;
-        fed) echo benchmarks/gpu/fed.py ;;
-        real) echo benchmarks/gpu/real.py ;;
+        right) command=(benchmarks/gpu/right.py ${tests:+--tests "$tests"}) ;;
+        fast) command=(benchmarks/train_step.py --profile ${rows:+--rows "$rows"}) ;;
+        fed) command=(benchmarks/gpu/fed.py) ;;
+        real) command=(benchmarks/gpu/real.py) ;;
         *) echo "error: no stage $1; stages: right fast fed real" >&2; exit 2 ;;
     esac
+    command+=($rehearse --json "$out/$1.json")
 }
 
-failed=""
+failed="" shares=0 started=$SECONDS
 for stage in $stages; do
-    budget=$((minutes * 60 * $(share "$stage") / 100))
-    command=$(command_of "$stage")
-    # A stage plans for its budget; the limit is for one that hangs or a machine that is busy.
-    [ -n "$rehearse" ] && limit=$((budget * 3)) || limit=$((budget * 11 / 10))
-    echo "=== $stage, at most $limit s"
+    set_command "$stage"
+    shares=$((shares + $(share "$stage")))
+done
+for stage in $stages; do
     began=$SECONDS
-    # shellcheck disable=SC2086
-    timeout --kill-after=5 "$limit" "$python" $command $rehearse --json "$out/$stage.json" \
-        --budget $((budget * 85 / 100)) 2>&1 | tee "$out/$stage.log" || failed="$failed $stage"
+    left=$((minutes * 60 - (began - started)))
+    budget=$((left * $(share "$stage") / shares))
+    shares=$((shares - $(share "$stage")))
+    # A stage plans for its budget; the limit is for one that hangs or a machine that is busy.
+    limit=$((budget * 11 / 10))
+    if [ -n "$rehearse" ]; then
+        budget=$((minutes * 60 * $(share "$stage") / 100))
+        limit=$((budget * 3))
+    fi
+    [ "$limit" -gt 0 ] || { echo "no time is left for $stage"; failed="$failed $stage"; continue; }
+    set_command "$stage"
+    echo "=== $stage, at most $limit s"
+    timeout --kill-after=5 "$limit" "$python" "${command[@]}" --budget $((budget * 85 / 100)) \
+        2>&1 | tee "$out/$stage.log" || failed="$failed $stage"
     echo "--- $stage took $((SECONDS - began)) s"
 done
 "$python" benchmarks/gpu/report.py "$out"

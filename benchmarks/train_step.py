@@ -2,11 +2,14 @@
 """Images per second of a training step, beside upstream's way and the machine's two limits.
 
     python benchmarks/train_step.py [--seconds 3] [--budget 420] [--json FILE] [--profile]
+    python benchmarks/train_step.py --rows "176 px|vit_s|CUDA graphs"
 
 Prints a Markdown table. On a GPU: ResNet-50 and ViT-S/16, batches of 160 to 2,560 images, 224 and
 176 pixels, eager and compiled. On a CPU: a ResNet-18 on 64 pixels, in less than 2 minutes. This one
 process measures all rows, and the limits too: large products and convolutions, and a large copy.
-Rows are in order of importance, because --budget may cut the list short.
+Rows are in order of importance, and small before large, because --budget may cut the list short.
+--rows chooses rows by a regular expression; --list prints what it is compared with. A row whose
+tensors do not fit into the GPU's memory is reported as one that does not fit.
 
 Upstream's way is float32, NCHW, Adam without fused kernels, and `.item()` for every metric of every
 step; its images lie ready, cropped, on the device. Ours begins with uint8 frames and crops them in
@@ -23,8 +26,10 @@ image of 224 pixels through memory (bfloat16, fused); other networks have no suc
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
+import re
 import sys
 import tempfile
 import time
@@ -70,31 +75,41 @@ class Row:
     engine: EngineConfig = field(default_factory=EngineConfig)
     real_data: bool = False
     backbone: str = "resnet50"
+    profiled: bool = False  # on a GPU, if --profile is given
+
+    def __str__(self) -> str:
+        images = f"{self.clips * NUM_FRAMES} images"
+        return f"{self.backbone}, {self.way}, {images}, {self.size} px, {self.data}"
+
+    @property
+    def data(self) -> str:
+        return "real" if self.real_data else "resident"
 
 
 def rows_for_gpu() -> list[Row]:
-    """In order of importance: the budget may cut the list short."""
+    """In order of importance, and small before large: the budget may cut the list short."""
     compiled, graphs = EngineConfig(compile="default"), EngineConfig(compile="reduce-overhead")
     small = "vit_s_16"
     return [
         Row("upstream's way", 32, 224, "fp32"),
-        Row("ours", 128, 224),
+        Row("ours", 128, 224, profiled=True),
         Row("ours", 128, 224, real_data=True),
-        Row("ours, compiled", 128, 224, engine=compiled),
+        Row("ours, compiled", 128, 224, engine=compiled, profiled=True),
         Row("ours, compiled", 128, 224, engine=compiled, real_data=True),
         Row("ours", 32, 224),
-        Row("ours", 512, 224),
-        Row("ours, recomputing", 512, 224, engine=EngineConfig(recompute=True)),
+        Row("ours, float32", 32, 224, "fp32"),
+        Row("ours, recomputing", 128, 224, engine=EngineConfig(recompute=True)),
+        Row("upstream's way", 32, 176, "fp32"),
         Row("ours", 128, 176),
+        Row("ours", 128, 224, backbone=small),
+        Row("ours", 64, 224, backbone="vit_b_16"),
+        Row("ours, compiled, CUDA graphs", 32, 224, engine=graphs),
+        Row("ours, compiled", 128, 224, engine=compiled, backbone=small),
         Row("ours, compiled", 128, 176, engine=compiled),
         Row("ours, compiled", 128, 176, engine=compiled, real_data=True),
-        Row("ours", 128, 224, backbone=small),
-        Row("ours, compiled", 128, 224, engine=compiled, backbone=small),
-        Row("ours, compiled, CUDA graphs", 32, 224, engine=graphs),
-        Row("ours, float32", 32, 224, "fp32"),
+        Row("ours, recomputing", 512, 224, engine=EngineConfig(recompute=True)),
+        Row("ours", 512, 224),
         Row("ours, compiled", 512, 224, engine=compiled),
-        Row("upstream's way", 32, 176, "fp32"),
-        Row("ours", 64, 224, backbone="vit_b_16"),
     ]
 
 
@@ -326,12 +341,7 @@ class Report:
 
     def add(self, row: Row, rate: float, first_step_s: float) -> None:
         flop = arithmetic_per_image(row.backbone, row.size)
-        found = {
-            "network": row.backbone,
-            "way": row.way,
-            "pixels": row.size,
-            "images": row.clips * NUM_FRAMES,
-            "data": "real" if row.real_data else "resident",
+        found = self._names(row) | {
             "images_per_s": round(rate),
             "ratio": self._ratio(rate, network=row.backbone, way="upstream's way", pixels=row.size),
             "of_arithmetic": f"{rate * flop / self._arithmetic[row.precision]:.1%}",
@@ -343,6 +353,28 @@ class Report:
         found["real_over_resident"] = (
             self._ratio(rate, **same, data="resident") if row.real_data else None
         )
+        if row.way == "upstream's way":
+            found["ratio"] = 1.0
+        self._keep(found)
+
+    def add_misfit(self, row: Row, wanted: float) -> None:
+        """Note that a row does not fit into the GPU: it wanted at least `wanted` bytes."""
+        self._keep(
+            dict.fromkeys(COLUMNS.values())
+            | self._names(row)
+            | {"images_per_s": "does not fit", "gib": f"at least {wanted / 2**30:.1f}"}
+        )
+
+    def _names(self, row: Row) -> dict:
+        return {
+            "network": row.backbone,
+            "way": row.way,
+            "pixels": row.size,
+            "images": row.clips * NUM_FRAMES,
+            "data": row.data,
+        }
+
+    def _keep(self, found: dict) -> None:
         self.content["rows"].append(found)
         cells = ("" if (v := found[key]) is None else v for key in COLUMNS.values())
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
@@ -351,9 +383,9 @@ class Report:
     def _ratio(self, rate: float, **of_other: object) -> float | None:
         """rate over that of the earlier row with these values; None if there is none."""
         for row in self.content["rows"]:
-            if of_other.items() <= row.items():
+            if of_other.items() <= row.items() and row["images_per_s"] != "does not fit":
                 return round(rate / row["images_per_s"], 3)
-        return 1.0 if of_other.get("way") == "upstream's way" and not self.content["rows"] else None
+        return None
 
     def _share_of_bandwidth(self, row: Row, rate: float) -> str | None:
         if row.backbone != "resnet50":
@@ -361,6 +393,11 @@ class Report:
         bytes_each = TRAFFIC_OF_RESNET50 * (row.size / 224) ** 2
         bytes_each *= 2 if row.precision == "fp32" else 1
         return f"{rate * bytes_each / self._bandwidth:.1%}"
+
+    def add_profile(self, profiled: dict) -> None:
+        self.content.setdefault("profiles", []).append(profiled)
+        self.save()
+        print_profile(profiled)
 
     def _memory(self) -> float | None:
         if self._device.type != "cuda":
@@ -380,10 +417,7 @@ class Bench:
     def measure(self, row: Row) -> tuple[float, float]:
         """(images per second of one row, seconds until its first step was over)."""
         device = self.device
-        torch.compiler.reset()  # or many networks in one process would count as one that changes
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)
+        free_memory(device)
         resident = resident_batch(self.clips, row.clips, device)
         step, engine = self.prepare(row)
         began = time.perf_counter()
@@ -408,7 +442,7 @@ class Bench:
 
     def profile(self, row: Row, num_steps: int = 5) -> dict:
         """The kernels of a step: ms, calls and share of each; GPU only."""
-        torch.compiler.reset()
+        free_memory(self.device)
         resident = resident_batch(self.clips, row.clips, self.device)
         step, _ = self.prepare(row)
         for _ in range(4):
@@ -436,6 +470,23 @@ class Bench:
                 for k in kernels[:40]
             ],
         }
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what earlier rows used, their compiled code included."""
+    torch.compiler.reset()  # or many networks in one process would count as one that changes
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def memory_wanted(error: torch.OutOfMemoryError, device: torch.device) -> float:
+    """Return the bytes that a row held at most, plus those that it then asked for in vain."""
+    asked = re.search(r"Tried to allocate ([\d.]+) ([KMG])iB", str(error))
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    last = float(asked[1]) * units[asked[2]] if asked else 0.0
+    return torch.cuda.max_memory_allocated(device) + last
 
 
 def is_convolution(kernel: str) -> bool:
@@ -466,13 +517,13 @@ def print_profile(profiled: dict, count: int = 12) -> None:
 def main() -> None:
     has_gpu = torch.cuda.is_available()
     arguments = parse_arguments(has_gpu)
+    rows = chosen_rows(arguments, has_gpu)
     began = time.monotonic()
     device = torch.device("cuda" if has_gpu else "cpu")
     if not has_gpu:
         torch.set_num_threads(1)
     make_deterministic(False)
     report = Report(device, arguments.json)
-    rows = rows_for_gpu() if has_gpu else rows_for_cpu(arguments.clips, arguments.size)
     with tempfile.TemporaryDirectory() as folder:
         index = open_index(arguments.source, Path(folder) / "index", workers=1)
         config = DataConfig(workers=arguments.workers, prefetch=2)
@@ -484,15 +535,28 @@ def main() -> None:
             if time.monotonic() - began > arguments.budget:
                 print(f"out of time: {row}", file=sys.stderr)
                 continue
-            rate, first_step_s = bench.measure(row)
+            try:
+                rate, first_step_s = bench.measure(row)
+            except torch.OutOfMemoryError as error:
+                report.add_misfit(row, memory_wanted(error, device))
+                continue
             best[number] = max(best[number], rate)
             if turn == arguments.rounds - 1:
                 report.add(row, best[number], first_step_s)
-            if has_gpu and arguments.profile and number in (1, 3):
-                profiled = bench.profile(row)
-                report.content.setdefault("profiles", []).append(profiled)
-                report.save()
-                print_profile(profiled)
+            if has_gpu and arguments.profile and row.profiled:
+                report.add_profile(bench.profile(row))
+
+
+def chosen_rows(arguments: argparse.Namespace, has_gpu: bool) -> list[Row]:
+    rows = rows_for_gpu() if has_gpu else rows_for_cpu(arguments.clips, arguments.size)
+    chosen = [row for row in rows if re.search(arguments.rows, str(row))]
+    if arguments.list:
+        print(*rows_for_gpu(), sep="\n")
+        sys.exit()
+    if not chosen:
+        names = "\n".join(map(str, rows))
+        sys.exit(f"error: --rows {arguments.rows!r} matches none of these rows:\n{names}")
+    return chosen
 
 
 def parse_arguments(has_gpu: bool) -> argparse.Namespace:
@@ -513,6 +577,8 @@ def parse_arguments(has_gpu: bool) -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=8, help="per batch, on a CPU")
     parser.add_argument("--size", type=int, default=64, help="pixels, on a CPU")
     parser.add_argument("--budget", type=float, default=420, help="seconds, then no further row")
+    parser.add_argument("--rows", default="", help="only rows that match this regular expression")
+    parser.add_argument("--list", action="store_true", help="print a GPU's rows; measure nothing")
     parser.add_argument("--json", type=Path, help="keep the figures in this file")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes: does it run at all?")
     parser.add_argument("--profile", action="store_true", help="list the heaviest kernels (GPU)")

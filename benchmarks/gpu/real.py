@@ -4,15 +4,15 @@
     python benchmarks/gpu/real.py --json FILE [--budget SECONDS] [--rehearse]
 
 Keeps the time to the first logged line, the sustained rate and the held-out accuracies in FILE, and
-the run's summary.html beside it. The run gets as many steps as fit into the budget: it stops by
-SIGTERM, as on a cluster, and the same command then ends it (validation and summary).
+the run's summary.html beside it, without this machine's paths. The run gets as many steps as fit
+into the budget: it stops by SIGTERM, as on a cluster, and the same command then ends it (validation
+and summary).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 from mcr.runs.atomic import write_text
+from mcr.training.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "resources/sample_droid/1.0.0"
@@ -49,13 +50,14 @@ def main() -> None:
         first_line_s = train_for(command, run, began + 0.6 * arguments.budget) - began
         found = figures(run) | {"seconds_to_first_line": round(first_line_s, 1)}
         write_text(arguments.json, json.dumps(found, indent=1))
-        steps = max(line["step"] for line in lines(run))
-        # As the last step is the one that was reached, this validates, draws and sums up.
-        ending = [*command, f"steps={steps + 1}"]
+        # One step more than the run made: the last step validates, draws and sums up.
+        ending = [*command, f"steps={last_step(run) + 1}"]
         subprocess.run(ending, check=True)
         found |= figures(run)
         write_text(arguments.json, json.dumps(found, indent=1))
-        shutil.copy(run / "summary.html", arguments.json.with_name("summary.html"))
+        summary = (run / "summary.html").read_text().replace(f"{folder}/", "")
+        summary = summary.replace(f"{ROOT}/", "").replace(str(ROOT), ".")
+        arguments.json.with_name("summary.html").write_text(summary)
     print(json.dumps(found, indent=1))
 
 
@@ -76,6 +78,11 @@ def train_for(command: list[str], run: Path, until: float) -> float:
     if process.wait() != 0:
         sys.exit(process.returncode)
     return first_line
+
+
+def last_step(run: Path) -> int:
+    """The step of the newest checkpoint, which may be later than the last line of the log."""
+    return int(list_checkpoints(run / "checkpoints")[-1].stem.removeprefix("step_"))
 
 
 def lines(run: Path) -> list[dict]:

@@ -49,9 +49,11 @@ def right(content: dict) -> list[str]:
         for test in content["tests"]
     ]
     columns = ("test", "outcome", "s", "peak MiB", "measured")
-    printed = content.get("frozen_bc", {}).get("table", "").splitlines()
-    bc = "\n".join(line for line in printed if line.startswith("|"))
-    return ["## Right", *table(columns, rows), "A policy's training step:", "", bc]
+    text = ["## Right", *table(columns, rows)]
+    if "frozen_bc" in content:
+        printed = content["frozen_bc"]["table"].splitlines()
+        text += ["A policy's training step:", "", *(ln for ln in printed if ln.startswith("|")), ""]
+    return text
 
 
 def fast(content: dict) -> list[str]:
@@ -104,7 +106,7 @@ def real(content: dict) -> list[str]:
     ]
     held_out = content["held_out"] or {}
     rows += [
-        (f"held-out {name}", f"{value:.3f}")
+        (f"held-out {name} at step {held_out['step']}", f"{value:.3f}")
         for name, value in held_out.items()
         if name.endswith(("accuracy", "/loss"))
     ]

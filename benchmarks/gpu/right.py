@@ -1,11 +1,12 @@
 #!/usr/bin/env python
 """Runs the tests marked `gpu` and a policy's training step; keeps what they found in a JSON file.
 
-    python benchmarks/gpu/right.py --json FILE [--budget SECONDS] [--rehearse]
+    python benchmarks/gpu/right.py --json FILE [--tests EXPRESSION] [--budget SECONDS] [--rehearse]
 
 The file is written again after every test. It holds the outcome, the time, the peak of the GPU's
 memory, and what the test measured (pytest's `record_property`). Without a GPU every test is skipped
-and says so. The exit status is pytest's, or that of benchmarks/frozen_bc.py.
+and says so. --tests chooses tests as pytest's -k does, and leaves out the policy. The exit status
+is pytest's, or that of benchmarks/frozen_bc.py.
 """
 
 from __future__ import annotations
@@ -62,14 +63,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--tests", default="", help="as pytest's -k; no policy is trained then")
     parser.add_argument("--budget", type=float, default=120, help="accepted, not used")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes")
     arguments = parser.parse_args()
     recorder = Recorder(arguments.json)
     # Only these files are collected: others import packages that this machine may not have.
     files = [p for p in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in p.read_text()]
-    options = ["-m", "gpu", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "-qq"]
-    status = pytest.main([*options, "--tb=short", "-rs", *map(str, files)], [recorder])
+    options = ["-m", "gpu", "-k", arguments.tests, "-p", "no:cacheprovider", "-p", "no:xdist"]
+    status = pytest.main(
+        [*options, "--no-header", "-qq", "--tb=short", "-rs", *map(str, files)], [recorder]
+    )
+    recorder.save()
+    if arguments.tests:
+        sys.exit(status)
     recorder.content["frozen_bc"] = frozen_bc(arguments.rehearse)
     recorder.save()
     sys.exit(status or recorder.content["frozen_bc"]["status"])

@@ -276,12 +276,22 @@ def recompute_blocks(encoder: nn.Module) -> None:
             f"engine.recompute=true knows no blocks of a {type(encoder).__name__}; leave it out"
         )
     for block in blocks.values():
-        block.forward = partial(
-            checkpoint,
-            block.forward,
+        # A class and not `block.forward = ...`: a block that refers to itself would keep its
+        # weights and gradients on the device until Python's garbage collector finds it.
+        block.__class__ = type(block.__class__.__name__, (_Recomputed, type(block)), {})
+
+
+class _Recomputed(nn.Module):
+    """Goes before a block's own class, whose `forward` it calls once more for the gradient."""
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        return checkpoint(
+            super().forward,
+            *inputs,
             use_reentrant=False,
             preserve_rng_state=False,  # nothing inside is random
-            context_fn=partial(_contexts_of_passes, block),
+            context_fn=partial(_contexts_of_passes, self),
+            **options,
         )
 
 

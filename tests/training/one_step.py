@@ -81,19 +81,19 @@ def make_engine(
     return Engine(model, engine, optimizer, precision, device, world, ema)
 
 
-def one_step(world: World, **options) -> dict:
-    """Make one step on the whole batch. Returns metrics, gradients, running statistics, ..."""
+def one_step(world: World, batch: Batch | None = None, **options) -> dict:
+    """Make one step on `batch` or `whole_batch()`. Returns metrics, gradients, statistics, ..."""
     engine = make_engine(world, **options)
     seed_draws(0, 0)
-    parts = share_of(whole_batch(), world, (options.get("engine") or EngineConfig()).accumulate)
-    step = engine.step(parts)
+    batch = (batch or whole_batch()).to(engine.device)
+    step = engine.step(share_of(batch, world, (options.get("engine") or EngineConfig()).accumulate))
     gathered, _ = gather_rows(step.embeddings)
     return {
         "metrics": world.mean(step.metrics) | embedding_health(step.embeddings),
         "gradients": {n: p.grad.clone() for n, p in engine.model.named_parameters()},
         "buffers": {n: b.clone() for n, b in engine.model.named_buffers()},
         "embeddings": gathered,
-        "evaluation": world.mean(engine.evaluate(share_of(whole_batch(), world)[0])[0]),
+        "evaluation": world.mean(engine.evaluate(share_of(batch, world)[0])[0]),
     }
 
 

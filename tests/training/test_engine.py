@@ -1,6 +1,8 @@
 """The options of the engine: those that must not change the result of a step, and those that do."""
 
+import gc
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -75,6 +77,20 @@ def test_recomputing_keeps_fewer_tensors():
     parameters = sum(p.nbytes for p in make_engine(ALONE).model.parameters())
     plain = kept_bytes() - parameters
     assert kept_bytes(engine=EngineConfig(recompute=True)) < parameters + plain / 2
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_network_is_freed_with_its_engine(recompute):
+    """At once, without Python's garbage collector: otherwise a GPU's memory stays in use."""
+    gc.disable()
+    try:
+        engine = make_engine(ALONE, engine=EngineConfig(recompute=recompute))
+        engine.step([whole_batch()])
+        weight = weakref.ref(engine.model.encoder.layer1[0].conv1.weight)
+        del engine
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 def test_ghost_batches_are_normalised_separately():

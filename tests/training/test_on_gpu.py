@@ -165,22 +165,35 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_reported():
 
 
 def test_recomputing_needs_less_memory_for_the_same_gradient(record_property):
+    """Memory of a second step, when Adam's moments and the workspaces of cuBLAS exist already."""
     make_deterministic(True)
-    peaks, gradients = [], []
-    batch = whole_batch()
-    many = Batch(**{f.name: torch.cat([getattr(batch, f.name)] * 16) for f in fields(batch)})
+    clip = whole_batch()
+    batch = Batch(**{f.name: torch.cat([getattr(clip, f.name)] * 64) for f in fields(clip)})
+    batch = batch.to(GPU)
+    kept, peaks, gradients = [], [], []
     for recompute in (False, True):
         engine = make_engine(
             ALONE, engine=EngineConfig(recompute=recompute), device=GPU, precision="fp32"
         )
-        torch.cuda.reset_peak_memory_stats()
-        torch.manual_seed(0)
-        engine.step([many.to(GPU)])
-        peaks.append(torch.cuda.max_memory_allocated())
-        gradients.append({n: p.grad.cpu() for n, p in engine.model.named_parameters()})
+        after_forward: list[int] = []
+        engine.model.register_forward_hook(
+            lambda *_, seen=after_forward: seen.append(torch.cuda.memory_allocated())
+        )
+        for number in range(2):
+            engine.optimizer.zero_grad()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            torch.manual_seed(0)
+            engine.step([batch])
+            if number == 0:
+                gradients.append({n: p.grad.cpu() for n, p in engine.model.named_parameters()})
+        kept.append(after_forward[-1] - before)
+        peaks.append(torch.cuda.max_memory_allocated() - before)
         del engine
-    record_property("peak memory, MiB", " and ".join(f"{peak / 2**20:.0f}" for peak in peaks))
-    assert peaks[1] < 0.8 * peaks[0]
+    for name, sizes in (("kept for the gradient", kept), ("peak of a step", peaks)):
+        record_property(f"{name}, MiB", " and ".join(f"{size / 2**20:.0f}" for size in sizes))
+    assert kept[1] < 0.7 * kept[0]  # 0.59 by the sizes of the tensors
+    assert peaks[1] < 0.9 * peaks[0]  # 0.85 on an H100, where cuDNN's workspaces count too
     assert distance(*gradients) < 1e-5
 
 
@@ -263,7 +276,7 @@ def _one_of_two(folder: Path, rank: int, address: str) -> None:
     world = World(rank, 2, 0)
     try:
         dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-        torch.save(one_step(world, device=GPU), folder / f"{rank}.pt")
+        torch.save(one_step(world, uncropped_batch(), device=GPU), folder / f"{rank}.pt")
         dist.barrier()
         dist.destroy_process_group()
     except Exception:
@@ -272,7 +285,11 @@ def _one_of_two(folder: Path, rank: int, address: str) -> None:
 
 
 def test_two_processes_that_share_the_gpu_compute_what_one_does(tmp_path, record_property):
-    """By gloo, because NCCL wants a GPU for each process."""
+    """By gloo, because NCCL wants a GPU for each process.
+
+    The frames need no rounding to be cropped: in float16, which products are summed first may
+    depend on how many clips a process has.
+    """
     start, address = multiprocessing.get_context("spawn"), f"tcp://127.0.0.1:{free_port()}"
     workers = [start.Process(target=_one_of_two, args=(tmp_path, r, address)) for r in range(2)]
     for worker in workers:
@@ -283,7 +300,7 @@ def test_two_processes_that_share_the_gpu_compute_what_one_does(tmp_path, record
     if "not support" in errors:
         pytest.skip(f"gloo cannot do this between GPU tensors: {errors.splitlines()[-1]}")
     assert [worker.exitcode for worker in workers] == [0, 0], errors
-    alone = one_step(ALONE, device=GPU)  # the encoder in float64
+    alone = one_step(ALONE, uncropped_batch(), device=GPU)  # the encoder in float64
     both = [torch.load(tmp_path / f"{rank}.pt", map_location=GPU) for rank in range(2)]
     for mine in both:
         for name, value in alone["metrics"].items():
