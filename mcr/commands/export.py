@@ -2,6 +2,7 @@
 
     mcr export runs/mcr/checkpoints/step_00500000.pt my_encoder
     mcr export runs/mcr/checkpoints/step_00500000.pt my_encoder.pth
+    mcr export runs/mcr/checkpoints/step_00500000.pt my_encoder --ema
     mcr export my_encoder my_encoder.onnx
     mcr export runs/mcr/checkpoints/step_00500000.pt my_encoder --push me/my_encoder
 
@@ -25,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="a new folder, or a .pth, .onnx or .pt2 file")
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
     parser.add_argument(
+        "--ema", action="store_true", help="export the average of the weights (model.ema)"
+    )
+    parser.add_argument(
         "--push", metavar="ORG/NAME", help="also upload the folder to the Hugging Face Hub"
     )
     parser.add_argument(
@@ -33,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    export = export_encoder(options.checkpoint, options.out, options.force)
+    export = export_encoder(options.checkpoint, options.out, options.force, options.ema)
     print(f"{export.path}: {export.backbone}, {export.num_tensors} tensors, checked by running it")
     print(f"embed_dim: {export.embed_dim}")
     print(f"sha256:    {export.sha256}")

@@ -19,11 +19,15 @@ NUM_FRAMES = 5
 
 @dataclass(frozen=True)
 class Dimensions:
-    """Sizes that the data set gives to the objectives: S, A and L above."""
+    """Sizes that the data set gives to the objectives: S, A and L above.
+
+    teacher: number of features of the teacher, T; 0 = there is none
+    """
 
     state: int
     action: int
     window: int
+    teacher: int = 0
 
 
 @dataclass
@@ -65,3 +69,13 @@ class Batch:
             action=self.actions.shape[-1],
             window=self.window_states.shape[-2],
         )
+
+
+@dataclass
+class TaughtBatch(Batch):
+    """A batch with a teacher's features of its frames, which the pretrainer adds on the device.
+
+    teacher_features: float32 [B, F, T], without gradient
+    """
+
+    teacher_features: Tensor

@@ -26,8 +26,8 @@ from mcr.evaluation.probes import mlp_predictions, ridge_errors, ridge_predictio
 from mcr.evaluation.recorded_frames import Frames, OfflineConfig, read_frames
 from mcr.evaluation.results import Results, versions
 from mcr.evaluation.retrieval import retrieval_scores
-from mcr.features.key import weights_fingerprint
 from mcr.models.encoder import Encoder
+from mcr.models.fingerprint import weights_fingerprint
 from mcr.models.loading import load_model
 
 SCORES = {

@@ -26,8 +26,8 @@ from mcr.errors import UserError, require_choice
 from mcr.evaluation.contestants import named_encoders, write_untrained_encoders
 from mcr.evaluation.results import Results, success_rates, versions
 from mcr.features.extraction import FeatureConfig, extract_features
-from mcr.features.key import weights_fingerprint as fingerprint
 from mcr.models.encoder import Encoder
+from mcr.models.fingerprint import weights_fingerprint as fingerprint
 from mcr.models.inference import torch_network
 from mcr.models.loading import load_model
 from mcr.policies.behaviour_cloning import train

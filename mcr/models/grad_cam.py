@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet, VisionTransformer
 
 from mcr.errors import UserError
+from mcr.models.blocks import last_map_of_timm
 from mcr.models.encoder import Encoder
 
 
@@ -24,7 +25,7 @@ from mcr.models.encoder import Encoder
 def grad_cam(network: nn.Module, pixels: Tensor, unit: int | None = None) -> Tensor:
     """Return maps of the regions that raise an output, float32 [N, H, W] in [0, 1].
 
-    network: an Encoder, or a bare ResNet or VisionTransformer in eval mode
+    network: an Encoder, or a bare network of torchvision or timm in eval mode
     pixels:  what enters the network, normalised float [N, 3, H, W] (`encoder.preprocess(images)`)
     unit:    the output unit to explain; None = the largest of each picture, as in MCR's paper
 
@@ -78,4 +79,6 @@ def _layer_and_function(network: nn.Module) -> tuple[nn.Module, Callable[[Tensor
         return network.layer4, network
     if isinstance(network, VisionTransformer):
         return network.encoder.layers[-1].ln_1, network
+    if hasattr(network, "feature_info"):  # timm's
+        return last_map_of_timm(network), network
     raise UserError(f"Grad-CAM knows no feature map of a {type(network).__name__}")

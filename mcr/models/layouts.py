@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from mcr.errors import UserError, require_choice
+from mcr.models import efficientnet
 from mcr.models.backbones import BACKBONES, TIMM, identify_backbone
 from mcr.models.preprocessing import Preprocessing
 from mcr.models.tensor_files import WRAPPERS, clean, read_content, require_tensors, unwrap
@@ -93,6 +94,8 @@ LAYOUTS = (
 _TIMM = "say which of timm's models it is: mcr.load_model(..., backbone='timm:NAME')"
 _TIMM_NAMES = f"its names are timm's, whose models prepare pictures in many ways: {_TIMM}"
 _FOREIGN = {
+    efficientnet.MARK: "it looks like EfficientNet-Lite (timm:tf_efficientnet_lite0, ...): "
+    f"{_TIMM}",
     "storage_tokens": f"it looks like DINOv3 (timm:vit_small_patch16_dinov3_qkvb, ...): {_TIMM}",
     "reg_token": _TIMM_NAMES,
     "cls_token": _TIMM_NAMES,
@@ -150,6 +153,21 @@ def read_weights(path: str | Path, backbone: str | None = None) -> Weights:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return weights
+
+
+def read_average(path: str | Path) -> dict[str, Tensor]:
+    """Return the average of the encoder's weights in a training checkpoint.
+
+    Raises UserError if it holds none.
+    """
+    content = read_content(Path(path).expanduser())
+    held = content.get("encoder_ema") if isinstance(content, Mapping) else None
+    if held is None:
+        raise UserError(
+            f"{path}: it holds no average of the weights; train with model.ema=0.999, or export "
+            "the last weights, without --ema"
+        )
+    return clean(require_tensors(held))
 
 
 # --------------------------------------------------------------------------- exports

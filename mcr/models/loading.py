@@ -77,7 +77,7 @@ def load_mcr(
     weights = read_source(ckpt_path)
     if weights.backbone not in BACKBONES:
         raise UserError(f"{ckpt_path}: a {weights.backbone} has no bare network: use load_model")
-    network = _fill(_construct(BACKBONES[weights.backbone].family, weights), weights).eval()
+    network = fill(_construct(BACKBONES[weights.backbone].family, weights), weights).eval()
     return network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -85,11 +85,11 @@ def build_encoder(weights: Weights) -> Encoder:
     """Return the frozen encoder on the CPU; it uses the tensors of `weights` without a copy."""
     if weights.backbone.startswith(TIMM):
         timm_encoder = import_timm_encoder()
-        network = _fill(timm_encoder.construct(weights.backbone), weights)
+        network = fill(timm_encoder.construct(weights.backbone), weights)
         encoder: Encoder = timm_encoder.TimmEncoder(network)
     else:
         family = BACKBONES[weights.backbone].family
-        encoder = _fill(_construct(_ENCODERS[family], weights), weights)
+        encoder = fill(_construct(_ENCODERS[family], weights), weights)
         freeze_batch_norm(encoder)
     encoder.backbone = weights.backbone
     encoder.preprocessing = weights.preprocessing
@@ -98,13 +98,16 @@ def build_encoder(weights: Weights) -> Encoder:
 
 
 def _construct(network_class: type[Network], weights: Weights) -> Network:
-    """Construct the network on the meta device; `_fill` gives it its tensors."""
+    """Construct the network on the meta device; `fill` gives it its tensors."""
     with torch.device("meta"):
         return construct(network_class, weights.backbone, weights.preprocessing.image_size)
 
 
-def _fill(network: Network, weights: Weights) -> Network:
-    """Give the network its tensors. Raises UserError unless they are exactly the network's."""
+def fill(network: Network, weights: Weights) -> Network:
+    """Give the network the tensors of `weights`, without a copy, and return it.
+
+    Raises UserError unless they are exactly the network's.
+    """
     expected = network.state_dict()
     _require_same(weights, expected)
     network.load_state_dict(weights.tensors, strict=True, assign=True)

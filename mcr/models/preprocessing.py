@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,13 @@ class Preprocessing:
     def for_size(cls, image_size: int) -> Preprocessing:
         """Return the default for an image size: `resize` is 256/224 of it."""
         return cls(image_size=image_size, resize=round(image_size * 256 / 224))
+
+    def resized(self, image_size: int) -> Preprocessing:
+        """Return the same for another size of picture, with `resize` in proportion."""
+        if image_size == self.image_size:
+            return self
+        resize = round(image_size * self.resize / self.image_size)
+        return replace(self, image_size=image_size, resize=resize)
 
     def encoder_config(self, backbone: str) -> dict[str, Any]:
         """Return what checkpoints hold under `encoder_config`; `from_config` reads it."""

@@ -53,12 +53,20 @@ def _read_name(name: str, backbone: str | None) -> Weights:
         weights = _read_torchvision(name)
     else:
         model = catalogue.MODELS[name]
-        weights = read_weights(catalogue.find(model), model.backbone)
+        if model.backbone.startswith(TIMM):
+            weights = import_timm_encoder().read_file(catalogue.find(model), model.backbone)
+        else:
+            weights = read_weights(catalogue.find(model), model.backbone)
         if model.preprocessing is not None:
             weights = replace(weights, preprocessing=model.preprocessing)
-    if backbone not in (None, weights.backbone):
+    if backbone is not None and not _is_same(backbone, weights.backbone):
         raise UserError(f"{name} is a {weights.backbone}, not the {backbone} that was asked for")
     return weights
+
+
+def _is_same(asked: str, found: str) -> bool:
+    """Whether these are one network; for timm's, whatever weights the name has after the dot."""
+    return asked == found or asked == found.partition(".")[0]
 
 
 def _search(name: str) -> Path:

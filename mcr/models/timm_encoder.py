@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from mcr.errors import UserError, nearest
+from mcr.models import efficientnet
 from mcr.models.backbones import TIMM, freeze_batch_norm
+from mcr.models.blocks import last_map_of_timm
 from mcr.models.encoder import Encoder
 from mcr.models.layouts import Weights
 from mcr.models.preprocessing import Preprocessing
@@ -33,7 +36,7 @@ class TimmEncoder(Encoder):
     def __init__(self, network: Any):
         super().__init__()
         self.network = network
-        self.embed_dim = getattr(network, "head_hidden_size", None) or network.num_features
+        self.embed_dim = _num_features(network)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -53,9 +56,7 @@ class TimmEncoder(Encoder):
 
     @property
     def grad_cam_layer(self) -> nn.Module:
-        if hasattr(self.network, "blocks"):  # a ViT: after it only the class token counts
-            return self.network.blocks[-1].norm1
-        return self.network.get_submodule(self.network.feature_info[-1]["module"])
+        return last_map_of_timm(self.network)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.network.set_grad_checkpointing(enable)
@@ -91,12 +92,46 @@ def construct(backbone: str) -> nn.Module:
     return network.eval()
 
 
+def construct_trainable(backbone: str, image_size: int) -> nn.Module:
+    """Return the network `timm:NAME` without classifier, with random weights, to be trained.
+
+    It maps normalised images, float [B, 3, image_size, image_size], to features [B, embed_dim], and
+    has the attribute `embed_dim`. Batch normalisation is of the class BatchNorm2d throughout;
+    activations that timm merges into it follow as hooks, and no tensor changes its name.
+    Raises UserError for an unknown name, or if the network does not take pictures of this size.
+    """
+    network = timm.create_model(_architecture(backbone), num_classes=0)
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (AssertionError, RuntimeError) as error:  # what timm raises for another size
+        own = recorded_preprocessing(backbone).image_size
+        raise UserError(
+            f"image_size={image_size} does not fit {backbone}, which is for {own} pixels "
+            f"({' '.join(str(error).split())[:100]}): set model.image_size={own}"
+        ) from error
+    for module in network.modules():
+        if type(module) is BatchNormAct2d:
+            module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
+            module.register_forward_hook(_activate)
+    network.embed_dim = _num_features(network)  # type: ignore[assignment]
+    return network.train()
+
+
+def _activate(norm: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return norm.act(norm.drop(output))
+
+
+def _num_features(network: Any) -> int:
+    return getattr(network, "head_hidden_size", None) or network.num_features
+
+
 def read_pretrained(name: str) -> Weights:
     """Read timm's own weights of `timm:NAME[.TAG]` from its cache, or download them.
 
     Raises UserError for an unknown name, or if the weights cannot be loaded.
     """
-    architecture, preprocessing = _architecture(name), _preprocessing(name)
+    architecture, preprocessing = _architecture(name), recorded_preprocessing(name)
     if not timm.is_model_pretrained(architecture):
         raise UserError(
             f"{name}: timm has no weights for it; give a file: "
@@ -116,8 +151,10 @@ def read_file(path: Path, backbone: str) -> Weights:
 
     Raises UserError if the tensors do not fill the network.
     """
-    architecture, preprocessing = _architecture(backbone), _preprocessing(backbone)
+    architecture, preprocessing = _architecture(backbone), recorded_preprocessing(backbone)
     tensors = read_tensors(path)
+    if efficientnet.MARK in tensors:
+        tensors = _efficientnet(tensors, architecture, path)
     recorded = _recorded(backbone)
     names = recorded.classifier or ()
     names = (names,) if isinstance(names, str) else names
@@ -136,13 +173,21 @@ def read_file(path: Path, backbone: str) -> Weights:
     return _weights(path, backbone, network, preprocessing)
 
 
+def _efficientnet(tensors: dict[str, Tensor], architecture: str, path: Path) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        network: Any = timm.create_model(architecture)
+    if not architecture.startswith("tf_efficientnet"):
+        raise UserError(f"{path}: its names are an EfficientNet's, not those of {architecture}")
+    return efficientnet.to_timm(tensors, [len(stage) for stage in network.blocks])
+
+
 def _weights(path: Path, backbone: str, network: Any, preprocessing: Preprocessing) -> Weights:
     network.reset_classifier(0)
     return Weights(path, "timm model", dict(network.state_dict()), backbone, preprocessing)
 
 
-def _preprocessing(backbone: str) -> Preprocessing:
-    """The preprocessing that timm records. Raises UserError if it cannot be done here."""
+def recorded_preprocessing(backbone: str) -> Preprocessing:
+    """Return the preprocessing that timm records. Raises UserError if it cannot be done here."""
     config = timm.data.resolve_data_config(pretrained_cfg=_recorded(backbone).to_dict())
     channels, height, width = config["input_size"]
     if channels != 3 or height != width or config["crop_mode"] != "center":

@@ -5,7 +5,8 @@ in `OBJECTIVES` and a line in `ObjectivesConfig`. The pretrainer calls `build_ob
 the weighted losses. Nothing here depends on the encoder or the optimiser.
 
 An objective is built as `Objective(config, embed_dim, dims)`. It maps embeddings [B, F, D] and a
-Batch to (loss, metrics), all float32 scalars, also under autocast. Metrics have no gradient.
+Batch to (loss, metrics), all float32 scalars, also under autocast. Metrics have no gradient. Where
+there is a teacher, the batch is a TaughtBatch.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import nn
 from mcr.data.batch import Dimensions
 from mcr.errors import UserError, require_choice
 from mcr.objectives.action_prediction import ActionPrediction, ActionPredictionConfig
+from mcr.objectives.distillation import Distillation, DistillationConfig
 from mcr.objectives.dynamics_alignment import DynamicsAlignment, DynamicsAlignmentConfig
 from mcr.objectives.time_contrastive import TimeContrastive, TimeContrastiveConfig
 
@@ -26,7 +28,9 @@ OBJECTIVES: dict[str, tuple[type[Any], type[nn.Module]]] = {
     "dynamics_alignment": (DynamicsAlignmentConfig, DynamicsAlignment),
     "action_prediction": (ActionPredictionConfig, ActionPrediction),
     "time_contrastive": (TimeContrastiveConfig, TimeContrastive),
+    "distillation": (DistillationConfig, Distillation),
 }
+OFF_BY_DEFAULT = {"distillation"}  # loss_weights may leave these out
 
 
 @dataclass
@@ -40,6 +44,7 @@ class ObjectivesConfig:
     dynamics_alignment: DynamicsAlignmentConfig = field(default_factory=DynamicsAlignmentConfig)
     action_prediction: ActionPredictionConfig = field(default_factory=ActionPredictionConfig)
     time_contrastive: TimeContrastiveConfig = field(default_factory=TimeContrastiveConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
 
 def build_objectives(
@@ -47,15 +52,16 @@ def build_objectives(
 ) -> nn.ModuleDict:
     """Build the objectives whose weight is above 0, by name, in the order of `OBJECTIVES`.
 
-    Raises UserError if the names in `loss_weights` are not exactly those of `OBJECTIVES`, if a
-    weight is negative or not finite, or if all weights are 0.
+    Raises UserError if the names in `loss_weights` are not those of `OBJECTIVES`, of which only
+    those that are off by default may be missing, if a weight is negative or not finite, or if all
+    weights are 0.
     """
     _check_weights(loss_weights)
     return nn.ModuleDict(
         {
             name: objective(getattr(config, name), embed_dim, dims)
             for name, (_, objective) in OBJECTIVES.items()
-            if loss_weights[name] > 0
+            if loss_weights.get(name, 0) > 0
         }
     )
 
@@ -65,7 +71,7 @@ def _check_weights(loss_weights: dict[str, float]) -> None:
         require_choice("name in loss_weights", name, OBJECTIVES)
         if not 0 <= weight < math.inf:
             raise UserError(f"loss_weights.{name}={weight} must be finite and not negative")
-    missing = [name for name in OBJECTIVES if name not in loss_weights]
+    missing = [name for name in OBJECTIVES if name not in {*loss_weights} | OFF_BY_DEFAULT]
     if missing:
         raise UserError(f"loss_weights lacks {', '.join(missing)}; a weight of 0 turns one off")
     if not any(loss_weights.values()):

@@ -22,7 +22,13 @@ from mcr.errors import UserError
 from mcr.models.backbones import BACKBONES
 from mcr.models.catalogue import sha256
 from mcr.models.encoder import Encoder
-from mcr.models.layouts import CONFIG_NAME, EXPORT_FORMAT, WEIGHTS_NAME, Weights
+from mcr.models.layouts import (
+    CONFIG_NAME,
+    EXPORT_FORMAT,
+    WEIGHTS_NAME,
+    Weights,
+    read_average,
+)
 from mcr.models.loading import build_encoder, load_model
 from mcr.models.preprocessing import Preprocessing
 from mcr.models.sources import read_source
@@ -46,7 +52,9 @@ class Export:
     sha256: str
 
 
-def export_encoder(checkpoint: str | Path, out: str | Path, force: bool = False) -> Export:
+def export_encoder(
+    checkpoint: str | Path, out: str | Path, force: bool = False, ema: bool = False
+) -> Export:
     """Write the encoder of `checkpoint`, which is anything that `load_model` reads, to `out`.
 
     out:   a new folder;
@@ -54,12 +62,15 @@ def export_encoder(checkpoint: str | Path, out: str | Path, force: bool = False)
            It cannot say how pictures must be prepared, so that must be the default;
            or a file ending in .onnx or .pt2, for a program: see `release.programs`
     force: replace an earlier export
+    ema:   export the average of the weights that training kept (`model.ema`), not the last ones
 
     Raises UserError if `out` exists or cannot hold this encoder, if the checkpoint cannot be
     loaded, or if its features are not finite.
     """
     out = Path(os.path.abspath(Path(out).expanduser()))
     weights = _with_run(read_source(checkpoint))
+    if ema:
+        weights = _averaged(weights)
     _check_target(out, weights, force)
     encoder = build_encoder(weights)
     golden = golden_features(encoder)
@@ -168,6 +179,13 @@ def _with_run(weights: Weights) -> Weights:
     if (run / "launch.json").is_file():
         found["launch"] = json.loads((run / "launch.json").read_text(encoding="utf-8"))
     return replace(weights, provenance=weights.provenance | found)
+
+
+def _averaged(weights: Weights) -> Weights:
+    """The average of the weights, without the results, which are those of the last weights."""
+    provenance = {key: v for key, v in weights.provenance.items() if key != "results"}
+    provenance["weights"] = "exponential moving average"
+    return replace(weights, tensors=read_average(weights.path), provenance=provenance)
 
 
 def _require_same(written: Encoder, encoder: Encoder, golden: Tensor) -> None:

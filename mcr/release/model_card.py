@@ -76,6 +76,8 @@ def _training_table(weights: Weights, digest: str) -> str:
             "episodes": dataset.get("episodes", _UNKNOWN),
             "filters of episodes": _listed(config.get("data", {}).get("selection", {})),
             "steps": training.get("step", _UNKNOWN),
+            "started from": _start(config),
+            "weights": training.get("weights", "those of the last step"),
             "losses and weights": _listed(config.get("loss_weights", {})),
             "started as": f"`{launch['command']}`" if "command" in launch else _UNKNOWN,
             "hardware": launch.get("hardware", _UNKNOWN),
@@ -84,6 +86,12 @@ def _training_table(weights: Weights, digest: str) -> str:
             "sha256 of the weights": digest,
         }
     )
+
+
+def _start(config: dict[str, Any]) -> str:
+    if "model" not in config:
+        return _UNKNOWN
+    return config["model"].get("init") or "random weights"
 
 
 def _results_section(results: dict[str, Any]) -> str:

@@ -19,8 +19,8 @@ import torch
 from mcr.data.hdf5 import Hdf5File
 from mcr.errors import UserError
 from mcr.features.extraction import encode_frames
-from mcr.features.key import encoder_fingerprint
 from mcr.models.encoder import Encoder
+from mcr.models.fingerprint import encoder_fingerprint
 from mcr.models.loading import load_model
 from mcr.runs.atomic import atomic_path
 

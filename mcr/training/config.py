@@ -12,26 +12,40 @@ from mcr.data.loader import DataConfig
 from mcr.errors import UserError, require_choice
 from mcr.objectives import ObjectivesConfig
 from mcr.runs.options import RESUME
-from mcr.training.engine import PRECISIONS, EngineConfig, OptimizerConfig
+from mcr.training.engine import PRECISIONS, EngineConfig
+from mcr.training.optimizer import OptimizerConfig
 
 
 @dataclass
 class ModelConfig:
     """The network that is trained.
 
-    backbone:    resnet18, resnet34, resnet50, vit_s_16, ... (`mcr.models.backbones.BACKBONES`)
-    image_size:  pixels per side of the network's input; 176 costs 1.6 times less than 224
+    backbone:    resnet18, resnet34, resnet50, vit_s_16, ... (`mcr.models.backbones.BACKBONES`), or
+                 "timm:NAME". With `init`, the default stands for the network of those weights
+    image_size:  pixels per side of the network's input; 176 costs 1.6 times less than 224. It holds
+                 with `init`, too: a ViT whose positions are for another size is refused
+    init:        weights to start from, which is anything that `mcr.load_model` reads; their mean,
+                 deviation and interpolation are those of the encoder. "" = random weights
     frozen_bn:   batch normalisation keeps its initial statistics (for fine-tuning)
     ghost_batch: number of clips whose images share batch-norm statistics; 0 = the global batch,
                  whichever processes hold it. 32 clips (160 images) is upstream's batch, so that a
                  larger batch is trained with the same statistics. It needs
                  objectives.time_contrastive.group
+    ema:         decay of an exponential moving average of the encoder's weights, such as 0.999,
+                 which checkpoints then hold too and `mcr export --ema` exports; it averages over
+                 about 1 / (1 - ema) steps. 0 = none
     """
 
     backbone: str = "resnet50"
     image_size: int = 224
     frozen_bn: bool = False
     ghost_batch: int = 0
+    ema: float = 0.0
+    init: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ema < 1:
+            raise UserError(f"model.ema={self.ema} must be at least 0 and below 1, such as 0.999")
 
 
 @dataclass
@@ -81,6 +95,7 @@ class Config:
             "dynamics_alignment": 1.0,
             "action_prediction": 1.0,
             "time_contrastive": 1.0,
+            "distillation": 0.0,
         }
     )
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -106,6 +121,7 @@ FREE_TO_CHANGE = (
     "log_wandb",
     "save_every",
     "keep_checkpoints",
+    "objectives.distillation.teacher",  # its fingerprint may not change
     "data.root",
     "data.index",
     "data.workers",
@@ -136,6 +152,11 @@ def check_config(config: Config, num_processes: int) -> None:
     ):  # fmt: skip
         if getattr(config, name) < 1:
             raise UserError(f"{name}={getattr(config, name)} must be at least 1")
+    if config.optimizer.warmup_steps > config.steps:
+        raise UserError(
+            f"optimizer.warmup_steps={config.optimizer.warmup_steps} is more than the run's "
+            f"steps={config.steps}: the rate would never be optimizer.lr"
+        )
     pieces = config.engine.accumulate * num_processes
     if config.batch_size % pieces:
         raise UserError(

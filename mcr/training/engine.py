@@ -22,11 +22,10 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
-from torchvision.models.resnet import BasicBlock, Bottleneck
-from torchvision.models.vision_transformer import EncoderBlock
 
 from mcr.data.batch import Batch
 from mcr.errors import UserError, require_choice
+from mcr.models.blocks import blocks_of
 from mcr.runs.gather import num_processes
 from mcr.training.batch_norm import (
     GlobalBatchNorm2d,
@@ -34,33 +33,13 @@ from mcr.training.batch_norm import (
     statistics_kept,
 )
 from mcr.training.distributed import World
+from mcr.training.optimizer import OptimizerConfig, build_optimizer, rate_groups
 from mcr.training.pretrainer import Pretrainer
+from mcr.training.weight_average import WeightAverage
 
 _CHANNELS_LAST: dict[str, Any] = {"memory_format": torch.channels_last}  # not in torch 2.11's types
 PRECISIONS = ("auto", "fp32", "bf16")
 COMPILE_MODES = ("auto", "off", "default", "reduce-overhead", "max-autotune")
-
-
-@dataclass
-class OptimizerConfig:
-    """Adam. Paper: a constant rate of 1e-4.
-
-    decay_steps: number of steps at the end over which the rate falls linearly to 0; 0 = constant
-    """
-
-    lr: float = 1e-4
-    weight_decay: float = 0.0
-    decay_steps: int = 0
-
-    def __post_init__(self) -> None:
-        if self.decay_steps < 0:
-            raise UserError(f"optimizer.decay_steps={self.decay_steps} must not be negative")
-
-    def rate(self, step: int, num_steps: int) -> float:
-        """Return the learning rate of a step, 0 .. num_steps - 1."""
-        if num_steps - step >= self.decay_steps:
-            return self.lr
-        return self.lr * (num_steps - step) / self.decay_steps
 
 
 @dataclass
@@ -132,20 +111,24 @@ class Engine:
         precision: str,
         device: torch.device,
         world: World,
+        ema: float = 0.0,
     ):
+        """ema: see ModelConfig"""
         self.model = model.to(device).to(**_CHANNELS_LAST)
         self.device = device
         self._config, self._world = config, world
         self.autocast = torch.autocast(
             device.type, torch.bfloat16, enabled=_wants_bf16(precision, device)
         )
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(
-            trainable, lr=optimizer.lr, weight_decay=optimizer.weight_decay, fused=True
-        )
+        groups = rate_groups(model, model.encoder, optimizer)
+        self._scales = [group.scale for group in groups]
+        self._clip_norm = optimizer.clip_norm
+        self.optimizer = build_optimizer(groups, optimizer)
+        self.set_rate(optimizer.lr)
         # Fused Adam changes no weight while this is 1, as it is from the first non-finite step on.
         self._broken = torch.zeros((), device=device)
-        self.optimizer.found_inf = self._broken  # type: ignore[attr-defined]
+        self.optimizer.found_inf = self._broken
+        self.average = WeightAverage(model.encoder, ema) if ema else None
         if config.recompute:
             recompute_blocks(model.encoder)
         if config.compile not in ("auto", "off"):
@@ -154,9 +137,20 @@ class Engine:
         self._is_rehearsed = world.size == 1
 
     def set_rate(self, rate: float) -> None:
-        """Set the learning rate of the steps that follow."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        """Set the learning rate of the steps that follow; that of the encoder may be a multiple."""
+        self.rate = rate
+        for scale, group in zip(self._scales, self.optimizer.param_groups, strict=True):
+            group["lr"] = scale * rate
+
+    def load_optimizer(self, state: dict[str, Any]) -> None:
+        """Restore the optimiser. Raises UserError if its parameters were grouped otherwise."""
+        found, wanted = len(state["param_groups"]), len(self._scales)
+        if found != wanted:
+            raise UserError(
+                f"the checkpoint's optimiser has {found} groups of parameters, this one {wanted}: "
+                "optimizer.kind, backbone_lr_scale and layer_decay cannot change during a run"
+            )
+        self.optimizer.load_state_dict(state)
 
     def step(self, parts: Iterable[Batch], wants_to_stop: bool = False) -> Step:
         """Make one optimiser step with the next `config.accumulate` parts of the batch.
@@ -173,15 +167,18 @@ class Engine:
             metrics, embeddings = self._add_gradients(part, number == self._config.accumulate)
             of_parts.append(metrics)
         metrics = _mean(of_parts)
-        norm = torch.nn.utils.get_total_norm(
-            [p.grad for p in self.model.parameters() if p.grad is not None]
-        )
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self._clip_norm:
+            torch._foreach_mul_(gradients, (self._clip_norm / norm).clamp(max=1))
         stop = torch.full((), wants_to_stop, device=self.device)
         flags = torch.stack([~metrics["loss"].isfinite(), ~norm.isfinite(), stop]).float()
         flags = self._world.any(flags)
         torch.maximum(self._broken, flags[:2].amax(), out=self._broken)
         self.optimizer.step()
         average_running_statistics(self.model.encoder)
+        if self.average:
+            self.average.update()
         return Step(metrics | {"gradient_norm": norm}, embeddings, part, flags)
 
     def _rehearse(self, part: Batch) -> None:
@@ -271,24 +268,30 @@ def recompute_blocks(encoder: nn.Module) -> None:
     """Let each residual or transformer block keep only its input, and compute the rest twice.
 
     The second pass does not update the running statistics of batch normalisation.
+    Raises UserError for a network whose blocks are not known.
     """
-    for block in encoder.modules():
-        if isinstance(block, (BasicBlock, Bottleneck, EncoderBlock)):
-            # A class and not `block.forward = ...`: a block that refers to itself would keep its
-            # weights and gradients on the device until Python's garbage collector finds it.
-            block.__class__ = type(block.__class__.__name__, (_Recomputed, type(block)), {})
+    blocks = blocks_of(encoder)
+    if not blocks:
+        raise UserError(
+            f"engine.recompute=true knows no blocks of a {type(encoder).__name__}; leave it out"
+        )
+    for block in blocks.values():
+        # A class and not `block.forward = ...`: a block that refers to itself would keep its
+        # weights and gradients on the device until Python's garbage collector finds it.
+        block.__class__ = type(block.__class__.__name__, (_Recomputed, type(block)), {})
 
 
 class _Recomputed(nn.Module):
     """Goes before a block's own class, whose `forward` it calls once more for the gradient."""
 
-    def forward(self, *inputs: Tensor) -> Any:
+    def forward(self, *inputs: Any, **options: Any) -> Any:
         return checkpoint(
             super().forward,
             *inputs,
             use_reentrant=False,
             preserve_rng_state=False,  # nothing inside is random
             context_fn=partial(_contexts_of_passes, self),
+            **options,
         )
 
 

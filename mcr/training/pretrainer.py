@@ -2,6 +2,7 @@
 
 One encoder embeds the five frames of a clip. Three objectives make the embeddings hold what the
 robot does (dynamics alignment, action prediction) and the order of frames in time (time contrast).
+A fourth one, off by default, makes them hold what a teacher sees (distillation).
 After training, everything but the encoder is discarded.
 """
 
@@ -9,16 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mcr.data.batch import NUM_FRAMES, Batch, Dimensions
-from mcr.models.backbones import BACKBONES, build_backbone, freeze_batch_norm
+from mcr.data.batch import NUM_FRAMES, Batch, Dimensions, TaughtBatch
+from mcr.models.backbones import freeze_batch_norm
 from mcr.models.crops import network_input
 from mcr.models.effective_rank import effective_rank
+from mcr.models.encoder import Encoder
 from mcr.models.preprocessing import Preprocessing
+from mcr.models.trainable import build_network
 from mcr.objectives import ObjectivesConfig, build_objectives
 from mcr.runs.gather import gather_rows
 from mcr.training.batch_norm import synchronise_batch_norm, use_ghost_batches
@@ -56,6 +60,7 @@ class Pretrainer(nn.Module):
     forward(batch) -> (loss, metrics, embeddings [B, F, D]); the loss is the weighted sum of
     metrics["<objective>/loss"].
 
+    teacher:         None = there is none; otherwise its features go into the batch
     compiled_encode: replaces `encode` in training; None = nothing is compiled
     """
 
@@ -69,29 +74,33 @@ class Pretrainer(nn.Module):
         statistics: dict[str, dict[str, list[float]]] | None,
         frozen_bn: bool = False,
         ghost_batch: int = 0,
+        teacher: Encoder | None = None,
     ):
         """statistics: see SignalNormaliser; None = raw states and actions (the `paper` recipe)
 
         frozen_bn, ghost_batch: see ModelConfig
+        teacher: whose features `distillation` matches; frozen, and in eval mode whatever happens
         """
         super().__init__()
         self.preprocessing = preprocessing
         self.compiled_encode: Callable[..., Tensor] | None = None
-        self.encoder = build_backbone(backbone, preprocessing.image_size)
+        self.encoder = build_network(backbone, preprocessing.image_size)
         if frozen_bn:
             freeze_batch_norm(self.encoder)
         elif ghost_batch:
             use_ghost_batches(self.encoder, ghost_batch * NUM_FRAMES)
         else:
             synchronise_batch_norm(self.encoder)
-        embed_dim = BACKBONES[backbone].embed_dim
+        embed_dim: Any = self.encoder.embed_dim
+        self.teacher = teacher
+        dimensions = replace(dimensions, teacher=teacher.embed_dim if teacher else 0)
         self.objectives = build_objectives(objectives, loss_weights, embed_dim, dimensions)
         self.loss_weights = loss_weights
         self.normalise = SignalNormaliser(statistics) if statistics else nn.Identity()
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         embeddings = self.embed(batch)
-        batch = self.normalise(batch)
+        batch = self.prepare(batch)
         metrics: dict[str, Tensor] = {}
         loss = embeddings.new_zeros(())
         for name, objective in self.objectives.items():
@@ -100,6 +109,22 @@ class Pretrainer(nn.Module):
             metrics[f"{name}/loss"] = objective_loss.detach()
             metrics |= {f"{name}/{key}": value for key, value in objective_metrics.items()}
         return loss, metrics, embeddings
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Return what the objectives read: normalised signals, and the teacher's features."""
+        prepared = self.normalise(batch)
+        if self.teacher is None:
+            return prepared
+        return TaughtBatch(**vars(prepared), teacher_features=self._teacher_features(batch))
+
+    @torch.no_grad()
+    def _teacher_features(self, batch: Batch) -> Tensor:
+        """The teacher's features of the crops that the encoder sees, float32 [B, F, T]."""
+        assert self.teacher is not None
+        p = self.teacher.preprocessing
+        inputs = network_input(batch.frames, batch.crops, p.image_size, p.mean, p.std, batch.colors)
+        features = self.teacher.encode(inputs).float()
+        return rearrange(features, "(b f) d -> b f d", f=NUM_FRAMES)
 
     def embed(self, batch: Batch) -> Tensor:
         """Return the embeddings of a batch's frames, float32 [B, F, D]."""
@@ -144,7 +169,7 @@ def embedding_gradients(model: Pretrainer, embeddings: Tensor, batch: Batch) -> 
     This runs the heads once more, but not the encoder, and changes no gradient. It draws random
     numbers as a step does. All processes must call it.
     """
-    batch = model.normalise(batch)
+    batch = model.prepare(batch)
     embeddings = embeddings.detach().requires_grad_()
     norms = {}
     for name, objective in model.objectives.items():

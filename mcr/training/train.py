@@ -6,7 +6,7 @@
 A run starts in this order:
 
 1. It opens the data.
-2. It builds the network from the seed.
+2. It builds the network from the seed, or from the weights of `model.init`.
 3. It saves config and versions. Bad input is refused before, so that it leaves nothing behind.
 4. It restores weights, optimiser and step from the newest checkpoint, if there is one.
 
@@ -31,7 +31,12 @@ import torch
 from mcr.data.batch import NUM_FRAMES
 from mcr.data.loader import ClipLoader
 from mcr.errors import UserError
+from mcr.models.encoder import Encoder
+from mcr.models.fingerprint import encoder_fingerprint
+from mcr.models.layouts import Weights
+from mcr.models.loading import fill, load_model
 from mcr.models.preprocessing import Preprocessing
+from mcr.models.trainable import read_start, usual_preprocessing
 from mcr.runs.devices import choose_device
 from mcr.runs.hydra_command import hydra_command
 from mcr.runs.options import check_resume, require_same_config
@@ -41,7 +46,7 @@ from mcr.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from mcr.training.config import RENAMED, Config, check_config, free_to_change
+from mcr.training.config import RENAMED, Config, ModelConfig, check_config, free_to_change
 from mcr.training.distributed import World
 from mcr.training.engine import Engine, Step, compile_mode, make_deterministic, on_device
 from mcr.training.monitor import NonFinite, StepMonitor, StepStatus, report_non_finite
@@ -82,11 +87,12 @@ class Run:
         self.folder = Path(config.run_dir)
         self.step = 0
         self.stopped_by_signal = False
+        self._teacher_fingerprint = ""
         self._painter: Painter | None = None  # opened when it first draws
         checkpoint = self._newest_checkpoint()
         if checkpoint:
             self._require_same_data(checkpoint)
-        self.model = self._build_model()
+        self.model = self._build_model(checkpoint)
         self.engine = self._build_engine()
         if world.is_main:
             where = {"processes": world.size, "device": hardware(device)}
@@ -103,18 +109,76 @@ class Run:
 
     # --- building
 
-    def _build_model(self) -> Pretrainer:
-        config = self.config
+    def _build_model(self, checkpoint: dict[str, Any] | None) -> Pretrainer:
+        """Build the network from the seed, or from the weights of `model.init`.
+
+        A run that is resumed does not read `model.init` again.
+        """
+        start = None if checkpoint else self._read_start()
+        config, teacher = self.config, self._load_teacher(checkpoint)
         torch.manual_seed(config.seed)
-        return Pretrainer(
+        model = Pretrainer(
             backbone=config.model.backbone,
-            preprocessing=Preprocessing.for_size(config.model.image_size),
+            preprocessing=self._preprocessing(start, checkpoint),
             objectives=config.objectives,
             loss_weights=config.loss_weights,
             dimensions=self.data.clips.dimensions,
             statistics=self.data.statistics,
             frozen_bn=config.model.frozen_bn,
             ghost_batch=config.model.ghost_batch,
+            teacher=teacher,
+        )
+        if start:
+            fill(model.encoder, start)
+        return model
+
+    def _read_start(self) -> Weights | None:
+        """Read the weights of `model.init`, and train their network if no other is asked for."""
+        model = self.config.model
+        if not model.init:
+            return None
+        asked = model.backbone if model.backbone != ModelConfig.backbone else None
+        start = self.world.in_turn(lambda: read_start(model.init, asked, model.image_size))
+        self._take_backbone(start.backbone)
+        text = f"{start.layout}, {start.backbone}, {start.preprocessing.image_size} px"
+        self.world.say(f"starting from {model.init} ({text})")
+        return start
+
+    def _load_teacher(self, checkpoint: dict[str, Any] | None) -> Encoder | None:
+        """Load the teacher, if distillation is on. A run keeps the teacher that it began with."""
+        source = self.config.objectives.distillation.teacher
+        if not source or not self.config.loss_weights.get("distillation", 0):
+            return None
+        try:
+            teacher = self.world.in_turn(lambda: load_model(source))
+        except UserError as error:
+            raise UserError(f"objectives.distillation.teacher={source}: {error}") from error
+        self._teacher_fingerprint = encoder_fingerprint(teacher)
+        known = (checkpoint or {}).get("teacher", self._teacher_fingerprint)
+        if known != self._teacher_fingerprint:
+            raise UserError(
+                f"objectives.distillation.teacher={source}: {self.folder} was begun with another "
+                f"teacher (fingerprint {known[:12]}, this one has "
+                f"{self._teacher_fingerprint[:12]}); give that one, or choose another run_dir"
+            )
+        return teacher
+
+    def _take_backbone(self, backbone: str) -> None:
+        """Name the network of `model.init` in the config, unless it names one itself."""
+        model = self.config.model
+        if model.init and model.backbone == ModelConfig.backbone:
+            model = dataclasses.replace(model, backbone=backbone)
+            self.config = dataclasses.replace(self.config, model=model)
+
+    def _preprocessing(
+        self, start: Weights | None, checkpoint: dict[str, Any] | None
+    ) -> Preprocessing:
+        model = self.config.model
+        if checkpoint:
+            _, preprocessing = Preprocessing.from_config(checkpoint["encoder_config"])
+            return preprocessing.resized(model.image_size)
+        return (
+            start.preprocessing if start else usual_preprocessing(model.backbone, model.image_size)
         )
 
     def _build_engine(self) -> Engine:
@@ -128,6 +192,7 @@ class Run:
             config.precision,
             self.device,
             self.world,
+            config.model.ema,
         )
 
     # --- stopping and resuming
@@ -143,6 +208,7 @@ class Run:
         if newest is None:
             return None
         checkpoint = load_checkpoint(newest)
+        self._take_backbone(checkpoint["encoder_config"]["backbone"])
         if not self.config.allow_config_change:
             require_same_config(
                 self.folder,
@@ -167,7 +233,11 @@ class Run:
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         self.model.encoder.load_state_dict(checkpoint["encoder"])
         self.model.objectives.load_state_dict(checkpoint["objectives"])
-        self.engine.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.engine.load_optimizer(checkpoint["optimizer"])
+        if self.engine.average:
+            self.engine.average.load_state_dict(
+                checkpoint.get("encoder_ema") or checkpoint["encoder"]
+            )
         self.step = checkpoint["step"]
         path = checkpoint_path(self.folder / "checkpoints", self.step)
         self.world.say(f"resumed from {path} at step {self.step}")
@@ -188,6 +258,10 @@ class Run:
             "dataset": self.data.identity(),
             "versions": versions(),
         }
+        if self._teacher_fingerprint:
+            content["teacher"] = self._teacher_fingerprint
+        if self.engine.average:
+            content["encoder_ema"] = self.engine.average.state_dict()
         return save_checkpoint(folder, self.step, content, self.config.keep_checkpoints)
 
     # --- the loop
@@ -270,7 +344,7 @@ class Run:
         metrics = self.world.mean(step.metrics | gradients | {"skipped_samples": skipped})
         metrics |= embedding_health(step.embeddings)
         if log:
-            rate = {"learning_rate": self.engine.optimizer.param_groups[0]["lr"]}
+            rate = {"learning_rate": self.engine.rate}
             log.write(self.step, "train", to_numbers(metrics) | rate | meter.read())
 
     def validate(self, log: TrainingLog | None) -> None:

@@ -170,3 +170,30 @@ def test_an_absent_camera_is_never_drawn_and_the_others_equally_often():
 def test_wrong_options_are_refused(options):
     with pytest.raises(UserError, match=next(iter(options))):
         SamplingConfig(**options)
+
+
+# ---- LATE after MIDDLE
+
+AFTER = SamplingConfig(late_after_middle=True)
+
+
+@pytest.mark.parametrize("length", [4, 5, 40, 251])
+def test_late_comes_after_middle_on_request(length):
+    steps = draw(count=20_000, lengths=[length], config=AFTER).steps
+    assert (steps[:, LATE] > steps[:, MIDDLE]).all()
+    assert (steps[:, EARLY] < steps[:, MIDDLE]).all() and steps.min() >= 1
+    assert set(steps[:, MIDDLE]) == set(range(2, length - 1))
+    assert set(steps[:, LATE]) <= set(range(3, length)) and steps[:, LATE].max() == length - 1
+
+
+def test_the_shortest_episode_has_no_frame_after_middle():
+    steps = draw(count=100, lengths=[3], config=AFTER).steps
+    assert set(steps[:, MIDDLE]) == set(steps[:, LATE]) == {2}
+
+
+def test_the_option_changes_middle_early_and_late_alone():
+    with_it, without = draw(config=AFTER), draw()
+    for name in ("episodes", "cameras", "crops", "colors"):
+        assert np.array_equal(getattr(with_it, name), getattr(without, name)), name
+    for frame in (START, END):
+        assert np.array_equal(with_it.steps[:, frame], without.steps[:, frame])

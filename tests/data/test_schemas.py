@@ -27,8 +27,6 @@ BRIDGE_PATH = (
 )
 # Names of the cameras and signals, copied from the pages and loaders that the schemas name.
 THINGS = {
-    "robomimic": (
-        *("agentview_image", "robot0_eye_in_hand_image", "object", "robot0_eef_pos"),
         *("robot0_eef_quat", "robot0_gripper_qpos", "robot0_joint_pos", "actions", "rewards"),
     ),
     "libero_hdf5": (

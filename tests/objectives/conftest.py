@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mcr.data.batch import NUM_FRAMES, Batch, Dimensions
+from mcr.data.batch import NUM_FRAMES, Batch, Dimensions, TaughtBatch
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def make_batch() -> Callable[..., Batch]:
         def draw(*shape: int) -> Tensor:
             return torch.randn(num_clips, *shape, generator=normal)
 
-        return Batch(
+        return TaughtBatch(
             frames=torch.zeros(num_clips, NUM_FRAMES, 3, 8, 8, dtype=torch.uint8),
             crops=torch.tensor([0.0, 0.0, 8.0, 8.0]).expand(num_clips, NUM_FRAMES, 4),
             colors=torch.tensor([[1.0], [0.0]]).expand(num_clips, NUM_FRAMES, 2, 3),
@@ -29,6 +29,7 @@ def make_batch() -> Callable[..., Batch]:
             window_states=draw(2, dims.window, dims.state),
             window_actions=draw(2, dims.window - 1, dims.action),
             samples=torch.arange(num_clips),
+            teacher_features=draw(NUM_FRAMES, dims.teacher),
         )
 
     return make

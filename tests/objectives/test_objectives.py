@@ -11,9 +11,9 @@ from mcr.data.batch import Dimensions
 from mcr.errors import UserError
 from mcr.objectives import OBJECTIVES, ObjectivesConfig, build_objectives
 
-DROID = Dimensions(state=14, action=7, window=3)
-OTHER_ROBOT = Dimensions(state=9, action=10, window=5)
-ONE_STEP = Dimensions(state=3, action=2, window=1)
+DROID = Dimensions(state=14, action=7, window=3, teacher=6)
+OTHER_ROBOT = Dimensions(state=9, action=10, window=5, teacher=40)
+ONE_STEP = Dimensions(state=3, action=2, window=1, teacher=1)
 
 WEIGHTS = dict.fromkeys(OBJECTIVES, 1.0)
 PAPER = {
@@ -76,6 +76,7 @@ def test_finite_at_any_distance(make_batch, make_embeddings, negatives, distance
     [(name, {}) for name in OBJECTIVES]
     + list(PAPER.items())
     + [
+        ("distillation", {"distance": "mse"}),
         ("dynamics_alignment", {"negatives": "batch"}),
         ("dynamics_alignment", {"similarity": "cosine", "temperature": 0.1}),
     ],
@@ -116,7 +117,13 @@ def test_builds_all_with_their_configs():
 def test_weight_0_builds_no_head():
     weights = WEIGHTS | {"action_prediction": 0.0}
     objectives = build_objectives(ObjectivesConfig(), weights, 32, DROID)
-    assert list(objectives) == ["dynamics_alignment", "time_contrastive"]
+    assert list(objectives) == ["dynamics_alignment", "time_contrastive", "distillation"]
+
+
+def test_distillation_may_be_left_out_of_the_weights():
+    weights = {name: 1.0 for name in OBJECTIVES if name != "distillation"}
+    objectives = build_objectives(ObjectivesConfig(), weights, 32, DROID)
+    assert list(objectives) == list(weights)
 
 
 @pytest.mark.parametrize(

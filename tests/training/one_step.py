@@ -55,6 +55,8 @@ def make_engine(
     group=0,
     negatives="batch",
     num_negatives=3,
+    optimizer=None,
+    ema=0.0,
     **options,
 ) -> Engine:
     torch.manual_seed(0)
@@ -75,7 +77,8 @@ def make_engine(
         model.encoder.conv1.register_forward_pre_hook(lambda _, images: (images[0].double(),))
         precision = "fp32"
     engine = engine or EngineConfig()
-    return Engine(model, engine, OptimizerConfig(lr=1e-3), precision, device, world)
+    optimizer = optimizer or OptimizerConfig(lr=1e-3)
+    return Engine(model, engine, optimizer, precision, device, world, ema)
 
 
 def one_step(world: World, batch: Batch | None = None, **options) -> dict:

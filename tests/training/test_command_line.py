@@ -42,7 +42,12 @@ def test_paper_is_what_trained_the_released_weights():
     paper = recipe("paper")
     assert paper.model.backbone == "resnet50" and paper.model.image_size == 224
     assert (paper.steps, paper.batch_size, paper.optimizer.lr) == (500_000, 32, 1e-4)
-    assert set(paper.loss_weights.values()) == {1.0}
+    assert paper.loss_weights == {
+        "dynamics_alignment": 1.0,
+        "action_prediction": 1.0,
+        "time_contrastive": 1.0,
+        "distillation": 0.0,
+    }
     assert not paper.normalise_signals and paper.precision == "fp32"
     assert paper.objectives.dynamics_alignment.form == "epsilon"
     assert paper.objectives.dynamics_alignment.negatives == "pair"

@@ -1,0 +1,63 @@
+"""Trainable networks: the bare network that pre-training trains, and the weights it starts from.
+
+A network is built with random weights. `loading.fill` then gives it those of `read_start`, which
+may come from any source that `load_model` reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+from torchvision.models import VisionTransformer
+
+from mcr.errors import UserError
+from mcr.models.backbones import BACKBONES, TIMM, build_backbone
+from mcr.models.layouts import Weights
+from mcr.models.preprocessing import Preprocessing
+from mcr.models.sources import import_timm_encoder, read_source
+
+
+def build_network(backbone: str, image_size: int) -> nn.Module:
+    """Return the network of a name of `BACKBONES` or "timm:NAME", with random weights, to train.
+
+    It maps normalised images, float [B, 3, image_size, image_size], to features, float
+    [B, embed_dim], and has the attribute `embed_dim`.
+    Raises UserError for an unknown name or a size of picture that the network does not take.
+    """
+    if backbone.startswith(TIMM):
+        return import_timm_encoder().construct_trainable(backbone, image_size)
+    return build_backbone(backbone, image_size)
+
+
+def usual_preprocessing(backbone: str, image_size: int) -> Preprocessing:
+    """Return the preprocessing of a network that starts from random weights.
+
+    It is ImageNet's mean and deviation, or, for a network of timm, what timm records.
+    """
+    if backbone.startswith(TIMM):
+        return import_timm_encoder().recorded_preprocessing(backbone).resized(image_size)
+    return Preprocessing.for_size(image_size)
+
+
+def read_start(source: str, backbone: str | None, image_size: int) -> Weights:
+    """Read weights to start from; their preprocessing is for pictures of `image_size` pixels.
+
+    source:   anything that `load_model` reads
+    backbone: the network that they must be for; None = whatever they are for
+    Raises UserError if they cannot be read, are for another network, or are a ViT's for pictures of
+    another size: its positions belong to one size.
+    """
+    try:
+        weights = read_source(source, backbone)
+    except UserError as error:
+        asked = f" (model.backbone={backbone})" if backbone else ""
+        raise UserError(f"model.init={source}{asked}: {error}") from error
+    own = weights.preprocessing.image_size
+    known = BACKBONES.get(weights.backbone)
+    if known and known.family is VisionTransformer and own != image_size:
+        raise UserError(
+            f"model.init={source}: a {weights.backbone} for pictures of {own} pixels cannot start "
+            f"with model.image_size={image_size}: set model.image_size={own}"
+        )
+    return replace(weights, preprocessing=weights.preprocessing.resized(image_size))
