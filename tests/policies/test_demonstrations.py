@@ -130,7 +130,7 @@ def test_bad_input(tmp_path):
         ({"cameras": ["wrist_img"]}, "d.hdf5: no camera 'wrist_img'; did you mean 'wrist_image'"),
         (
             {"low_dim": ["eef_position"]},
-            "no signal 'eef_position' for demonstrations.low_dim; .*did you mean 'eef_pos'",
+            "no signal 'eef_position' for .*low_dim.* 'eef_pos'",
         ),
         ({"val_fraction": 1.0}, "val_fraction=1.0 must lie in"),
     ):
@@ -148,7 +148,7 @@ def test_bad_input(tmp_path):
         (
             "data/demo_1/actions",
             np.zeros((2, 4)),
-            "data/demo_1: .* differ in length: .*'actions': 2",
+            "data/demo_1: .* length: .*'actions': 2",
         ),
         ("data/demo_1/obs/eef_pos", np.zeros((9, 3)), "data/demo_1: .*length: .*'eef_pos': 9"),
         ("data/demo_2/obs/gripper", None, r"demo_2.*: lacks the signals gripper \(1\)"),
@@ -156,12 +156,12 @@ def test_bad_input(tmp_path):
         (
             "data/demo_0/actions",
             np.zeros((5, 3)),
-            r"demo_0.*: .*actions \(4\).*it has actions \(3\)",
+            r"demo_0.*: .*actions \(4\).* has actions \(3\)",
         ),
         (
             "data/demo_0/actions",
             np.full((5, 4), np.nan),
-            "demo_0.*: actions is not finite at step 0",
+            "demo_0.*: actions is not finite at",
         ),
         (
             "data/demo_1/obs/front_image",
