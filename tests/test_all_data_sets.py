@@ -70,6 +70,7 @@ def test_features(data, encoder, tmp_path):
     assert np.ptp(array, axis=-1).min() > 0
 
 
+@pytest.mark.slow
 def test_offline_evaluation(data, encoder, tmp_path):
     arguments = [encoder, "--suite", "offline", "--data", str(data), "--seeds", "1"]
     assert run(["evaluate", *arguments, "--out", str(tmp_path / "out")]) == 0
