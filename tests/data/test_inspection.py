@@ -10,10 +10,10 @@ from PIL import Image
 
 from mcr.data.frames import FrameReader
 from mcr.data.index import open_index
-from mcr.data.inspection import inspect_dataset, open_dataset
+from mcr.data.inspection import inspect_dataset
 from mcr.data.inspection_picture import compose_figure, draw_inspection
 from mcr.data.inspection_report import DROID_ACTION, describe
-from mcr.data.inspection_signals import CONTROL_HZ, IDLE_SPEED
+from mcr.data.inspection_signals import IDLE_SPEED
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "inspect_dataset.py"
 
@@ -37,7 +37,7 @@ def change_signals(shards):
         signals = np.memmap(index.path / "signals.f32", np.float32, "r+", shape=index.signals.shape)
         edit(signals, index)
         signals.flush()
-        return inspect_dataset(open_dataset(index.path))
+        return inspect_dataset(open_index(index.path))
 
     return change
 
@@ -128,7 +128,7 @@ def test_idle_is_the_share_of_steps_in_which_nothing_moves(change_signals):
         joint, gripper = moving[0], moving[-1]
         signals[:, moving] = 0
         steps = np.arange(len(signals))
-        signals[:, joint] = steps * 0.5 * IDLE_SPEED / CONTROL_HZ  # slower than the threshold
+        signals[:, joint] = steps * 0.5 * IDLE_SPEED / index.schema.hz  # slower than the threshold
         start = index.starts[0]
         signals[start + 10 :, joint] += 1.0  # one fast step, of the arm
         signals[start + 20 : start + 21, gripper] = 1.0  # two of the gripper: open and shut
@@ -169,9 +169,9 @@ def test_picture_holds_all_actions_and_the_frames_themselves(index, found, tmp_p
 def test_an_unreadable_frame_is_reported_and_marked(shards):
     index = open_index(shards, workers=1)
     position = int(index.starts[0])
-    shard = index.source / index.info["shards"][index.shards[0]]
+    shard = index.source / index.files[index.frame_files[0, 1]].decode()
     with shard.open("r+b") as file:
-        file.seek(index.frame_offsets[position, 1])
+        file.seek(index.frame_places[1][0][position])
         file.write(bytes(1000))
     found = inspect_dataset(index)
     assert len(found.unreadable) == 1

@@ -124,12 +124,12 @@ def damage_frames(root, share):
     index = open_index(root)
     rng = np.random.default_rng(0)
     for row in range(len(index)):
-        path = index.source / index.info["shards"][index.shards[row]]
+        path = index.source / index.files[index.frame_files[row, 0]].decode()
         with path.open("r+b") as file:
             for step in range(int(index.lengths[row])):
                 for camera in range(len(index.cameras)):
                     if rng.random() < share:
-                        file.seek(int(index.frame_offsets[index.starts[row] + step, camera]))
+                        file.seek(int(index.frame_places[camera][0][index.starts[row] + step]))
                         file.write(b"\0\0\0\0")
 
 

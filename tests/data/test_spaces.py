@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mcr.data.index import Index, build_index, open_index
+from mcr.data.index import Index, open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
 from mcr.data.other_data import read_other_data
 from mcr.data.selection import Episodes
@@ -42,8 +42,8 @@ def data_sets(tmp_path_factory, reference, sample):
     """Indexes of the two data sets in the repository."""
     folder = tmp_path_factory.mktemp("indexes")
     return {
-        "reference": build_index(reference, folder / "reference", workers=1),
-        "sample": build_index(sample, folder / "sample", workers=1),
+        "reference": open_index(reference, folder / "reference", workers=1),
+        "sample": open_index(sample, folder / "sample", workers=1),
     }
 
 
