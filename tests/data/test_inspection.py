@@ -49,15 +49,16 @@ def dimension(found, name):
 def test_the_report_states_the_facts(index, found):
     report = describe(found)
     for fact in (
-        "(RLDS shards)",
+        "(rlds)",
         index.fingerprint,
         "4 episodes, 163 steps, 10.9 seconds at 15 Hz",
-        "180 x 320",
-        "exterior_image_1_left, exterior_image_2_left, wrist_image_left",
+        "exterior_image_1_left: 180 x 320\n",
+        "exterior_image_2_left: 180 x 320\n",
+        "wrist_image_left: 180 x 320; not used by default",
         "10.6 MB in 2 shards",
         "32 .. 45 steps, median 43; 1 (25%) shorter than 40",
         "success 4 (100%)",
-        "none 1 (25%), any 3 (75%), all three 3 (75%); 9 different",
+        "none 1 (25%), any 3 (75%), all 3 3 (75%); 9 different",
         f"{DROID_ACTION} of action_dict (largest difference 0)",
         "left out: nothing",
     ):
@@ -76,7 +77,7 @@ def test_numbers_are_those_of_the_data(index, found):
 
 def test_a_tree_is_described_as_the_shards_it_came_from(tree, found):
     from_tree = inspect_dataset(open_index(tree, workers=1))
-    topics = ("size", "frames", "lengths", "outcomes", "labs", "language", "action", "fingerprint")
+    topics = ("size", "cameras", "lengths", "outcomes", "labs", "language", "action")
 
     def shared(inspection):
         return [line for line in describe(inspection).splitlines() if line.startswith(topics)]
@@ -193,7 +194,7 @@ def test_script_reports_and_draws_then_again_from_the_index(shards, capsys, monk
     assert (shards.parent / "table" / "dataset.png").is_file()
 
     code, printed = run(shards.parent / "table", "--out", shards.parent / "picture.png")
-    assert code == 0 and f"{shards} (RLDS shards)" in printed.out
+    assert code == 0 and f"{shards} (rlds)" in printed.out
     assert (shards.parent / "picture.png").is_file()
 
     (shards.parent / "empty").mkdir()

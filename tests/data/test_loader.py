@@ -111,12 +111,20 @@ def test_a_batch_that_does_not_divide_is_refused(shards):
         ({"state_keys": ["cartesian"]}, "cartesian"),
         ({"action_space": "defautl"}, "did you mean 'default'"),
         ({"on_error": "ignore"}, "on_error"),
-        ({"cameras": []}, "no cameras"),
     ],
 )
 def test_a_camera_or_signal_that_the_data_lacks_is_refused(shards, options, message):
     with pytest.raises(UserError, match=message):
         dataset(shards, config(**options))
+
+
+def test_without_named_cameras_the_schemas_are_used(shards):
+    expected = first_batches(
+        shards, 1, options=config(cameras=["exterior_image_1_left", "exterior_image_2_left"])
+    )
+    assert_same(first_batches(shards, 1, options=config(cameras=[]))[0], expected[0])
+    wrist = first_batches(shards, 1, options=config(cameras=["wrist_image_left"]))
+    assert not torch.equal(wrist[0].frames, expected[0].frames)
 
 
 def damage_frames(root, share):

@@ -48,7 +48,9 @@ def test_a_killed_pack_is_continued_to_the_same_bytes(tmp_path, monkeypatch, num
 
     process = start_packing(killed.source)
     deadline = time.monotonic() + 60
-    while len(list(pack_path(killed).glob("?_*.npy"))) < num_units or not pack_path(killed).exists():
+    while (
+        len(list(pack_path(killed).glob("?_*.npy"))) < num_units or not pack_path(killed).exists()
+    ):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     process.kill()

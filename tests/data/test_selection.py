@@ -11,7 +11,7 @@ class TableIndex:
     """Stands for an index: selection reads only its table."""
 
     source = "somewhere"
-    schema = Schema()
+    schema = Schema(min_frames=40)
     languages = LANGUAGES
 
     def __init__(self, **columns):
