@@ -21,6 +21,7 @@ PROGRAMS = sorted(
     path.relative_to(ROOT).as_posix()
     for folder in ("scripts", "benchmarks")
     for path in (ROOT / folder).rglob("*.py")
+    if path.parent.name != "of_others"  # these run in environments of other software
 )
 
 # A room may import itself and any room of a lower floor; of rooms beside it only DOORS.
@@ -63,6 +64,7 @@ HOMES = {
         "mcr/runs/log.py",
         "mcr/data/batch.py",
         "mcr/data/loader.py",
+        "mcr/data/steps.py",
         *WEIGHTS,
     ),
     "torchvision": WEIGHTS,
@@ -80,7 +82,7 @@ HOMES = {
     "huggingface_hub": ("mcr/models/", "mcr/release/"),
     "onnx": ("mcr/models/",),
     "onnxruntime": ("mcr/models/",),
-    "h5py": ("mcr/data/hdf5.py", "mcr/robomimic/", "mcr/simulation/"),
+    "h5py": ("mcr/data/hdf5.py", "mcr/data/sources/", "mcr/robomimic/", "mcr/simulation/"),
     "av": ("mcr/data/sources/", "mcr/features/"),
     "pyarrow": ("mcr/data/sources/",),
     "robomimic": ("mcr/robomimic/",),
@@ -88,7 +90,12 @@ HOMES = {
     "mujoco": ("mcr/robomimic/", "mcr/simulation/"),
     "metaworld": ("mcr/simulation/",),
 }
-DISTRIBUTIONS = {"PIL": "pillow", "hydra": "hydra-core", "omegaconf": "hydra-core"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "hydra": "hydra-core",
+    "omegaconf": "hydra-core",
+    "yaml": "pyyaml",
+}
 
 BAD_NAMES = {"base", "common", "core", "helper", "helpers", "misc", "util", "utils"}
 MAX_LINES = 60  # of a function, without its docstring

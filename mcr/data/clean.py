@@ -22,8 +22,8 @@ from pathlib import Path
 
 from mcr.data.clean_facts import PICTURE_SUFFIXES, Facts, inspect_episode
 from mcr.data.clean_rules import RULES, Expected, expect
-from mcr.data.episode import LANGUAGES
 from mcr.data.other_data import OTHER_DATA
+from mcr.data.schema import LANGUAGES
 from mcr.data.tree_writing import PARTIAL_PREFIX
 from mcr.errors import UserError, require_choice
 from mcr.runs.atomic import atomic_path, remove

@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 
 from mcr.data import pictures
-from mcr.data.episode import FLAGS, LANGUAGES, OBSERVATIONS
+from mcr.data.episode import FLAGS
 from mcr.data.other_data import OTHER_DATA, read_other_data
+from mcr.data.schema import LANGUAGES
 from mcr.errors import UserError
+
+OBSERVATIONS = ("cartesian_position", "gripper_position", "joint_position")
 
 REQUIRED_KEYS = (*OBSERVATIONS, "action", "action_dict", "discount", *FLAGS)
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")

@@ -130,7 +130,7 @@ def check_config(config: Config, num_processes: int) -> None:
     require_choice("resume", config.resume, RESUME)
     require_choice("precision", config.precision, PRECISIONS)
     if not config.data.root:
-        raise UserError("data.root is not set: give the RLDS version folder or a tree's root")
+        raise UserError("data.root is not set: give a data set, of any format in docs/data.md")
     for name in (
         "steps", "batch_size", "log_every", "validate_every", "save_every", "keep_checkpoints"
     ):  # fmt: skip
