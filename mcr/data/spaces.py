@@ -129,7 +129,7 @@ def action_space(index: Index, name: str, rotation: str) -> Space:
 def _angle_columns(index: Index, keys: tuple[str, ...]) -> tuple[int, ...]:
     """Return where three Euler angles begin in the concatenated signals.
 
-    Raises UserError if the schema puts them beyond the end of a signal, or where it has quaternions.
+    Raises UserError if the schema puts them beyond the end of a signal, or on a quaternion.
     """
     begins, position = [], 0
     for key in keys:
@@ -139,8 +139,8 @@ def _angle_columns(index: Index, keys: tuple[str, ...]) -> tuple[int, ...]:
             if _is_quaternion(index, key, begin):
                 raise UserError(
                     f"{index.source}: the schema says that {key} holds three Euler angles from "
-                    f"number {begin} on, but the four numbers there are a quaternion; give a schema "
-                    "with its own rotations, or use data.rotation=euler"
+                    f"number {begin} on, but the four numbers there are a quaternion; give a "
+                    "schema with its own rotations, or use data.rotation=euler"
                 )
             if begin + 3 > width:
                 raise UserError(
