@@ -227,10 +227,11 @@ def test_read_only_data_have_their_index_in_the_cache(reference):
         cache.chmod(0o777)
         folder.chmod(0o555)
         Path(name).chmod(0o755)
-        options = {"user": 65534, "group": 65534} if os.getuid() == 0 else {}
+        drop = "if os.getuid() == 0:\n    os.setgid(65534)\n    os.setuid(65534)\n"
+        code = OPEN.replace("index = ", f"import os\n{drop}index = ")
         env = {"XDG_CACHE_HOME": str(cache), "HOME": str(cache)}
         try:
-            outputs = [finished(start(OPEN, folder / "data", env=env, **options)) for _ in range(2)]
+            outputs = [finished(start(code, folder / "data", env=env)) for _ in range(2)]
         finally:
             folder.chmod(0o755)
         assert [o.count("indexed 4 episodes") for o in outputs] == [1, 0]
