@@ -23,7 +23,8 @@ banner "2/6  clean: report, then move what is too short or incomplete to quarant
 python scripts/delete_short_videos.py "$out/tree" --quarantine "$out/quarantine"
 
 banner "3/6  train: index the tree, then three losses on a ResNet-18"
-python -m mcr.training.train --config-name demo data.root="$out/tree" run_dir="$out/run"
+python -m mcr.training.train --config-name demo data.root="$out/tree" run_dir="$out/run" \
+    data.cameras=[exterior_image_1_left,exterior_image_2_left,wrist_image_left]
 
 banner "4/6  export: checkpoint -> an encoder to share"
 checkpoint=$(ls "$out"/run/checkpoints/step_*.pt | tail -n 1)

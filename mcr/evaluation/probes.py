@@ -111,7 +111,7 @@ def with_cameras(index: Index, episodes: Episodes, cameras: Sequence[str]) -> Ep
             raise UserError(
                 f"{index.source}: no camera {camera!r}; it has {', '.join(index.cameras)}"
             )
-    columns = [index.cameras.index(camera) for camera in cameras]
+    columns = [index.camera(camera) for camera in cameras]
     has_all = (index.sizes[episodes.rows][:, columns, 0] > 0).all(axis=1)
     if not has_all.any():
         raise UserError(f"{index.source}: no episode has all of the cameras {', '.join(cameras)}")
@@ -129,7 +129,7 @@ def embed_steps(
     embedded = []
     with contextlib.closing(FrameReader(index)) as reader:
         for camera in cameras:
-            frames = _frames_of_steps(reader, steps, index.cameras.index(camera))
+            frames = _frames_of_steps(reader, steps, index.camera(camera))
             batches = iter(lambda frames=frames: list(islice(frames, _IMAGES_AT_ONCE)), [])
             embedded.append(
                 np.concatenate([encoder(batch).float().cpu().numpy() for batch in batches])

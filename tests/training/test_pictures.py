@@ -52,8 +52,8 @@ def test_modules_return_to_their_modes_also_after_an_error():
 def test_an_unreadable_frame_stops_or_is_left_out(tiny, shards, tmp_path):
     index = open_index(shards, workers=1)
     position = int(index.starts[0])  # the first frame of the first episode
-    with (index.source / index.info["shards"][index.shards[0]]).open("r+b") as file:
-        file.seek(index.frame_offsets[position, 0])
+    with (index.root / bytes(index.files[index.frame_files[0, 0]]).decode()).open("r+b") as file:
+        file.seek(int(index.frame_places[0][0][position]))
         file.write(bytes(1000))
     episodes, _ = select_episodes(index, SelectionConfig(min_frames=30))
     config = tiny().data
