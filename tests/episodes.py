@@ -1,6 +1,6 @@
 """Reads RLDS episodes without the index, for tests that compare with them or write them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mcr.data.episode import Episode
@@ -27,9 +27,11 @@ def write_folder(
     suffix: str,
 ) -> None:
     """Write an RLDS episode to the tree `root` with these cameras."""
-    pictures = {
-        camera: (encode(episode.encoded_frame(camera, step)) for step in range(episode.length))
-        for camera in cameras
-    }
+
+    def frames(camera: str) -> Iterator[bytes]:
+        for step in range(episode.length):
+            yield encode(episode.encoded_frame(camera, step))
+
+    pictures = {camera: frames(camera) for camera in cameras}
     texts = dict(zip(LANGUAGES, episode.texts, strict=True))
     write_episode_folder(root, name, pictures, suffix, texts, episode.signals, episode.origin)

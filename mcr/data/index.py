@@ -290,23 +290,27 @@ def open_index(
             raise UserError(f"{source}: the indexed data set is gone; was it moved or renamed?")
     opened = open_source(source, schema)
     path = Path(path) if path else default_index_path(opened.path)
-    if not _is_current(path, opened):
+    if _why_not_current(path, opened) is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with exclusive(path):
-                if not _is_current(path, opened):  # or another process has built it meanwhile
+                reason = _why_not_current(path, opened)
+                if reason is not None:  # another process has not built it meanwhile
+                    if reason:
+                        print(f"{reason}; indexing anew", flush=True)
                     build_index(opened, path, workers, executor)
         except PermissionError as error:
             raise UserError(f"{path}: {error.strerror}; choose a place with data.index=") from error
     return Index(path, opened.schema)
 
 
-def _is_current(path: Path, source: Source) -> bool:
-    """Is the index at `path` of this data set as it is now? Raises UserError if of another one."""
-    if not path.exists():
-        return False
-    if path.is_dir() and not any(path.iterdir()):
-        return False
+def _why_not_current(path: Path, source: Source) -> str | None:
+    """Return None if the index at `path` is of the data set as it is now, else the reason.
+
+    The reason is "" if there is no index. Raises UserError if it is of another data set.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return ""
     try:
         info = json.loads((path / "index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -316,8 +320,7 @@ def _is_current(path: Path, source: Source) -> bool:
     if not str(info.get("format")).startswith("mcr-index-"):
         raise UserError(f"{path}: is no index; choose another data.index")
     if info["format"] != FORMAT:
-        print(f"{path}: was built by another version; indexing anew", flush=True)
-        return False
+        return f"{path}: was built by another version"
     index = Index(path)
     if index.source.resolve() != source.path.resolve():
         raise UserError(
@@ -327,16 +330,13 @@ def _is_current(path: Path, source: Source) -> bool:
     now, then = source.stamp(), info["stamp"]
     if now != then:
         changed = sorted(k for k in {*now, *then} if now.get(k) != then.get(k))
-        print(
+        return (
             f"{source.path}: {len(changed)} entries changed since it was indexed (first: "
-            f"{changed[0]}); indexing anew",
-            flush=True,
+            f"{changed[0]})"
         )
-        return False
     if index.schema.reads() != source.schema.reads():
-        print(f"{source.path}: the schema reads other fields; indexing anew", flush=True)
-        return False
-    return True
+        return f"{source.path}: the schema reads other fields"
+    return None
 
 
 def build_index(source: Source, path: Path, workers: int = 0, executor: str = "local") -> Index:

@@ -7,15 +7,17 @@ from dataclasses import replace
 
 from mcr.data.index import Index
 from mcr.data.schema import to_yaml
+from mcr.data.sources import open_source
 
 _POSE_SIZES = (6, 7)  # xyz and three angles, and perhaps a gripper
 
 
 def describe_schema(index: Index) -> str:
     """Return the assumed schema as YAML, after comments that say what is unsure."""
+    keys = open_source(index.source, index.schema).cameras
     schema = replace(
         index.schema,
-        cameras=index.schema.cameras or {camera: camera for camera in index.cameras},
+        cameras={camera: keys.get(camera, camera) for camera in index.cameras},
         default_cameras=index.default_cameras,
         state=index.state,
         action=index.action,

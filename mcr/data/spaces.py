@@ -129,22 +129,36 @@ def action_space(index: Index, name: str, rotation: str) -> Space:
 def _angle_columns(index: Index, keys: tuple[str, ...]) -> tuple[int, ...]:
     """Return where three Euler angles begin in the concatenated signals.
 
-    Raises UserError if the schema puts them beyond the end of a signal.
+    Raises UserError if the schema puts them beyond the end of a signal, or on a quaternion.
     """
     begins, position = [], 0
     for key in keys:
         width = len(index.columns((key,)))
-        for begin in sorted(index.schema.rotations.get(key, {})):
+        is_pose = key != "action" or _action_is_pose(index)
+        for begin in sorted(index.schema.rotations.get(key, {})) if is_pose else ():
+            if _is_quaternion(index, key, begin):
+                raise UserError(
+                    f"{index.source}: the schema says that {key} holds three Euler angles from "
+                    f"number {begin} on, but the four numbers there are a quaternion; give a "
+                    "schema with its own rotations, or use data.rotation=euler"
+                )
             if begin + 3 > width:
                 raise UserError(
                     f"{index.source}: the schema says that three angles begin at number {begin} of "
                     f"{key}, which has {width}; give a schema with its own rotations, or use "
                     "data.rotation=euler"
                 )
-            if key != "action" or _action_is_pose(index):
-                begins.append(position + begin)
+            begins.append(position + begin)
         position += width
     return tuple(begins)
+
+
+def _is_quaternion(index: Index, key: str, begin: int) -> bool:
+    """Do the four numbers from `begin` on have length 1 at every one of some steps?"""
+    columns = index.columns((key,))[begin : begin + 4]
+    steps = np.linspace(0, index.info["total_steps"] - 1, _NUM_COMPARED).astype(np.int64)
+    lengths = np.linalg.norm(index.signals[steps[:, None], columns], axis=1)
+    return len(columns) == 4 and bool((np.abs(lengths - 1) < _SAME).all())
 
 
 def _action_is_pose(index: Index) -> bool:

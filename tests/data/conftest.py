@@ -31,9 +31,9 @@ def expected_numbers():
 @pytest.fixture(scope="session")
 def reference_index(reference, tmp_path_factory):
     """The index of the reference shards, for tests that only read it."""
-    from mcr.data.index import build_index  # not every test of this folder needs the index
+    from mcr.data.index import open_index  # not every test of this folder needs the index
 
-    return build_index(reference, tmp_path_factory.mktemp("reference") / "index", workers=1)
+    return open_index(reference, tmp_path_factory.mktemp("reference") / "index", workers=1)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import pytest
 
 from mcr.data import frames
 from mcr.data.frames import FrameReader
-from mcr.data.index import build_index, open_index
+from mcr.data.index import open_index
 from mcr.errors import UserError
 
 NUM_SHARDS = 100
@@ -32,7 +32,7 @@ print(len(os.listdir("/proc/self/fd")))
 def many_shards(make_dataset, make_features, file_path, tmp_path):
     """The index of a data set whose shards hold one episode of one step each."""
     episodes = [[make_features(1, file_path(second))] for second in range(NUM_SHARDS)]
-    return build_index(make_dataset(episodes), tmp_path / "index", workers=1).path
+    return open_index(make_dataset(episodes), tmp_path / "index", workers=1).path
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_more_shards_than_files_may_be_open(many_shards, soft, hard, fewest, mos
 def failing(shards, tmp_path, monkeypatch):
     """(index, repair): reads of the first shard fail with EIO until `repair` is called."""
     index = open_index(shards)
-    shard = shards / index.info["shards"][0]
+    shard = shards / index.files[0].decode()
     shard.rename(tmp_path / "whole")
     shard.symlink_to("/proc/self/mem")  # nothing is mapped at the offsets of its first frames
     monkeypatch.setattr(frames, "_WAITS_S", (0.0, 1.0))
@@ -69,7 +69,7 @@ def failing(shards, tmp_path, monkeypatch):
 
 def test_a_transient_read_error_is_retried_and_reported(failing, capfd):
     index, repair = failing
-    row = int(np.flatnonzero(index.shards == 0)[0])
+    row = int(np.flatnonzero(index.frame_files[:, 0] == 0)[0])
     repairer = threading.Timer(0.2, repair)
     repairer.start()
     pixels = FrameReader(index).read(row, 0, 0)
@@ -81,6 +81,6 @@ def test_a_transient_read_error_is_retried_and_reported(failing, capfd):
 
 def test_a_lasting_read_error_is_raised(failing):
     index, _ = failing
-    row = int(np.flatnonzero(index.shards == 0)[0])
+    row = int(np.flatnonzero(index.frame_files[:, 0] == 0)[0])
     with pytest.raises(UserError, match=r"-00000-of-00002, episode .*Input/output error"):
         FrameReader(index).read(row, 0, 0)

@@ -10,10 +10,10 @@ from PIL import Image
 
 from mcr.data.frames import FrameReader
 from mcr.data.index import open_index
-from mcr.data.inspection import inspect_dataset, open_dataset
+from mcr.data.inspection import inspect_dataset
 from mcr.data.inspection_picture import compose_figure, draw_inspection
 from mcr.data.inspection_report import DROID_ACTION, describe
-from mcr.data.inspection_signals import CONTROL_HZ, IDLE_SPEED
+from mcr.data.inspection_signals import IDLE_SPEED
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "inspect_dataset.py"
 
@@ -37,7 +37,7 @@ def change_signals(shards):
         signals = np.memmap(index.path / "signals.f32", np.float32, "r+", shape=index.signals.shape)
         edit(signals, index)
         signals.flush()
-        return inspect_dataset(open_dataset(index.path))
+        return inspect_dataset(open_index(index.path))
 
     return change
 
@@ -49,15 +49,16 @@ def dimension(found, name):
 def test_the_report_states_the_facts(index, found):
     report = describe(found)
     for fact in (
-        "(RLDS shards)",
+        "(rlds)",
         index.fingerprint,
         "4 episodes, 163 steps, 10.9 seconds at 15 Hz",
-        "180 x 320",
-        "exterior_image_1_left, exterior_image_2_left, wrist_image_left",
+        "exterior_image_1_left: 180 x 320\n",
+        "exterior_image_2_left: 180 x 320\n",
+        "wrist_image_left: 180 x 320; not used by default",
         "10.6 MB in 2 shards",
         "32 .. 45 steps, median 43; 1 (25%) shorter than 40",
         "success 4 (100%)",
-        "none 1 (25%), any 3 (75%), all three 3 (75%); 9 different",
+        "none 1 (25%), any 3 (75%), all 3 3 (75%); 9 different",
         f"{DROID_ACTION} of action_dict (largest difference 0)",
         "left out: nothing",
     ):
@@ -76,7 +77,7 @@ def test_numbers_are_those_of_the_data(index, found):
 
 def test_a_tree_is_described_as_the_shards_it_came_from(tree, found):
     from_tree = inspect_dataset(open_index(tree, workers=1))
-    topics = ("size", "frames", "lengths", "outcomes", "labs", "language", "action", "fingerprint")
+    topics = ("size", "cameras", "lengths", "outcomes", "labs", "language", "action")
 
     def shared(inspection):
         return [line for line in describe(inspection).splitlines() if line.startswith(topics)]
@@ -128,7 +129,7 @@ def test_idle_is_the_share_of_steps_in_which_nothing_moves(change_signals):
         joint, gripper = moving[0], moving[-1]
         signals[:, moving] = 0
         steps = np.arange(len(signals))
-        signals[:, joint] = steps * 0.5 * IDLE_SPEED / CONTROL_HZ  # slower than the threshold
+        signals[:, joint] = steps * 0.5 * IDLE_SPEED / index.schema.hz  # slower than the threshold
         start = index.starts[0]
         signals[start + 10 :, joint] += 1.0  # one fast step, of the arm
         signals[start + 20 : start + 21, gripper] = 1.0  # two of the gripper: open and shut
@@ -169,9 +170,9 @@ def test_picture_holds_all_actions_and_the_frames_themselves(index, found, tmp_p
 def test_an_unreadable_frame_is_reported_and_marked(shards):
     index = open_index(shards, workers=1)
     position = int(index.starts[0])
-    shard = index.source / index.info["shards"][index.shards[0]]
+    shard = index.source / index.files[index.frame_files[0, 1]].decode()
     with shard.open("r+b") as file:
-        file.seek(index.frame_offsets[position, 1])
+        file.seek(index.frame_places[1][0][position])
         file.write(bytes(1000))
     found = inspect_dataset(index)
     assert len(found.unreadable) == 1
@@ -193,7 +194,7 @@ def test_script_reports_and_draws_then_again_from_the_index(shards, capsys, monk
     assert (shards.parent / "table" / "dataset.png").is_file()
 
     code, printed = run(shards.parent / "table", "--out", shards.parent / "picture.png")
-    assert code == 0 and f"{shards} (RLDS shards)" in printed.out
+    assert code == 0 and f"{shards} (rlds)" in printed.out
     assert (shards.parent / "picture.png").is_file()
 
     (shards.parent / "empty").mkdir()

@@ -111,7 +111,6 @@ def test_a_batch_that_does_not_divide_is_refused(shards):
         ({"state_keys": ["cartesian"]}, "cartesian"),
         ({"action_space": "defautl"}, "did you mean 'default'"),
         ({"on_error": "ignore"}, "on_error"),
-        ({"cameras": []}, "no cameras"),
     ],
 )
 def test_a_camera_or_signal_that_the_data_lacks_is_refused(shards, options, message):
@@ -119,17 +118,26 @@ def test_a_camera_or_signal_that_the_data_lacks_is_refused(shards, options, mess
         dataset(shards, config(**options))
 
 
+def test_without_named_cameras_the_schemas_are_used(shards):
+    expected = first_batches(
+        shards, 1, options=config(cameras=["exterior_image_1_left", "exterior_image_2_left"])
+    )
+    assert_same(first_batches(shards, 1, options=config(cameras=[]))[0], expected[0])
+    wrist = first_batches(shards, 1, options=config(cameras=["wrist_image_left"]))
+    assert not torch.equal(wrist[0].frames, expected[0].frames)
+
+
 def damage_frames(root, share):
     """Overwrite the beginning of some JPEGs in the shards. Their sizes stay the same."""
     index = open_index(root)
     rng = np.random.default_rng(0)
     for row in range(len(index)):
-        path = index.source / index.info["shards"][index.shards[row]]
+        path = index.source / index.files[index.frame_files[row, 0]].decode()
         with path.open("r+b") as file:
             for step in range(int(index.lengths[row])):
                 for camera in range(len(index.cameras)):
                     if rng.random() < share:
-                        file.seek(int(index.frame_offsets[index.starts[row] + step, camera]))
+                        file.seek(int(index.frame_places[camera][0][index.starts[row] + step]))
                         file.write(b"\0\0\0\0")
 
 
