@@ -27,8 +27,6 @@ BRIDGE_PATH = (
 )
 # Names of the cameras and signals, copied from the pages and loaders that the schemas name.
 THINGS = {
-        *("robot0_eef_quat", "robot0_gripper_qpos", "robot0_joint_pos", "actions", "rewards"),
-    ),
     "libero_hdf5": (
         *("agentview_rgb", "eye_in_hand_rgb", "ee_ori", "ee_pos", "ee_states", "gripper_states"),
         *("joint_states", "actions", "dones", "robot_states"),
