@@ -350,7 +350,7 @@ def _is_usual(name: str, width: int, counts: Counter[tuple[str, int]]) -> bool:
     return width == min(widths, key=lambda w: (-widths[w], w))
 
 
-PLACE_DTYPES = (np.dtype(np.int64), np.dtype(np.int32))
+PLACE_DTYPES: tuple[np.dtype, np.dtype] = (np.dtype(np.int64), np.dtype(np.int32))
 
 
 def place_files(folder: Path, camera: int) -> tuple[Path, Path]:

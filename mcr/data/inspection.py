@@ -124,8 +124,8 @@ def _disk(index: Index, generator: np.random.Generator) -> str:
     if len(rows) == len(index):
         return f"{_size(weighed)} of pictures in {len(index):,} folders"
     frames = int(index.lengths[rows].sum())
-    total = weighed * int(index.lengths.sum()) / frames
-    return f"about {_size(total)} (from {len(rows)} of {len(index):,} folders, by frames)"
+    whole = weighed * int(index.lengths.sum()) / frames
+    return f"about {_size(whole)} (from {len(rows)} of {len(index):,} folders, by frames)"
 
 
 def _size(num_bytes: float) -> str:

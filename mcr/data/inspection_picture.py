@@ -151,8 +151,8 @@ def _draw_examples(panel: SubFigure, sheet: np.ndarray, found: Inspection) -> No
         for column, frame in enumerate(frames):
             if frame is None:
                 middle = (column + 0.5) * (sheet.shape[1] + _GAP) / len(frames)
-                camera = column * len(example.frames) // len(frames)
-                has = found.index.sizes[example.row, camera, 0] > 0
+                shown = column * len(example.frames) // len(frames)
+                has = found.index.sizes[example.row, shown, 0] > 0
                 word, colour = ("unreadable", _RED) if has else ("no camera", _INK)
                 axes.text(middle, top + row_height / 2, word, color=colour, ha="center")
 

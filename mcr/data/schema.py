@@ -144,7 +144,7 @@ class Schema:
         for part in fields(self):
             value = getattr(self, part.name)
             if value != getattr(_DEFAULT, part.name):
-                value = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+                value = dataclasses.asdict(value) if isinstance(value, RecordingSchema) else value
                 content[part.name] = list(value) if isinstance(value, tuple) else value
         return content
 

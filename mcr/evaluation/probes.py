@@ -130,10 +130,10 @@ def embed_steps(
     with contextlib.closing(FrameReader(index)) as reader:
         for camera in cameras:
             frames = _frames_of_steps(reader, steps, index.camera(camera))
-            batches = iter(lambda frames=frames: list(islice(frames, _IMAGES_AT_ONCE)), [])
-            embedded.append(
-                np.concatenate([encoder(batch).float().cpu().numpy() for batch in batches])
-            )
+            features = []
+            while batch := list(islice(frames, _IMAGES_AT_ONCE)):
+                features.append(encoder(batch).float().cpu().numpy())
+            embedded.append(np.concatenate(features))
     return np.concatenate(embedded, axis=1)
 
 

@@ -14,7 +14,7 @@ from mcr.data.frames import FrameReader
 from mcr.data.index import Index, open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
 from mcr.data.pack import Pack, open_pack, slowdown
-from mcr.data.sampling import VALIDATION
+from mcr.data.sampling import TRAIN, VALIDATION
 from mcr.data.selection import Episodes, least_frames, select_episodes, split_sessions
 from mcr.data.statistics import space_statistics
 from mcr.errors import UserError
@@ -84,8 +84,10 @@ class TrainingData:
             )
         return None
 
-    def _clips(self, episodes: Episodes, data: DataConfig, *options: Any) -> ClipDataset:
-        return ClipDataset(self.index, episodes, data, *options, frames=self.frames())
+    def _clips(
+        self, episodes: Episodes, data: DataConfig, seed: int, stream: int = TRAIN
+    ) -> ClipDataset:
+        return ClipDataset(self.index, episodes, data, seed, stream, self.frames())
 
     def frames(self) -> FrameReader:
         """A new reader of the frames. Every process and every thread needs one of its own."""
