@@ -66,6 +66,8 @@ def desk(tmp_path_factory, reference) -> Path:
     export_encoder(folder / "resnet18.pth", folder / "my_encoder")
     Image.new("RGB", (320, 180), "teal").save(folder / "picture.png")
     shutil.copytree(reference, folder / "droid" / "1.0.1")
+    bridge = Path(__file__).parent / "data/reference/oxe/bridge_like/1.0.0"
+    shutil.copytree(bridge, folder / "bridge_dataset" / "1.0.0")
     return folder
 
 
