@@ -35,8 +35,9 @@ def check_overrides(
     renamed: keys of earlier versions -> their present names; the message names the present one
     """
     renamed = renamed or {}
-    groups = {path.name for path in recipes_folder().iterdir() if path.is_dir()}
-    known = known_keys(config_class) | groups
+    known = known_keys(config_class)
+    parts = {key.partition(".")[0] for key in known}  # cfgs/data holds schemas, no group of recipes
+    known |= {path.name for path in recipes_folder().iterdir() if path.is_dir()} - parts
     for argument in arguments:
         key, equals, _ = argument.partition("=")
         key = key.lstrip("+~")

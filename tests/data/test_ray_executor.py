@@ -12,6 +12,7 @@ import pytest
 
 from mcr.data.extract import extract
 from mcr.data.index import build_index
+from mcr.data.sources import open_source
 from mcr.errors import UserError
 from mcr.runs import ray_executor
 from mcr.runs.ray_executor import ray_cluster, ray_map
@@ -93,8 +94,8 @@ def test_ctrl_c_stops_cleanly_and_this_machine_alone_can_go_on(
 
 
 def test_an_index_is_the_same(cluster, large, tmp_path):
-    alone = build_index(large, tmp_path / "alone", workers=1)
-    together = build_index(large, tmp_path / "together", executor="ray")
+    alone = build_index(open_source(large), tmp_path / "alone", workers=1)
+    together = build_index(open_source(large), tmp_path / "together", executor="ray")
     for file in alone.path.iterdir():
         assert file.read_bytes() == (together.path / file.name).read_bytes()
 

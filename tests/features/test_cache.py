@@ -188,12 +188,17 @@ def test_the_same_weights_in_another_file_use_the_same_cache(weights, data, tmp_
 
 
 def test_an_unreadable_frame_stops_extraction_and_finished_episodes_are_kept(
-    weights, data, tmp_path, monkeypatch
+    weights, data, tmp_path
 ):
-    whole = (data / "b" / "2.png").read_bytes()
-    fingerprint = open_recordings(data).fingerprint
-    (data / "b" / "2.png").write_bytes(whole[:100])
-    monkeypatch.setattr("mcr.features.recordings._fingerprint", lambda *_: fingerprint)
+    frame = data / "b" / "2.png"
+    whole, about = frame.read_bytes(), frame.stat()
+
+    def write(content):  # a disk that fails changes neither size nor time
+        frame.write_bytes(content)
+        os.utime(frame, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+    open_recordings(data)
+    write(whole[:100].ljust(len(whole), b"\0"))
     with pytest.raises(UserError, match=r"b/2\.png: "):
         extract_features(weights(), data, tmp_path / "cache", HERE)
     assert (tmp_path / "cache.partial" / "done.txt").read_text() == "0\n"
@@ -201,7 +206,7 @@ def test_an_unreadable_frame_stops_extraction_and_finished_episodes_are_kept(
         FeatureCache(tmp_path / "cache")
     with pytest.raises(UserError, match=r"was begun with another encoder .*; delete it"):
         extract_features(weights(1), data, tmp_path / "cache", HERE)
-    (data / "b" / "2.png").write_bytes(whole)
+    write(whole)
     assert_equal(
         extract_features(weights(), data, tmp_path / "cache", HERE),
         expected_features(weights(), data),

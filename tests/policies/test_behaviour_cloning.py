@@ -293,6 +293,7 @@ def flat_policy(path):
     config = content["config"]
     for part in ("demonstrations", "observations", "policy"):
         config |= config.pop(part)
+    del config["schema"], config["index"]  # which the first format did not have
     tensors = {}
     for name, tensor in content["policy"].items():
         name = name.replace("observations.low_dim.", "observations.low_dim_")
@@ -362,7 +363,7 @@ def test_the_recipe_differs_from_the_defaults_only_in_the_norm():
         ("encoder=x.pt", "encoder is called observations.encoder now: write observations.enc"),
         ("feature_norm=none", "feature_norm is called observations.feature_norm now"),
         ("head=gmm", "head is called policy.head now: write policy.head=..."),
-        ("demonstrations.data=nowhere.hdf5", "nowhere.hdf5: no such file or folder; check demon"),
+        ("demonstrations.data=nowhere.hdf5", "nowhere.hdf5: no such file or folder; check the"),
     ],
 )
 def test_an_error_is_one_line(argument, complaint, capsys, monkeypatch):

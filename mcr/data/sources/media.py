@@ -109,19 +109,18 @@ class MediaSource:
         return stamp["bytes"] < _SMALL_BYTES and stamp["pictures"] < _SMALL_PICTURES
 
     def stamp(self) -> dict[str, int]:
-        """The names of all files, the sizes of videos and tables, and the number of pictures."""
+        """Names, sizes and times of all files, and how much there is."""
         checksum = num_bytes = num_pictures = 0
         for folder, names in walk(self.path):
             for name in names:
-                size = -1
-                if is_video(name) or is_table(name):
-                    size = (self.root / folder / name).stat().st_size
-                    num_bytes += size
-                elif is_picture(name):
+                if not (is_video(name) or is_table(name) or is_picture(name)):
+                    continue
+                about = (self.root / folder / name).stat()
+                if is_picture(name):
                     num_pictures += 1
                 else:
-                    continue
-                line = os.fsencode(f"{folder} {name} {size}\n")
+                    num_bytes += about.st_size
+                line = os.fsencode(f"{folder} {name} {about.st_size} {about.st_mtime_ns}\n")
                 checksum = google_crc32c.extend(checksum, line)
         return {"files": checksum, "bytes": num_bytes, "pictures": num_pictures}
 

@@ -28,6 +28,7 @@ from mcr.data.sources.tree_episode import EpisodeReader, camera_folders, shown
 
 _EPISODES_PER_PART = 64
 _LOOKED_AT = 1000  # folders in which a pickle is looked for
+_EPISODES_STAMPED = 200  # whose files are looked at when a tree is opened
 _EPISODES_LISTED = 256  # to find out which cameras there are
 
 
@@ -68,12 +69,34 @@ class TreeSource:
         return False  # the number of parts says so already
 
     def stamp(self) -> dict[str, int]:
-        """A checksum of the names of the episode folders."""
+        """A checksum of the names of the episode folders, and one of the files in some of them.
+
+        The files of a large tree are too many to look at whenever it is opened. Pictures that are
+        rendered anew are noticed, because that changes nearly all episodes.
+        """
         names = "\n".join(self._names)
-        return {"episode folders": google_crc32c.value(os.fsencode(names))}
+        stride = -(-len(self._names) // _EPISODES_STAMPED) or 1
+        return {
+            "episode folders": google_crc32c.value(os.fsencode(names)),
+            "files": _stamp_files([self.root / name for name in self._names[::stride]]),
+        }
 
     def decoder(self) -> None:
         return None
+
+
+def _stamp_files(folders: list[Path]) -> int:
+    """Return a checksum of names, sizes and times of all files in some folders."""
+    checksum = 0
+    for folder in folders:
+        for place, _, names in sorted(os.walk(folder)):
+            for name in sorted(names):
+                about = os.stat(os.path.join(place, name), follow_symlinks=False)
+                line = (
+                    f"{os.path.relpath(place, folder)} {name} {about.st_size} {about.st_mtime_ns}\n"
+                )
+                checksum = google_crc32c.extend(checksum, os.fsencode(line))
+    return checksum
 
 
 def _folder_names(root: Path) -> Iterator[str]:
