@@ -16,7 +16,7 @@ import numpy as np
 from mcr.data.episode import Origin, unique_names
 from mcr.data.index import Index
 from mcr.data.sampling import KeptSteps
-from mcr.data.schema import load_schema
+from mcr.data.schema import RecordingSchema, load_schema
 from mcr.errors import UserError
 
 _COMMAND = "action_dict/joint_velocity"
@@ -99,7 +99,7 @@ def _ranges_by_row(
     paths = [key.rpartition("--")[2] for key in ranges]
     by_path = {_tail(path): value for path, value in zip(paths, ranges.values(), strict=True)}
     recording = load_schema("droid").recording
-    origins: list[Origin | None] = [Origin.of(recording, path, _tail(path)) for path in paths]
+    origins = [_origin(recording, path) for path in paths]
     by_name = dict(zip(unique_names(origins), ranges.values(), strict=True))
     matched_by_path, matched_by_name = {}, {}
     table = index.table[["name", "file_path"]]
@@ -115,6 +115,14 @@ def _ranges_by_row(
         f"{len(matched_by_path)} episodes found in it by path, {len(matched_by_name)} by name, "
         f"{num_lost} not"
     )
+
+
+def _origin(recording: RecordingSchema, path: str) -> Origin | None:
+    """Return what a path tells; None if it is a name, or tells nothing."""
+    try:
+        return Origin.of(recording, path, _tail(path))
+    except ValueError:
+        return None
 
 
 def _tail(path: str) -> str:

@@ -111,7 +111,10 @@ def _disk(index: Index, generator: np.random.Generator) -> str:
     """Return the size of the data in words. That of many folders is estimated."""
     if index.frame_names is None:
         root = index.source
-        files = [root] if root.is_file() else [f for f in root.rglob("*") if f.is_file()]
+        if index.is_addressable:
+            files = [index.root / os.fsdecode(bytes(name)) for name in index.files]
+        else:
+            files = [root] if root.is_file() else [f for f in root.rglob("*") if f.is_file()]
         total = sum(file.stat().st_size for file in files)
         return f"{_size(total)} in {len(files):,} files"
     rows = generator.permutation(len(index))[:_MAX_WEIGHED_FOLDERS]

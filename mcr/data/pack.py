@@ -224,7 +224,12 @@ def _begin(folder: Path, key: dict[str, Any]) -> None:
     begun = folder / "begun.json"
     if begun.is_file() and json.loads(begun.read_text(encoding="utf-8")) == key:
         return
-    if folder.exists() and not begun.is_file() and any(folder.iterdir()):
+    # A run that was killed at its very beginning leaves a hidden file.
+    if (
+        folder.exists()
+        and any(not path.name.startswith(".") for path in folder.iterdir())
+        and (not begun.is_file())
+    ):
         raise UserError(f"{folder}: is no pack; move it away, or choose another data.index")
     remove(folder)
     folder.mkdir(parents=True)

@@ -290,10 +290,10 @@ def test_inspect_prints_a_schema_that_can_be_read_back(tmp_path, capsys):
     text = printed[printed.index("# schema of") : printed.index("\npicture:")]
     (tmp_path / "own.yaml").write_text(text)
     schema, index = load_schema(tmp_path / "own.yaml"), open_index(path)
-    assert "# unsure: action has 7 numbers" in text
+    assert "# unsure: actions has 7 numbers" in text
     assert "# unsure: the rate in Hz is not known" in text
     assert "# unsure: every episode counts as a session of its own" in text
-    assert (schema.state, schema.action) == (("state",), ("action",))
+    assert (schema.state, schema.action) == (("state",), ("actions",))
     assert set(schema.cameras) == {"front", "wrist"} and set(yaml.safe_load(text)) >= {"state"}
     again = open_index(path, tmp_path / "own", schema=tmp_path / "own.yaml")
     assert again.cameras == index.cameras and again.fingerprint == index.fingerprint

@@ -55,7 +55,7 @@ def test_the_report_states_the_facts(index, found):
         "exterior_image_1_left: 180 x 320\n",
         "exterior_image_2_left: 180 x 320\n",
         "wrist_image_left: 180 x 320; not used by default",
-        "10.6 MB in 2 shards",
+        "10.6 MB in 2 files",
         "32 .. 45 steps, median 43; 1 (25%) shorter than 40",
         "success 4 (100%)",
         "none 1 (25%), any 3 (75%), all 3 3 (75%); 9 different",
@@ -83,8 +83,8 @@ def test_a_tree_is_described_as_the_shards_it_came_from(tree, found):
         return [line for line in describe(inspection).splitlines() if line.startswith(topics)]
 
     assert shared(from_tree) == shared(found) and len(shared(found)) > len(topics)
-    files = [path for path in tree.rglob("*") if path.is_file()]
-    assert from_tree.disk == f"{sum(f.stat().st_size for f in files) / 1e6:.3g} MB in 4 folders"
+    size = sum(path.stat().st_size for path in tree.rglob("*.png")) / 1e6
+    assert from_tree.disk == f"{size:.3g} MB of pictures in 4 folders"
 
 
 def test_flaws_of_signals_are_named(change_signals):
@@ -199,8 +199,8 @@ def test_script_reports_and_draws_then_again_from_the_index(shards, capsys, monk
 
     (shards.parent / "empty").mkdir()
     for arguments, complaint in (
-        ([shards.parent / "nothing"], "no such folder"),
-        ([shards.parent / "empty"], "holds neither shards"),
+        ([shards.parent / "nothing"], "no such file or folder"),
+        ([shards.parent / "empty"], "holds no data set of a known format"),
         ([shards, "--out", "picture.jpg"], "give the name of a .png file"),
         ([shards, "--seed", "-1"], "give 0 or more"),
         ([shards.parent / "table", "--index", shards.parent], "is an index itself"),
