@@ -285,6 +285,8 @@ def open_index(
     if schema is not None and not isinstance(schema, Schema):
         schema = load_schema(schema)
     if (source / "index.json").is_file():
+        if path and Path(path).resolve() != source.resolve():
+            raise UserError(f"{source} is an index itself; leave --index {path} out")
         path, source = source, Index(source).source
         if not source.exists():
             raise UserError(f"{source}: the indexed data set is gone; was it moved or renamed?")

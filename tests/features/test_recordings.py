@@ -84,7 +84,7 @@ def test_hdf5_is_refused(tmp_path):
             "demo_0: has different lengths: 12 in obs/a_image, 5 in obs/b_image",
         ),
         "blind": ({"demo_0": {"eef_pos": np.zeros((3, 3))}}, "has no pictures"),
-        "empty": ({}, "has no pictures"),
+        "empty": ({}, "holds no episodes"),
     }
     for name, (demos, complaint) in bad.items():
         (tmp_path / name).mkdir()
