@@ -95,7 +95,7 @@ def test_damaged_examples_raise_only_bad_record(tmp_path):
             example = Record(tmp_path, 7, bytes(data)).example()
             for feature in example.values():
                 for read in (feature.byte_strings, feature.floats, feature.ints):
-                    with contextlib.suppress(ValueError, IndexError):  # see RldsDataset.parse
+                    with contextlib.suppress(ValueError, IndexError):  # see Layout.parse
                         read()
         except BadRecord as error:
             assert error.offset == 7 and str(tmp_path) in str(error)
