@@ -105,7 +105,7 @@ def test_a_changed_data_set_is_indexed_anew_and_says_so(shards, tree, capsys):
     now = open_index(shards), open_index(tree)
     printed = capsys.readouterr().out
     assert f"1 entries changed since it was indexed (first: {removed.name})" in printed
-    assert f"{tree}: 1 entries changed" in printed and printed.count("indexing anew") == 2
+    assert f"{tree}: 2 entries changed" in printed and printed.count("indexing anew") == 2
     assert "00001-of-00002" in now[0].info["problems"][0]
     assert "another_name" in now[1].table["name"].tolist()
     assert folder.name not in now[1].table["name"].tolist()
