@@ -17,11 +17,12 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from mcr.data import pictures
+from mcr.data.frame_store import FrameStore
 from mcr.data.index import Index
 from mcr.data.sources import open_source
 from mcr.data.sources.source import Decoder
@@ -36,27 +37,6 @@ _WAITS_S = (1.0, 5.0, 25.0)
 _FILES_OF_OTHERS = 256  # a process also opens sockets, logs, libraries and shared memory
 
 
-class Store(Protocol):
-    """Where frames lie: an index whose frames are addressable, or a pack.
-
-    sizes, files, frame_files, frame_places, frame_names: as `Index` explains them
-    """
-
-    @property
-    def sizes(self) -> np.ndarray: ...
-    @property
-    def files(self) -> np.ndarray: ...
-    @property
-    def frame_files(self) -> np.ndarray: ...
-    @property
-    def frame_places(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]: ...
-    @property
-    def frame_names(self) -> np.ndarray | None: ...
-    @property
-    def root(self) -> Path:
-        """The folder that `files` are relative to."""
-
-
 class FrameReader:
     """Reads single frames of a data set.
 
@@ -64,10 +44,10 @@ class FrameReader:
     fewer, it closes the least recently used one. It can be pickled and opens its files anew.
     """
 
-    def __init__(self, index: Index, pack: Store | None = None):
+    def __init__(self, index: Index, pack: FrameStore | None = None):
         """pack: read the frames from there; None = from the data set itself"""
         self.index = index
-        self._store: Store | None = pack or (index if index.is_addressable else None)
+        self._store: FrameStore | None = pack or (index if index.is_addressable else None)
         self._pack = pack
         self._decoder: tuple[int, Decoder] | None = None  # and the process that it belongs to
         self._open_files: OrderedDict[int, int] = OrderedDict()  # file -> descriptor, oldest first
@@ -144,7 +124,7 @@ class FrameReader:
 
     # --- byte ranges and files
 
-    def _read_patiently(self, store: Store, row: int, camera: int, step: int) -> bytes:
+    def _read_patiently(self, store: FrameStore, row: int, camera: int, step: int) -> bytes:
         for wait_s in _WAITS_S:
             try:
                 return self._stored_bytes(store, row, camera, step)
@@ -157,7 +137,7 @@ class FrameReader:
             time.sleep(wait_s)
         return self._stored_bytes(store, row, camera, step)
 
-    def _stored_bytes(self, store: Store, row: int, camera: int, step: int) -> bytes:
+    def _stored_bytes(self, store: FrameStore, row: int, camera: int, step: int) -> bytes:
         if store.frame_names is not None:
             return self._path(store, row, camera, step).read_bytes()
         offset, length = self._range(store, row, camera, step)
@@ -167,12 +147,12 @@ class FrameReader:
             raise ValueError(f"the file ends {length - len(data)} bytes before the frame does")
         return data
 
-    def _range(self, store: Store, row: int, camera: int, step: int) -> tuple[int, int]:
+    def _range(self, store: FrameStore, row: int, camera: int, step: int) -> tuple[int, int]:
         offsets, lengths = store.frame_places[camera]
         position = int(self.index.starts[row]) + step
         return int(offsets[position]), int(lengths[position])
 
-    def _path(self, store: Store, row: int, camera: int, step: int) -> Path:
+    def _path(self, store: FrameStore, row: int, camera: int, step: int) -> Path:
         """Return the file that holds frames; the frame's own file if each has one."""
         folder = store.root / os.fsdecode(bytes(store.files[int(store.frame_files[row, camera])]))
         if store.frame_names is None:
@@ -184,7 +164,7 @@ class FrameReader:
     def _max_open_files(self) -> int:
         return _raise_file_limit(len(self._store.files) if self._store else 0)
 
-    def _descriptor(self, store: Store, file: int) -> int:
+    def _descriptor(self, store: FrameStore, file: int) -> int:
         if file in self._open_files:
             self._open_files.move_to_end(file)
         else:

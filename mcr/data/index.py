@@ -35,7 +35,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mcr.data.indexing import FORMAT, PLACE_DTYPES, place_files, write_index
+from mcr.data.frame_store import FrameStore
+from mcr.data.indexing import FORMAT, write_index
 from mcr.data.schema import LANGUAGES, Schema, action_signals, load_schema, state_signals
 from mcr.data.sources import open_source
 from mcr.data.sources.source import Source
@@ -43,7 +44,7 @@ from mcr.errors import UserError, nearest, require_choice
 from mcr.runs.locks import exclusive
 
 
-class Index:
+class Index(FrameStore):
     """An opened index. It is cheap to open and to pickle because arrays are mapped, not read.
 
     Rows are episodes, sorted by name. Step t of row r is at `starts[r] + t` in the step arrays.
@@ -157,38 +158,6 @@ class Index:
     @cached_property
     def lengths(self) -> np.ndarray:
         return np.load(self.path / "lengths.npy", mmap_mode="r")
-
-    @cached_property
-    def sizes(self) -> np.ndarray:
-        """(height, width) of the frames of each episode and camera, 0 if absent: int32 [N, C, 2]"""
-        return np.load(self.path / "sizes.npy", mmap_mode="r")
-
-    @cached_property
-    def files(self) -> np.ndarray:
-        """Files that hold frames, or folders of frames, as bytes, relative to the data's root."""
-        return np.load(self.path / "files.npy", mmap_mode="r")
-
-    @cached_property
-    def frame_files(self) -> np.ndarray:
-        return np.load(self.path / "frame_files.npy", mmap_mode="r")
-
-    @cached_property
-    def frame_places(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-        """Offsets and lengths of the frames of each camera: int64 and int32 [total_steps]."""
-        return tuple(self._places(camera) for camera in range(len(self.cameras)))
-
-    def _places(self, camera: int) -> tuple[np.ndarray, np.ndarray]:
-        offsets, lengths = (
-            np.memmap(path, dtype, mode="r", shape=(self.info["total_steps"],))
-            for path, dtype in zip(place_files(self.path, camera), PLACE_DTYPES, strict=True)
-        )
-        return offsets, lengths
-
-    @cached_property
-    def frame_names(self) -> np.ndarray | None:
-        """The names of the frames' files, one after the other: bytes; None if frames are ranges."""
-        path = self.path / "frame_names.bin"
-        return np.memmap(path, np.uint8, mode="r") if path.is_file() else None
 
     @cached_property
     def signals(self) -> np.ndarray:

@@ -23,7 +23,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ import simplejpeg
 from PIL import Image
 
 from mcr.data import pictures
+from mcr.data.frame_store import FrameStore
 from mcr.data.frames import FrameReader
 from mcr.data.index import Index
 from mcr.data.indexing import PLACE_DTYPES, place_files
@@ -63,46 +63,20 @@ class PackOptions:
             raise UserError(f"side={self.side} of a pack must be at least 1, or 0 for no limit")
 
 
-class Pack:
-    """An opened pack: a `Store` of frames. Cheap to open and to pickle."""
+class Pack(FrameStore):
+    """An opened pack. Cheap to open and to pickle."""
 
-    frame_names = None
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.info: dict[str, Any] = json.loads((root / "pack.json").read_text(encoding="utf-8"))
+    def __init__(self, path: Path):
+        self.path = path
+        self.info: dict[str, Any] = json.loads((path / "pack.json").read_text(encoding="utf-8"))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Pack, (self.root,)
+        return Pack, (self.path,)
 
     @property
     def description(self) -> str:
         """What distinguishes its pictures from those of another pack of the same data."""
         return f"JPEG {self.info['quality']}, side {self.info['side']}"
-
-    @cached_property
-    def sizes(self) -> np.ndarray:
-        return np.load(self.root / "sizes.npy", mmap_mode="r")
-
-    @cached_property
-    def files(self) -> np.ndarray:
-        return np.load(self.root / "files.npy", mmap_mode="r")
-
-    @cached_property
-    def frame_files(self) -> np.ndarray:
-        return np.load(self.root / "frame_files.npy", mmap_mode="r")
-
-    @cached_property
-    def frame_places(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-        return tuple(
-            (
-                np.memmap(offsets, PLACE_DTYPES[0], mode="r"),
-                np.memmap(lengths, PLACE_DTYPES[1], mode="r"),
-            )
-            for offsets, lengths in (
-                place_files(self.root, camera) for camera in range(self.sizes.shape[1])
-            )
-        )
 
 
 def pack_path(index: Index) -> Path:
@@ -153,7 +127,8 @@ def slowdown(index: Index, num_frames: int = 12) -> float:
             began = time.perf_counter()
             frames.append(reader.read(row, camera, step))
             slow += time.perf_counter() - began
-    encoded = [_encode(frame, PackOptions()) for frame in frames]
+    options = PackOptions()
+    encoded = [_encode(_shrink(frame, options.side), options) for frame in frames]
     for data in encoded:
         began = time.perf_counter()
         pictures.decode(data)
@@ -261,7 +236,7 @@ def _announce(index: Index, folder: Path, options: PackOptions, num_frames: int)
         for row in rows:
             camera = int(np.flatnonzero(index.sizes[row, :, 0])[0])
             for frame in reader.episode(row, camera, [int(index.lengths[row]) // 2]):
-                sizes.append(len(_encode(frame, options)))
+                sizes.append(len(_encode(_shrink(frame, options.side), options)))
     wanted = int(np.mean(sizes) * num_frames)
     free = shutil.disk_usage(folder).free
     print(
@@ -306,7 +281,6 @@ def _shrink(frame: np.ndarray, side: int) -> np.ndarray:
 
 
 def _encode(frame: np.ndarray, options: PackOptions) -> bytes:
-    frame = _shrink(frame, options.side)
     return simplejpeg.encode_jpeg(frame, options.quality, "RGB", "420", fastdct=False)
 
 

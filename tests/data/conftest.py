@@ -11,6 +11,7 @@ import pytest
 from mcr.data.pictures import decode
 from mcr.data.tf_example import encode_example, parse_example
 from mcr.data.tfrecord import read_records, write_records
+from tests.data.formats import FORMATS, record_episodes
 from tests.episodes import read_episodes
 
 REFERENCE = Path(__file__).parent / "droid_tfds"
@@ -150,3 +151,16 @@ def file_path():
         return f"gs://bucket/r2d2-data-full/{lab}/success/2023-07-07/{recording}/trajectory.h5"
 
     return make
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    """Four episodes; see formats.py."""
+    return record_episodes()
+
+
+@pytest.fixture(scope="module")
+def data_sets(recorded, tmp_path_factory):
+    """The same episodes in every format: format -> data set."""
+    root = tmp_path_factory.mktemp("formats")
+    return {name: write(root, recorded) for name, write in FORMATS.items()}

@@ -10,20 +10,9 @@ from mcr.data.extract_shard import Options
 from mcr.data.other_data import read_other_data
 from mcr.data.pictures import decode
 from mcr.errors import UserError
-from tests.data.formats import FORMATS, record_episodes
+from tests.data.formats import FORMATS
 
 OTHERS = sorted(set(FORMATS) - {"tree"})
-
-
-@pytest.fixture(scope="module")
-def recorded():
-    return record_episodes()
-
-
-@pytest.fixture(scope="module")
-def data_sets(recorded, tmp_path_factory):
-    root = tmp_path_factory.mktemp("formats")
-    return {name: write(root, recorded) for name, write in FORMATS.items()}
 
 
 @pytest.mark.parametrize("name", OTHERS)

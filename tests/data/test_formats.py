@@ -20,17 +20,6 @@ from tests.data.formats import FORMATS, LENGTHS, SIZES, record_episodes
 NOT_ADDRESSABLE = ("hdf5", "lerobot", "media")
 
 
-@pytest.fixture(scope="module")
-def recorded():
-    return record_episodes()
-
-
-@pytest.fixture(scope="module")
-def data_sets(recorded, tmp_path_factory):
-    root = tmp_path_factory.mktemp("formats")
-    return {name: write(root, recorded) for name, write in FORMATS.items()}
-
-
 def batch_of(path, packed):
     config = DataConfig(root=str(path), cameras=list(SIZES))
     index = open_index(path)

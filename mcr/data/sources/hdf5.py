@@ -25,13 +25,13 @@ from mcr.data.schema import LANGUAGES, Schema, names_of
 from mcr.data.sources import hdf5_layout as layout
 from mcr.data.sources.hdf5_frames import DAMAGE, Hdf5Decoder, episode_cameras, sentence
 from mcr.data.sources.schema_check import Keys, choose_schema
+from mcr.data.sources.source import WORTH_PROCESSES
 from mcr.errors import UserError
 
 if TYPE_CHECKING:
     import h5py
 
 _EPISODES_PER_PART = 16
-_WORTH_PROCESSES = 2**28  # bytes; fewer are indexed sooner than processes start
 _BLOCK = 2**22
 
 
@@ -86,7 +86,7 @@ class Hdf5Source:
         return [(name, (self.root / name).stat().st_size) for name in self._files]
 
     def is_small(self) -> bool:
-        return sum(size for _, size in self._sizes()) < _WORTH_PROCESSES
+        return sum(size for _, size in self._sizes()) < WORTH_PROCESSES
 
     def stamp(self) -> dict[str, int]:
         """Sizes and dates: a file can be changed in place."""

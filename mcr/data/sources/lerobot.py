@@ -26,10 +26,10 @@ from mcr.data.sources.columns import is_bookkeeping
 from mcr.data.sources.lerobot_episode import TASK, EpisodeReader, Layout, LerobotDecoder
 from mcr.data.sources.lerobot_meta import Entry, Meta
 from mcr.data.sources.schema_check import Keys, choose_schema
+from mcr.data.sources.source import WORTH_PROCESSES
 from mcr.errors import UserError
 
 _EPISODES_PER_PART = 32
-_WORTH_PROCESSES = 2**28  # bytes; fewer are indexed sooner than processes start
 
 
 class LerobotSource:
@@ -80,7 +80,7 @@ class LerobotSource:
         return [Episodes(self._layout, tuple(part)) for part in parts]
 
     def is_small(self) -> bool:
-        return self.stamp()["bytes"] < _WORTH_PROCESSES
+        return self.stamp()["bytes"] < WORTH_PROCESSES
 
     def stamp(self) -> dict[str, int]:
         """A checksum of the names and sizes of all files, and the bytes in them."""

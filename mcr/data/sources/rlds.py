@@ -22,11 +22,11 @@ from mcr.data.schema import LANGUAGES, Schema, is_large, names_of
 from mcr.data.sources.rlds_features import Field, Layout, read_fields
 from mcr.data.sources.rlds_shards import Split, find_splits, read_name
 from mcr.data.sources.schema_check import Keys, choose_schema
+from mcr.data.sources.source import WORTH_PROCESSES
 from mcr.data.tf_example import parse_example
 from mcr.data.tfrecord import BadRecord, Record, read_records
 from mcr.errors import UserError
 
-_WORTH_PROCESSES = 2**28  # bytes of shards; fewer are indexed sooner than processes start
 _FILE_PATH = "episode_metadata/file_path"  # of the original recording, where a data set has it
 _HEADER, _FOOTER = 12, 4  # bytes around the payload of a record
 
@@ -98,7 +98,7 @@ class RldsSource:
         ]
 
     def is_small(self) -> bool:
-        return sum(self.stamp().values()) < _WORTH_PROCESSES
+        return sum(self.stamp().values()) < WORTH_PROCESSES
 
     def stamp(self) -> dict[str, int]:
         """The size of each shard."""

@@ -19,6 +19,8 @@ import numpy as np
 from mcr.data.episode import Episode
 from mcr.data.schema import Schema
 
+WORTH_PROCESSES = 2**28  # bytes of data; fewer are indexed sooner than processes start
+
 
 class Part(Protocol):
     """A piece of a data set that can be pickled."""
