@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mcr.data.batch import Batch, Dimensions
+from mcr.data.batch import ALL_FRAMES, Batch, Dimensions
 from mcr.errors import UserError
 from mcr.runs.gather import gather_rows
 
@@ -47,6 +47,8 @@ class ActionPrediction(nn.Module):
     perfect, 0 equals that constant prediction, and negative values are worse. It needs batches of
     some tens of clips, because the mean of a small batch fits the batch too well.
     """
+
+    frames = ALL_FRAMES
 
     def __init__(self, config: ActionPredictionConfig, embed_dim: int, dims: Dimensions) -> None:
         super().__init__()

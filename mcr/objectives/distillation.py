@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mcr.data.batch import Dimensions, TaughtBatch
+from mcr.data.batch import ALL_FRAMES, Dimensions, TaughtBatch
 from mcr.errors import UserError, require_choice
 from mcr.runs.gather import gather_rows
 
@@ -50,6 +50,8 @@ class Distillation(nn.Module):
     global batch's mean teacher feature and the teacher: what a constant prediction reaches.
     Raises UserError if there is no teacher.
     """
+
+    frames = ALL_FRAMES
 
     def __init__(self, config: DistillationConfig, embed_dim: int, dims: Dimensions) -> None:
         super().__init__()

@@ -58,6 +58,8 @@ class DynamicsAlignment(nn.Module):
     window among those of all clips, in both directions).
     """
 
+    frames = (EARLY, LATE)
+
     def __init__(self, config: DynamicsAlignmentConfig, embed_dim: int, dims: Dimensions) -> None:
         super().__init__()
         self.config = config

@@ -59,6 +59,8 @@ class TimeContrastive(nn.Module):
     the far end of the same clip only; chance is 0.5).
     """
 
+    frames = (EARLY, MIDDLE, LATE)
+
     def __init__(self, config: TimeContrastiveConfig, embed_dim: int, dims: Dimensions) -> None:
         super().__init__()
         self.config = config

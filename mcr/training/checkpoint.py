@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from mcr.errors import UserError
 from mcr.models.layouts import CHECKPOINT_FORMAT
@@ -50,3 +51,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
         raise UserError(f"{path}: not a training checkpoint of the format {CHECKPOINT_FORMAT!r}")
     return content
+
+
+def load_fitting(module: nn.Module, tensors: dict[str, Tensor]) -> list[str]:
+    """Load the tensors whose name and shape `module` knows. Returns the names of its other ones."""
+    own = module.state_dict()
+    fitting = {n: t for n, t in tensors.items() if n in own and own[n].shape == t.shape}
+    module.load_state_dict(fitting, strict=False)
+    return sorted(own.keys() - fitting.keys())

@@ -6,9 +6,13 @@ them together, checks what concerns several parts, and says what a resumed run m
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from mcr.data.loader import DataConfig
+from mcr.data.mixture import clip_counts, data_sets, weights, with_data_sets
 from mcr.errors import UserError, require_choice
 from mcr.objectives import ObjectivesConfig
 from mcr.runs.options import RESUME
@@ -138,15 +142,24 @@ RENAMED = {"data.views": "data.cameras"}
 def free_to_change(config: Config) -> set[str]:
     """Return the keys that a run may change when it is resumed with `config`."""
     # Under learning-rate decay, the number of steps changes what is computed.
-    return {*FREE_TO_CHANGE} - ({"steps"} if config.optimizer.decay_steps else set())
+    free = {*FREE_TO_CHANGE} - ({"steps"} if config.optimizer.decay_steps else set())
+    of_data = [key.removeprefix("data.") for key in free if key.startswith("data.")]
+    return free | {f"data.mix.{name}.{key}" for name in config.data.mix for key in of_data}
+
+
+def default_values(config: Config) -> dict[str, Any]:
+    """Return the options of a default run that has the same data sets as `config`."""
+    values = dataclasses.asdict(Config())
+    of_sets = dict.fromkeys(config.data.mix, DataConfig())
+    values["data"]["mix"] = with_data_sets(config.data, of_sets).mix if of_sets else {}
+    return values
 
 
 def check_config(config: Config, num_processes: int) -> None:
     """Raise UserError for values that cannot work for a run of `num_processes` processes."""
     require_choice("resume", config.resume, RESUME)
     require_choice("precision", config.precision, PRECISIONS)
-    if not config.data.root:
-        raise UserError("data.root is not set: give a data set, of any format in docs/data.md")
+    data_sets(config.data)
     for name in (
         "steps", "batch_size", "log_every", "validate_every", "save_every", "keep_checkpoints"
     ):  # fmt: skip
@@ -165,6 +178,30 @@ def check_config(config: Config, num_processes: int) -> None:
         )
     if config.model.ghost_batch:
         _check_ghost_batch(config, config.batch_size // pieces)
+    for name, count in counts_of_clips(config).items():
+        _check_share(config, name, count, num_processes)
+
+
+def counts_of_clips(config: Config) -> dict[str, int]:
+    """Return the clips of each data set that are computed at a time, over all processes.
+
+    They do not depend on the number of processes. Raises UserError if there are none of a data set.
+    """
+    contrast, data = config.objectives.time_contrastive, config.data
+    multiple = math.lcm(data.mix_multiple, config.model.ghost_batch or 1, contrast.group or 1)
+    num_clips = config.batch_size // config.engine.accumulate
+    return clip_counts(weights(data), num_clips, multiple if data.mix else 1)
+
+
+def _check_share(config: Config, name: str, count: int, num_processes: int) -> None:
+    """Raise UserError if the processes cannot share the clips of a data set of a mixture."""
+    unit = num_processes * (config.model.ghost_batch or 1)
+    if name and count % unit:
+        raise UserError(
+            f"data.mix: the {count} clips of {name} in a batch do not divide by {num_processes} "
+            f"processes{' times model.ghost_batch' if config.model.ghost_batch else ''}; set "
+            f"data.mix_multiple={unit}"
+        )
 
 
 def _check_ghost_batch(config: Config, share: int) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from mcr.data.batch import UNNAMED
 from mcr.errors import UserError
 from mcr.models.backbones import build_backbone
 from mcr.training.optimizer import OptimizerConfig, build_optimizer, rate_groups
@@ -148,11 +149,11 @@ def test_a_rate_of_the_encoder_reaches_its_group():
 def test_long_gradients_are_clipped_and_short_ones_are_not():
     plain = engine_with()
     torch.manual_seed(1)
-    norm = plain.step([whole_batch()]).metrics["gradient_norm"].item()
+    norm = plain.step([{UNNAMED: whole_batch()}]).metrics["gradient_norm"].item()
     for limit, expected in ((norm / 4, norm / 4), (norm * 4, norm)):
         engine = engine_with(clip_norm=limit)
         torch.manual_seed(1)
-        step = engine.step([whole_batch()])
+        step = engine.step([{UNNAMED: whole_batch()}])
         assert step.metrics["gradient_norm"].item() == pytest.approx(norm, rel=1e-5)
         assert gradients(engine).norm().item() == pytest.approx(expected, rel=1e-5)
         direction = torch.nn.functional.cosine_similarity(
@@ -194,7 +195,7 @@ def test_the_engine_averages_after_each_step():
     engine = make_engine(ALONE, ema=0.5, precision="fp32")
     name = "conv1.weight"
     before = engine.model.encoder.conv1.weight.detach().clone()
-    engine.step([whole_batch()])
+    engine.step([{UNNAMED: whole_batch()}])
     after = engine.model.encoder.conv1.weight.detach()
     torch.testing.assert_close(engine.average.state_dict()[name], (before + after) / 2)
     assert engine.average.state_dict()[name].device == CPU
