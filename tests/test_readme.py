@@ -22,6 +22,7 @@ from PIL import Image
 import mcr
 from mcr.cli import COMMANDS, import_command, parse
 from mcr.commands.train import pop_gpus
+from mcr.data.mixture import data_sets
 from mcr.policies.config import RENAMED as RENAMED_BC
 from mcr.policies.config import Config as BehaviourCloning
 from mcr.release.export import export_encoder
@@ -185,7 +186,7 @@ def check_config(command: str, arguments: list[str]) -> None:
         config = OmegaConf.to_object(compose(recipe, overrides=arguments))
     assert isinstance(config, config_class)
     if command == "train":
-        assert config.data.root, "training needs data.root"
+        data_sets(config.data)
 
 
 def commands(block: str) -> list[str]:
@@ -218,7 +219,7 @@ def test_bash_block_would_be_accepted(block):
         ("bash scripts/download_droid.sh /data --smaple", "no option --smaple"),
         ("bash scripts/train_mcr.sh data.root=x batchsize=3", "did you mean 'batch_size'"),
         ("bash scripts/train_mcr.sh data.root=x steps=many", "many"),
-        ("bash scripts/train_mcr.sh batch_size=3", "needs data.root"),
+        ("bash scripts/train_mcr.sh batch_size=3", "data.root is not set"),
         ("bash scripts/train_mcr.sh --config-name papers data.root=x", "papers"),
         ("pip install -r requirements.txt", "requirements.txt does not exist"),
         ("python -m pytest tests/test_nothing.py", "does not exist"),

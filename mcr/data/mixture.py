@@ -147,6 +147,14 @@ def require_unique_names(overrides: Iterable[str]) -> None:
                     raise UserError(f"data.mix names {name} twice; give each data set its own name")
 
 
+def addable(overrides: Iterable[str]) -> list[str]:
+    """Return the overrides of a command line so that Hydra takes any option of an entry.
+
+    `data.mix.bridge.weight=2` must work although the recipe does not mention the weight.
+    """
+    return [f"++{text}" if text.startswith("data.mix.") else text for text in overrides]
+
+
 def _outer_keys(mapping: str) -> Iterable[str]:
     """Yield the keys of "{a: {...}, b: ...}", and not those of the mappings inside."""
     depth, word = 0, ""

@@ -30,7 +30,7 @@ import torch
 
 from mcr.data.batch import UNNAMED
 from mcr.data.loader import MixtureLoader
-from mcr.data.mixture import require_unique_names
+from mcr.data.mixture import addable, require_unique_names
 from mcr.errors import UserError, plain_errors
 from mcr.models.encoder import Encoder
 from mcr.models.fingerprint import encoder_fingerprint
@@ -420,6 +420,7 @@ def main() -> None:
     """`mcr train`, `python -m mcr.training.train`."""
     with plain_errors():
         require_unique_names(sys.argv[1:])
+    sys.argv[1:] = addable(sys.argv[1:])
     hydra_command(_train_or_stop, Config, schema="config", recipe="mcr", renamed=RENAMED)
 
 

@@ -1,8 +1,13 @@
 """Runs on several data sets at once: what they compute, log, save, resume and refuse."""
 
 import json
+import os
+import re
+import shlex
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +26,7 @@ from mcr.training.checkpoint import load_checkpoint
 from mcr.training.config import counts_of_clips
 from mcr.training.distributed import World
 from mcr.training.engine import EngineConfig
+from mcr.training.run_folder import load_config
 from mcr.training.train import Run, train
 from tests.training.one_step import (
     ALONE,
@@ -34,7 +40,8 @@ from tests.training.one_step import (
 )
 from tests.training.test_train import assert_same_checkpoint, metrics, start
 
-DATA = Path(__file__).parents[1] / "data"
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "tests/data"
 SOURCES = {
     "droid": DATA / "droid_tfds/1.0.0",
     "bridge": DATA / "reference/oxe/bridge_like/1.0.0",
@@ -293,3 +300,33 @@ def test_unread_frames_are_skipped_without_changing_the_others(tiny, tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     batch = next(iter(Run(some, World(), CPU).data.loader(0, pin_memory=False)))[UNNAMED]
     assert batch.frames.shape[1] == 3 and batch.actions.shape[1] == 5
+
+
+# --------------------------------------------------------------------------- the page
+
+
+def test_the_recipe_of_the_page_trains(roots, tmp_path):
+    """The recipe of docs/pretraining.md, on the reference data sets and with a small network."""
+    page = (ROOT / "docs/pretraining.md").read_text()
+    recipe = re.search(r"^```yaml\n(defaults:.*?)^```$", page, re.MULTILINE | re.DOTALL)[1]
+    command = re.search(r"^mcr train (--config-dir .*)$", page, re.MULTILINE)[1]
+    for name, path in (("droid", "/data/droid/1.0.1"), ("bridge", "/data/bridge")):
+        assert recipe.count(f"root: {path}\n") == 1
+        recipe = recipe.replace(f"root: {path}\n", f"root: {roots[name]}\n")
+    (tmp_path / "my_recipes").mkdir()
+    (tmp_path / "my_recipes/two_robots.yaml").write_text(recipe)
+    small = ["steps=1", "batch_size=8", "val_clips=0", "pictures_every=0", "device=cpu"]
+    small += ["model.backbone=resnet18", "model.image_size=32", "data.workers=0"]
+    small += ["data.selection.min_frames=10"]
+    result = subprocess.run(
+        [sys.executable, "-m", "mcr.cli", "train", *shlex.split(command), *small],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    saved = load_config(tmp_path / "runs/two_robots").data
+    assert saved.mix["bridge"]["weight"] == 2 and saved.mix["droid"]["weight"] == 3
+    assert saved.mix["droid"]["selection"]["idle"] == "drop"
+    assert all(entry["sampling"]["color_jitter"] == 0.4 for entry in saved.mix.values())
