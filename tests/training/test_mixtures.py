@@ -313,6 +313,8 @@ def test_the_recipe_of_the_page_trains(roots, tmp_path):
     for name, path in (("droid", "/data/droid/1.0.1"), ("bridge", "/data/bridge")):
         assert recipe.count(f"root: {path}\n") == 1
         recipe = recipe.replace(f"root: {path}\n", f"root: {roots[name]}\n")
+    # The reference data set has two of Bridge's four cameras, so Bridge's schema does not fit it.
+    recipe = recipe.replace("      schema: bridge\n", "")
     (tmp_path / "my_recipes").mkdir()
     (tmp_path / "my_recipes/two_robots.yaml").write_text(recipe)
     small = ["steps=1", "batch_size=8", "val_clips=0", "pictures_every=0", "device=cpu"]
