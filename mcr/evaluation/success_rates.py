@@ -82,7 +82,8 @@ class Contestant:
     """An encoder to evaluate: a row of the table.
 
     source: what `load_model` reads; None = a policy that sees no pictures
-    learns: whether the encoder is trained together with the policy instead of frozen
+    learns: whether the encoder is trained together with the policy instead of frozen; one with
+            random weights then has the policy's learning rate and live batch statistics
     """
 
     name: str
@@ -299,19 +300,16 @@ def learning_policies(
 ) -> Act:
     """Train a policy per seed together with its encoder; returns the function that they act by.
 
-    Each policy has an encoder of its own. It starts from the weights of `picture_features`, has a
-    tenth of the policy's learning rate, and receives random crops if its preprocessing crops. The
-    runs are kept in `folder`.
+    Each policy has an encoder of its own, which starts from the weights of `picture_features` and
+    sees the pictures that a frozen one would see. The runs are kept in `folder`.
     """
-    assert picture_features.source is not None and picture_features.encoder is not None
-    preprocessing = picture_features.encoder.preprocessing
+    assert picture_features.source is not None
     policy = asdict(protocol.policy)
     config = BehaviourCloning(
         demonstrations=DemonstrationConfig(data=str(demonstrations), val_fraction=0),
         observations=ObservationConfig(
             encoder=picture_features.source,
             freeze_encoder=False,
-            crops=int(preprocessing.resize > preprocessing.image_size),
             feature_norm=policy.pop("feature_norm"),
             emb_dim=0,
         ),
