@@ -31,6 +31,7 @@ class Encoder(nn.Module):
     embed_dim:     the width D of its features
     preprocessing: how it prepares pictures
     feature_norm:  what normalises its features: None, "layer_norm" or "statistics"
+    provenance:    how it was trained, as far as its file says; see `models.layouts.Weights`
     is_untrained:  whether its weights are random. The layers of such a network that learn have live
                    batch statistics in training mode: those of random weights, mean 0 and variance
                    1, normalise nothing.
@@ -40,6 +41,7 @@ class Encoder(nn.Module):
     embed_dim: int
     preprocessing: Preprocessing
     feature_norm: str | None = None
+    provenance: dict[str, Any] = {}
     is_untrained = False
     _mode = False  # what `train` was last asked for
     _learning: frozenset[str] = frozenset()  # names of the parameters that `unfreeze` was given

@@ -95,6 +95,7 @@ def build_encoder(weights: Weights) -> Encoder:
         family = BACKBONES[weights.backbone].family
         encoder = fill(_construct(_ENCODERS[family], weights), weights)
         fix = freeze_batch_norm
+    encoder.provenance = weights.provenance
     encoder.is_untrained = bool(weights.provenance.get(UNTRAINED))
     if not encoder.is_untrained:
         fix(encoder)
