@@ -248,10 +248,8 @@ def test_seen_sessions_are_those_that_were_not_held_out_in_training(index):
     few = seen_sessions(provenance(index, episodes=list(names), val_fraction=0.0), index)
     assert few == {min(sessions)}
     # what a newer version of mcr adds, and lists that are not at hand, leave nothing out
-    more = provenance(
-        index, val_fraction=0.0, keep_ranges="gone.json", episodes=["gone.txt"], new=1
-    )
-    assert seen_sessions(more, index) == seen_sessions(provenance(index, val_fraction=0.0), index)
+    more = {"keep_ranges": "gone.json", "episodes": ["gone.txt"], "new": 1}
+    assert seen_sessions(provenance(index, **more), index) == seen
     mixed = {"dataset": {"mix": {"a": {"fingerprint": "ab"}, "b": provenance(index)["dataset"]}}}
     mixed["config"] = {"data": {"mix": {"b": {"selection": {"val_fraction": 0.1}}}}}
     assert seen_sessions(mixed, index)
@@ -285,8 +283,8 @@ def test_an_encoder_that_has_seen_held_out_sessions_is_marked(
     assert protocol["cameras"] == list(index.default_cameras[:2]) and protocol["num_seeds"] == 1
     again = evaluate_offline(named, str(sample), tmp_path, config, data_index=str(index.path))
     assert again == text
-    other = OfflineConfig(max_episodes=4, frames_per_episode=3, num_seeds=2)
-    with pytest.raises(UserError, match=r"another protocol \(num_seeds=1, not 2\)"):
+    other = OfflineConfig(["wrist_image_left"], max_episodes=4, frames_per_episode=3, num_seeds=2)
+    with pytest.raises(UserError, match=r"another protocol \(cameras=.* num_seeds=1, not 2\)"):
         evaluate_offline(named, str(sample), tmp_path, other, data_index=str(index.path))
 
 
