@@ -7,8 +7,9 @@ them as they are; `models.encoder` wraps the same networks for users.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -195,3 +196,34 @@ def freeze_batch_norm(network: nn.Module) -> None:
         if type(module) is nn.BatchNorm2d:
             module.__class__ = FixedBatchNorm2d
             module.eval()
+
+
+def contexts_of_passes(
+    layer: nn.Module,
+) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+    """The contexts of a layer's first pass and of the second one, which computes it again.
+
+    torch.utils.checkpoint takes them. Running statistics are updated by the first pass alone.
+    """
+    return contextlib.nullcontext(), statistics_kept(layer)
+
+
+@contextlib.contextmanager
+def statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Keep the running statistics as they are: passes inside the block update copies of them.
+
+    For passes that are computed a second time, and for those that are not part of training.
+    """
+    kept = [
+        (layer, name, buffer)
+        for layer in network.modules()
+        if isinstance(layer, nn.BatchNorm2d)
+        for name, buffer in layer.named_buffers()
+    ]
+    for layer, name, buffer in kept:
+        setattr(layer, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for layer, name, buffer in kept:
+            setattr(layer, name, buffer)

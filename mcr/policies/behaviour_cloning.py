@@ -73,6 +73,8 @@ class Cloning:
         self.device = choose_device(config.device)
         saved = self._saved()
         self.demonstrations = open_demonstrations(config.demonstrations)
+        if saved:
+            self._require_same_data(saved)
         self.train_rows, self.held_out_rows = (
             self.demonstrations.steps(episodes)
             for episodes in (self.demonstrations.training, self.demonstrations.held_out)
@@ -100,18 +102,43 @@ class Cloning:
         require_same_config(self.folder, saved["config"], now, FREE_TO_CHANGE, defaults=defaults)
         return saved
 
+    def _require_same_data(self, saved: dict[str, Any]) -> None:
+        """Raise UserError if the run was begun with other signals or pictures.
+
+        Files of earlier versions do not say with which.
+        """
+        now = self.demonstrations.recordings.fingerprint
+        if (then := saved.get("data", now)) != now:
+            raise UserError(
+                f"{self.folder} was begun with other demonstrations (fingerprint {then[:12]}; "
+                f"{self.config.demonstrations.data} has {now[:12]}); choose another run_dir"
+            )
+
     def _restore(self, saved: dict[str, Any]) -> None:
         self.policy.load_state_dict(saved["policy"])
         self.epoch = saved["epoch"]
         if self.epoch < self.config.num_epochs and self._is_fine_tuning() == saved["fine_tuning"]:
-            self.begin_stage().optimizer.load_state_dict(saved["optimizer"])
+            stage = self.begin_stage()
+            if stage.fine_tuning or not self.config.observations.freeze_encoder:
+                self._require_same_rates(stage.optimizer, saved["optimizer"])
+            stage.optimizer.load_state_dict(saved["optimizer"])
         print(f"resumed from {self.path} after epoch {self.epoch}")
+
+    def _require_same_rates(self, optimizer: torch.optim.Optimizer, then: dict[str, Any]) -> None:
+        """Raise UserError if other learning rates follow from the config today."""
+        groups = zip(optimizer.param_groups, then["param_groups"], strict=True)
+        if any(now["lr"] != before["lr"] for now, before in groups):
+            raise UserError(
+                f"{self.folder} was begun by an earlier version, in which random weights learnt "
+                "at a tenth of the rate and with fixed batch statistics; choose another run_dir"
+            )
 
     def save(self) -> None:
         """Write the policy, and what training needs to continue, atomically."""
         assert self.stage is not None
         content = {
             "config": dataclasses.asdict(self.config),
+            "data": self.demonstrations.recordings.fingerprint,
             "epoch": self.epoch,
             "fine_tuning": self.stage.fine_tuning,
             "optimizer": self.stage.optimizer.state_dict(),

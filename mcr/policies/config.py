@@ -38,7 +38,8 @@ class Config:
     cache_features: compute the features of a frozen encoder once; random crops make it impossible
     feature_cache:  folder of the cache, which runs may share; "" = <run_dir>/features
     workers:        processes that compute the features; 0 = one per core
-    encoder_lr_scale: learning rate of an encoder that learns, as a share of the policy's
+    encoder_lr_scale: learning rate of a pretrained encoder that learns, as a share of the policy's;
+                    an untrained one learns at the policy's own rate
     fine_tune_epochs: epochs of the second stage, in which the encoder learns; 0 = no such stage
     fine_tune_learning_rate: of the second stage
     fine_tune_stages: how many of the encoder's stages learn then, from its output on; 0 = all

@@ -25,14 +25,11 @@ from torch.utils.checkpoint import checkpoint
 
 from mcr.data.batch import Batch
 from mcr.errors import UserError, require_choice
+from mcr.models.backbones import contexts_of_passes, statistics_kept
 from mcr.models.blocks import blocks_of
 from mcr.runs.gather import num_processes
 from mcr.runs.ranges import check_fields, choice, whole
-from mcr.training.batch_norm import (
-    GlobalBatchNorm2d,
-    average_running_statistics,
-    statistics_kept,
-)
+from mcr.training.batch_norm import GlobalBatchNorm2d, average_running_statistics
 from mcr.training.distributed import World
 from mcr.training.optimizer import OptimizerConfig, build_optimizer, rate_groups
 from mcr.training.pretrainer import Pretrainer
@@ -288,16 +285,9 @@ class _Recomputed(nn.Module):
             *inputs,
             use_reentrant=False,
             preserve_rng_state=False,  # nothing inside is random
-            context_fn=partial(_contexts_of_passes, self),
+            context_fn=partial(contexts_of_passes, self),
             **options,
         )
-
-
-def _contexts_of_passes(
-    block: nn.Module,
-) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
-    """The contexts of the block's first pass and of the second one, which computes it again."""
-    return contextlib.nullcontext(), statistics_kept(block)
 
 
 def _mean(of_parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
