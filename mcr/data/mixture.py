@@ -15,8 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -24,8 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mcr.data.batch import UNNAMED
 from mcr.data.loader import DataConfig
-from mcr.errors import UserError, nearest
-from mcr.runs.options import flatten, known_keys
+from mcr.errors import UserError
+from mcr.runs.options import check_values
 
 # Options that concern all data sets together. An entry may not set them.
 _OF_THE_RUN = (
@@ -64,17 +63,12 @@ def _data_set(data: DataConfig, name: str, entry: Any) -> DataConfig:
     for option in _OF_THE_RUN:
         if option in options:
             raise UserError(f"{key}.{option} concerns all data sets: set data.{option}")
-    known = known_keys(DataConfig)
-    for option in flatten(options):
-        if option not in known:
-            raise UserError(f"unknown option {key}.{option}{nearest(option, known | {'weight'})}")
+    check_values(options, DataConfig, f"{key}.")
     shared = OmegaConf.structured(dataclasses.replace(data, mix={}, mix_multiple=1))
     try:
         merged = OmegaConf.to_object(OmegaConf.merge(shared, options))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, UserError) as error:
         raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from error
     assert isinstance(merged, DataConfig)
     return merged
 
@@ -132,34 +126,3 @@ def clip_counts(shares: Mapping[str, float], num_clips: int, multiple: int) -> d
                 f"of {multiple}; raise its weight or batch_size, or leave it out"
             )
     return {name: multiple * count for name, count in counts.items()}
-
-
-def require_unique_names(overrides: Iterable[str]) -> None:
-    """Raise UserError if an override `data.mix={...}` of a command line names a data set twice.
-
-    Hydra would keep the last one only.
-    """
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key.lstrip("+") == "data.mix":
-            for name, count in Counter(_outer_keys(value)).items():
-                if count > 1:
-                    raise UserError(f"data.mix names {name} twice; give each data set its own name")
-
-
-def addable(overrides: Iterable[str]) -> list[str]:
-    """Return the overrides of a command line so that Hydra takes any option of an entry.
-
-    `data.mix.bridge.weight=2` must work although the recipe does not mention the weight.
-    """
-    return [f"++{text}" if text.startswith("data.mix.") else text for text in overrides]
-
-
-def _outer_keys(mapping: str) -> Iterable[str]:
-    """Yield the keys of "{a: {...}, b: ...}", and not those of the mappings inside."""
-    depth, word = 0, ""
-    for letter in mapping:
-        depth += (letter in "{[") - (letter in "}]")
-        if depth == 1 and letter == ":":
-            yield word.strip(" '\"")
-        word = "" if letter in "{[,:" else word + letter

@@ -9,11 +9,12 @@ import torch
 
 from mcr.data.index import open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig, MixtureLoader
-from mcr.data.mixture import clip_counts, data_sets, require_unique_names, weights, with_data_sets
+from mcr.data.mixture import clip_counts, data_sets, weights, with_data_sets
 from mcr.data.sampling import SamplingConfig
 from mcr.data.selection import Episodes
 from mcr.errors import UserError
-from mcr.runs.options import flatten
+from mcr.runs.options import addable, check_overrides, flatten
+from mcr.training.config import Config
 
 BRIDGE = Path(__file__).parent / "reference/oxe/bridge_like/1.0.0"
 COUNTS = {"bridge": 4, "droid": 8}
@@ -94,8 +95,8 @@ def test_without_a_mix_there_is_one_data_set_without_a_name():
         ({"a": {"root": "/a", "sampling": {"windw": 1}}}, "did you mean 'sampling.window'"),
         ({"a": {"root": "/a", "workers": 1}}, "concerns all data sets: set data.workers"),
         ({"a": {"root": "/a", "mix": {"b": {}}}}, "concerns all data sets"),
-        ({"a": {"root": "/a", "pack": "maybe"}}, "data.mix.a: .*maybe"),
-        ({"a": {"root": "/a", "sampling": {"alpha": 2}}}, "data.mix.a: .*alpha=2"),
+        ({"a": {"root": "/a", "pack": "maybe"}}, "data.mix.a.pack=.*maybe"),
+        ({"a": {"root": "/a", "sampling": {"alpha": 2}}}, "data.mix.a.sampling.alpha=2"),
         ({"a b": {"root": "/a"}}, "a name consists of letters, digits"),
         ({"a/b": {"root": "/a"}}, "a name consists of letters, digits"),
     ],
@@ -123,10 +124,17 @@ def test_weights_that_sum_to_zero_are_refused():
 
 
 def test_a_name_that_is_given_twice_on_the_command_line_is_refused():
-    require_unique_names(["data.mix={a: {root: x}, b: {root: x, weight: 2}}", "steps=3"])
-    require_unique_names(["data.mix={a: {sampling: {a: 1}}, b:{a:1}}"])
+    check_overrides(["data.mix={a: {root: x}, b: {root: x, weight: 2}}", "steps=3"], Config)
+    check_overrides(["data.mix={a: {sampling: {a: 1}}, b:{a:1}}"], Config)
     with pytest.raises(UserError, match="data.mix names a twice"):
-        require_unique_names(["data.mix={a: {root: x}, b: {root: y}, 'a': {root: [z, 1]}}"])
+        check_overrides(["data.mix={a: {root: x}, b: {root: y}, 'a': {root: [z, 1]}}"], Config)
+
+
+def test_an_option_of_an_entry_may_be_added_to_a_recipe():
+    arguments = ["data.mix.bridge.weight=2", "steps=3", "--cfg", "data.mix={}"]
+    assert addable(arguments, Config) == ["++data.mix.bridge.weight=2", *arguments[1:]]
+    assert addable(addable(arguments, Config), Config) == addable(arguments, Config)
+    check_overrides(addable(arguments, Config), Config)
 
 
 # --------------------------------------------------------------------------- batches
