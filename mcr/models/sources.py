@@ -24,6 +24,7 @@ from mcr.models import catalogue, hub
 from mcr.models.backbones import BACKBONES, TIMM
 from mcr.models.layouts import Weights, read_weights
 from mcr.models.preprocessing import Preprocessing
+from mcr.models.tensor_files import sha256
 
 TORCHVISION = "torchvision:"
 _CLASSIFIERS = [name for name in torchvision.models.list_models() if name in BACKBONES]
@@ -133,7 +134,7 @@ def _torchvision_file(url: str) -> Path:
                 f"{catalogue.FOLDERS}"
             ) from error
         return cache / name
-    if not catalogue.sha256(path).startswith(begin):
+    if not sha256(path).startswith(begin):
         raise UserError(f"{path}: its sha256 does not begin with {begin}: download it again")
     return path
 

@@ -20,7 +20,6 @@ from torch import Tensor
 import mcr
 from mcr.errors import UserError
 from mcr.models.backbones import BACKBONES
-from mcr.models.catalogue import sha256
 from mcr.models.encoder import Encoder
 from mcr.models.layouts import (
     CONFIG_NAME,
@@ -32,6 +31,7 @@ from mcr.models.layouts import (
 from mcr.models.loading import build_encoder, load_model
 from mcr.models.preprocessing import Preprocessing
 from mcr.models.sources import read_source
+from mcr.models.tensor_files import sha256
 from mcr.release.golden_features import golden_features, golden_record
 from mcr.release.model_card import CARD_NAME, RECIPE_NAME, model_card, recipe
 from mcr.release.programs import PROGRAM_SUFFIXES, write_program

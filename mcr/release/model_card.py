@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mcr.models.catalogue import identify, sha256
+from mcr.models.catalogue import identify
 from mcr.models.encoder import Encoder
 from mcr.models.layouts import Weights
+from mcr.models.tensor_files import sha256
 
 CARD_NAME = "README.md"
 RECIPE_NAME = "recipe.yaml"
