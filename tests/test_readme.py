@@ -33,8 +33,10 @@ MCR = ROOT / "mcr"
 DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
 RESULTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "resources").glob("*.md"))
-# The Python of docs/robomimic.md needs an extra: tests/robomimic/test_guide.py runs it.
-WITH_PYTHON = [document for document in DOCUMENTS if document != "docs/robomimic.md"]
+# The Python of these pages needs an extra: tests/robomimic/test_guide.py and
+# tests/lerobot/test_lerobot_guide.py run it.
+WITH_EXTRAS = ("docs/robomimic.md", "docs/lerobot.md")
+WITH_PYTHON = [document for document in DOCUMENTS if document not in WITH_EXTRAS]
 # What Hydra reads -> (name of the schema, default recipe, config, renamed keys)
 SCHEMAS = {
     "train": ("config", "mcr", Config, RENAMED),
@@ -102,7 +104,7 @@ def test_claimed_shapes_are_compared():
 
 FOREIGN = {  # programs of others
     *("git", "grep", "mypy", "pip", "pre-commit", "ray", "ruff", "sbatch", "source"),
-    "tensorboard",
+    *("tensorboard", "lerobot-train", "lerobot-eval"),
 }
 
 

@@ -43,6 +43,7 @@ class MCRACTPolicy(EncoderPolicy, ACTPolicy):
 
     config_class = MCRACTConfig
     name = "mcr_act"
+    model: Any
 
     def put(self, backbones: Sequence[Backbone]) -> None:
         (backbone,) = backbones

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mcr.errors import UserError
@@ -110,14 +109,16 @@ class EncoderPolicy(nn.Module):
         if cameras:
             backbones = [
                 Backbone(build_encoder(config, encoder_in_the_file))
-                for _ in range(self.num_backbones)
+                for _ in range(self.num_backbones())
             ]
             config.describe(backbones[0].encoder)
             self.put(backbones)
 
     # ----------------------------------------------------------------------- subclasses implement
 
-    num_backbones: int = 1
+    def num_backbones(self) -> int:
+        """How many networks LeRobot's policy has for pictures."""
+        return 1
 
     def put(self, backbones: Sequence[Backbone]) -> None:
         """Put them where LeRobot's policy has its networks."""
@@ -173,4 +174,3 @@ class EncoderPolicy(nn.Module):
         """Resize and crop raw pictures as the encoder does; it then leaves their size alone."""
         own = self.config.preprocessing
         return replace(own, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))(pictures, pictures.device)
-

@@ -42,6 +42,8 @@ class CachedFeatures(LeRobotDataset):
     Raises UserError if the cache was computed from other data or lacks a camera or an episode.
     """
 
+    hf_dataset: Any
+
     def __init__(self, *arguments: Any, features: str | Path | FeatureCache, **kwargs: Any):
         super().__init__(*arguments, **kwargs)
         self.cache = features if isinstance(features, FeatureCache) else FeatureCache(features)
@@ -62,11 +64,10 @@ class CachedFeatures(LeRobotDataset):
     def _features(self, camera: str, key: str, episode: int, step: int) -> Tensor:
         """Of a step, or of the steps around it that `delta_timestamps` asks for, within bounds."""
         row = self._rows[episode]
-        steps = step + np.asarray((self.delta_indices or {}).get(key, 0))
-        steps = steps.clip(0, int(self.cache.episodes["length"].iloc[row]) - 1)
-        # LeRobot drops the dimension of one step.
-        steps = steps.squeeze() if steps.size == 1 else steps
-        return torch.from_numpy(self.cache.features(row, camera, steps).copy())
+        deltas = np.asarray((self.delta_indices or {}).get(key, [0]))
+        steps = (step + deltas).clip(0, int(self.cache.episodes["length"].iloc[row]) - 1)
+        features = torch.from_numpy(self.cache.features(row, camera, steps.tolist()))
+        return features.squeeze(0)  # LeRobot, too, drops the dimension of a single step
 
     def _get_query_timestamps(self, *arguments: Any, **kwargs: Any) -> dict[str, list[float]]:
         """LeRobot's: the frames of videos to decode. None are."""

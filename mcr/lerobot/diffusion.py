@@ -57,10 +57,9 @@ class MCRDiffusionPolicy(EncoderPolicy, DiffusionPolicy):
     config_class = MCRDiffusionConfig
     name = "mcr_diffusion"
     stacks_cameras = True
+    diffusion: Any
 
-    @property
     def num_backbones(self) -> int:
-        """How many encoders there are."""
         return len(self._heads())
 
     def put(self, backbones: Sequence[Backbone]) -> None:

@@ -41,6 +41,7 @@ class MCRVQBeTPolicy(EncoderPolicy, VQBeTPolicy):
 
     config_class = MCRVQBeTConfig
     name = "mcr_vqbet"
+    vqbet: Any
 
     def put(self, backbones: Sequence[Backbone]) -> None:
         (backbone,) = backbones

@@ -49,10 +49,23 @@ def videos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def features(tmp_path_factory, encoder_path, videos) -> Path:
-    """The cache that `mcr features` makes of them."""
-    folder = tmp_path_factory.mktemp("features") / "features"
-    run_command(f"mcr features {encoder_path} {videos} {folder} --output spatial", ROOT)
-    return folder
+    """Their feature cache. That `mcr features` makes one is tested with the guide."""
+    return compute_features(encoder_path, videos, tmp_path_factory.mktemp("features") / "features")
+
+
+def compute_features(encoder: str, data: Path, out: Path, **options) -> Path:
+    """What `mcr features` does, in this process."""
+    from mcr.features.extraction import FeatureConfig, extract_features
+
+    settings = {"output": "spatial", "engine": "torch", "workers": 1} | options
+    extract_features(encoder, data, out, FeatureConfig(**settings))
+    return out
+
+
+@pytest.fixture(scope="session")
+def make_features():
+    """make_features(encoder, data, out, **options of FeatureConfig)"""
+    return compute_features
 
 
 @pytest.fixture(scope="session")

@@ -36,9 +36,7 @@ def normalise(mode: NormalizationMode, statistics: dict, pictures: dict) -> dict
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("leading", [(2,), (2, 3)])
 def test_normalisation_is_taken_back(mode, leading, statistics):
-    raw = {
-        camera: torch.randint(0, 256, (*leading, 3, 8, 8)).float() / 255 for camera in CAMERAS
-    }
+    raw = {camera: torch.randint(0, 256, (*leading, 3, 8, 8)).float() / 255 for camera in CAMERAS}
     normalised = normalise(mode, statistics, raw)
     inverse = RawPictures(mode, CAMERAS, statistics)
     for camera in CAMERAS:
