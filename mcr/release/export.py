@@ -105,6 +105,11 @@ def _check_target(out: Path, weights: Weights, force: bool) -> None:
             f"{out}: a .pth is for torchvision's networks, not for {weights.backbone}; export to a "
             "folder instead"
         )
+    if out.suffix == ".pth" and "fc.weight" in weights.tensors:
+        raise UserError(
+            f"{out}: upstream's layout leaves out the last layer `fc`, which is a part of "
+            f"{weights.backbone}'s features; export to a folder instead"
+        )
     if out.suffix == ".pth" and weights.preprocessing != Preprocessing():
         raise UserError(
             f"{out}: a .pth cannot say that this encoder needs {weights.preprocessing}, so its "
@@ -166,10 +171,10 @@ def _with_run(weights: Weights) -> Weights:
     RUN/metrics.jsonl             the last held-out metrics up to its step
     RUN/launch.json               command and hardware
     """
-    step = weights.provenance.get("step")
-    run = weights.path.resolve().parents[1]
-    if step is None or weights.path.resolve().parent.name != "checkpoints":
+    step, folder = weights.provenance.get("step"), weights.path.resolve().parent
+    if step is None or folder.name != "checkpoints":
         return weights
+    run = folder.parent
     found: dict[str, Any] = {}
     if (run / "metrics.jsonl").is_file():
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)

@@ -15,7 +15,10 @@ from safetensors.torch import load_file
 
 import mcr
 from mcr.errors import UserError
-from mcr.release.export import export_encoder
+from mcr.models.layouts import Weights
+from mcr.models.preprocessing import Preprocessing
+from mcr.models.untrained import write_untrained
+from mcr.release.export import _with_run, export_encoder
 from mcr.runs import atomic
 
 REPOSITORY = Path(__file__).parents[2]
@@ -68,6 +71,21 @@ def test_upstreams_layout_is_refused_where_it_would_mislead(checkpoint, save, tm
         export_encoder(save(checkpoint), tmp_path / "encoder.pth")
     export_encoder(tmp_path / "weights.pth", tmp_path / "out")
     assert mcr.load_model(tmp_path / "out").pretrained_cfg["input_size"] == (3, 112, 112)
+
+
+def test_a_last_layer_has_no_place_in_upstreams_layout(tmp_path):
+    """VIP's features are those of `fc`, which a .pth leaves out."""
+    path = write_untrained(tmp_path / "vip.pt", "resnet50_fc1024", image_size=224)
+    with pytest.raises(UserError, match=r"leaves out the last layer `fc`.* export to a folder"):
+        export_encoder(path, tmp_path / "vip.pth")
+    assert names(tmp_path) == ["vip.pt"]
+
+
+def test_weights_may_lie_in_the_topmost_folder():
+    weights = Weights(
+        Path("/weights.pt"), "mcr training checkpoint", {}, "resnet18", Preprocessing(), {"step": 1}
+    )
+    assert _with_run(weights) is weights
 
 
 def test_nothing_is_overwritten_without_force(source, tmp_path):
