@@ -35,6 +35,7 @@ from mcr.models.sources import read_source
 from mcr.release.golden_features import golden_features, golden_record
 from mcr.release.model_card import CARD_NAME, RECIPE_NAME, model_card, recipe
 from mcr.release.programs import PROGRAM_SUFFIXES, write_program
+from mcr.release.publication import public_facts
 from mcr.runs.atomic import atomic_path
 
 EXPORT_FILES = (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME, RECIPE_NAME)
@@ -69,6 +70,7 @@ def export_encoder(
     """
     out = Path(os.path.abspath(Path(out).expanduser()))
     weights = _with_run(read_source(checkpoint))
+    weights = replace(weights, provenance=public_facts(weights.provenance))
     if ema:
         weights = _averaged(weights)
     _check_target(out, weights, force)
@@ -169,7 +171,7 @@ def _with_run(weights: Weights) -> Weights:
 
     RUN/checkpoints/step_....pt   the checkpoint
     RUN/metrics.jsonl             the last held-out metrics up to its step
-    RUN/launch.json               command and hardware
+    RUN/versions.json             the hardware
     """
     step, folder = weights.provenance.get("step"), weights.path.resolve().parent
     if step is None or folder.name != "checkpoints":
@@ -181,8 +183,9 @@ def _with_run(weights: Weights) -> Weights:
         entries = [json.loads(line) for line in lines if line.endswith("\n")]  # complete ones
         held_out = [entry for entry in entries if entry["split"] == "val" and entry["step"] <= step]
         found |= {"results": held_out[-1]} if held_out else {}
-    if (run / "launch.json").is_file():
-        found["launch"] = json.loads((run / "launch.json").read_text(encoding="utf-8"))
+    if (run / "versions.json").is_file():
+        versions = json.loads((run / "versions.json").read_text(encoding="utf-8"))
+        found |= {"hardware": versions["device"]} if "device" in versions else {}
     return replace(weights, provenance=weights.provenance | found)
 
 
