@@ -7,16 +7,18 @@ scores. Called by `offline`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import numpy as np
 from einops import rearrange
 
 from mcr.data.index import Index
 from mcr.data.selection import Episodes, SelectionConfig, select_episodes, split_sessions
-from mcr.data.spaces import action_space, signal_space
+from mcr.data.spaces import ROTATIONS, action_space, signal_space
 from mcr.errors import UserError
 from mcr.evaluation.probes import choose_steps, embed_steps, with_cameras
 from mcr.models.encoder import Encoder
+from mcr.runs.ranges import NAMES, check_fields, choice, whole
 
 
 @dataclass
@@ -37,18 +39,16 @@ class OfflineConfig:
     Raises UserError for numbers that leave nothing to compare.
     """
 
-    cameras: list[str] = field(default_factory=list)
-    state_keys: list[str] = field(default_factory=list)
-    rotation: str = "6d"
+    cameras: Annotated[list[str], NAMES] = field(default_factory=list)
+    state_keys: Annotated[list[str], NAMES] = field(default_factory=list)
+    rotation: Annotated[str, choice(ROTATIONS)] = "6d"
     selection: SelectionConfig = field(default_factory=lambda: SelectionConfig(val_fraction=0.25))
-    max_episodes: int = 200
-    frames_per_episode: int = 32
-    num_seeds: int = 3
+    max_episodes: Annotated[int, whole(1)] = 200
+    frames_per_episode: Annotated[int, whole(2)] = 32
+    num_seeds: Annotated[int, whole(1)] = 3
 
     def __post_init__(self) -> None:
-        for name, least in (("max_episodes", 1), ("frames_per_episode", 2), ("num_seeds", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
+        check_fields(self)
 
     def resolved(self, index: Index) -> OfflineConfig:
         """Return the same with the cameras and the state that are used filled in."""

@@ -8,6 +8,7 @@ them as they are; `models.encoder` wraps the same networks for users.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,7 @@ from torchvision.models import ResNet, VisionTransformer
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from mcr.errors import UserError, require_choice
+from mcr.runs.ranges import Range
 
 TIMM = "timm:"  # what precedes the names of timm's networks, which are not in `BACKBONES`
 Network = TypeVar("Network", bound=nn.Module)
@@ -80,6 +82,14 @@ BACKBONES = {
     "vit_b_14_reg4": _vit(768, num_heads=12, patch=14, num_registers=4),
     "vit_l_14_reg4": _vit(1024, num_heads=16, patch=14, num_layers=24, num_registers=4),
 }
+
+
+NETWORK_NAME = Range(
+    f"a name of mcr.models.backbones.BACKBONES, or {TIMM}NAME",
+    lambda name: name in BACKBONES or re.match(f"{TIMM}.", str(name)) is not None,
+    ("resnet51", TIMM, 50),
+    names=(*BACKBONES, f"{TIMM}NAME"),
+)
 
 
 def build_backbone(name: str, image_size: int = 224) -> nn.Module:

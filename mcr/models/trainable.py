@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import nn
 from torchvision.models import VisionTransformer
 
@@ -28,6 +29,19 @@ def build_network(backbone: str, image_size: int) -> nn.Module:
     if backbone.startswith(TIMM):
         return import_timm_encoder().construct_trainable(backbone, image_size)
     return build_backbone(backbone, image_size)
+
+
+def require_network(backbone: str, image_size: int) -> None:
+    """Raise UserError for an unknown network, or a ViT whose patches do not divide the size.
+
+    Nothing is computed, so that this costs little. Whether a network of timm takes the size is
+    found by `build_network`.
+    """
+    if backbone.startswith(TIMM):
+        import_timm_encoder().recorded_preprocessing(backbone)
+        return
+    with torch.device("meta"):
+        build_backbone(backbone, image_size)
 
 
 def usual_preprocessing(backbone: str, image_size: int) -> Preprocessing:

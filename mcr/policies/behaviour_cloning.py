@@ -28,21 +28,16 @@ from torch import Tensor
 
 from mcr.errors import UserError
 from mcr.models.fine_tuning import count_parameters, param_groups
-from mcr.policies.config import FREE_TO_CHANGE, RENAMED, Config
+from mcr.policies.config import FREE_TO_CHANGE, RENAMED, Config, check_config
 from mcr.policies.demonstrations import Demonstrations, open_demonstrations
 from mcr.policies.observation_encoder import ObservationEncoder
 from mcr.policies.policy import Policy, read_policy_file, write_policy_file
 from mcr.policies.samples import Samples, batches, open_samples
 from mcr.runs.devices import choose_device
-from mcr.runs.hydra_command import hydra_command
+from mcr.runs.hydra_command import HydraCommand
 from mcr.runs.log import MetricsLog
 from mcr.runs.options import check_resume, require_same_config
 from mcr.runs.processes import progress_bar
-
-
-def main() -> None:
-    """`mcr bc` and scripts/train_bc.py."""
-    hydra_command(train, Config, schema="bc_config", recipe="bc", renamed=RENAMED)
 
 
 def train(config: Config) -> Path:
@@ -288,3 +283,12 @@ def _shown(log: MetricsLog) -> dict[str, str]:
         for name, value in metrics.items()
         if name != "samples_per_s"
     }
+
+
+def _check(config: Config) -> None:
+    check_config(config)
+    choose_device(config.device)
+
+
+# `mcr bc` and scripts/train_bc.py
+main = HydraCommand(train, Config, schema="bc_config", recipe="bc", renamed=RENAMED, check=_check)

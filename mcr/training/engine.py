@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from inspect import signature
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from mcr.errors import UserError, require_choice
 from mcr.models.backbones import contexts_of_passes, statistics_kept
 from mcr.models.blocks import blocks_of
 from mcr.runs.gather import num_processes
+from mcr.runs.ranges import check_fields, choice, whole
 from mcr.training.batch_norm import GlobalBatchNorm2d, average_running_statistics
 from mcr.training.distributed import World
 from mcr.training.optimizer import OptimizerConfig, build_optimizer, rate_groups, step_unless
@@ -61,17 +62,14 @@ class EngineConfig:
     compress_gradients: average gradients as bfloat16: half the traffic, but rounded
     """
 
-    accumulate: int = 1
+    accumulate: Annotated[int, whole(1)] = 1
     recompute: bool = False
-    compile: str = "auto"
-    bucket_mb: int = 25
+    compile: Annotated[str, choice(COMPILE_MODES)] = "auto"
+    bucket_mb: Annotated[int, whole(1)] = 25
     compress_gradients: bool = False
 
     def __post_init__(self) -> None:
-        require_choice("engine.compile", self.compile, COMPILE_MODES)
-        for name in ("accumulate", "bucket_mb"):
-            if getattr(self, name) < 1:
-                raise UserError(f"engine.{name}={getattr(self, name)} must be at least 1")
+        check_fields(self, "engine.")
         if self.recompute and self.compile not in ("auto", "off"):
             raise UserError(
                 "engine.recompute and engine.compile exclude each other: "

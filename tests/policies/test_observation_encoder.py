@@ -221,7 +221,7 @@ def test_bad_input(weights):
         ({"pooling": "softmax"}, "did you mean 'spatial_softmax'"),
         ({"normalisation": "image_net"}, "did you mean 'imagenet'"),
         ({"feature_norm": "layernorm"}, "did you mean 'layer_norm'"),
-        ({"crops": -1}, "crops=-1 must not be negative"),
+        ({"crops": -1}, "crops=-1 must be a whole number of at least 0"),
         ({"encoder": weights}, "pretrained_encoder=False means random weights: leave out encoder"),
         ({"rgb_model_name": "resnet19"}, "backbone='resnet19' is unknown; did you mean 'resnet1"),
         (

@@ -155,13 +155,13 @@ def test_the_first_step_of_each_kind(kind, expected):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"warmup_steps": -1}, "optimizer.warmup_steps=-1 must be finite and not negative"),
+        ({"warmup_steps": -1}, "optimizer.warmup_steps=-1 must be a whole number of at least 0"),
         ({"decay_steps": -1}, "optimizer.decay_steps=-1"),
         ({"clip_norm": -0.5}, "optimizer.clip_norm=-0.5"),
         ({"kind": "adamx"}, "did you mean 'adam"),
         ({"decay": "cosin"}, "did you mean 'cosine'"),
-        ({"backbone_lr_scale": 0.0}, "backbone_lr_scale=0.0 must be above 0"),
-        ({"layer_decay": 1.5}, "layer_decay=1.5 must be above 0 and at most 1"),
+        ({"backbone_lr_scale": 0.0}, "backbone_lr_scale=0.0 must be a finite number above 0"),
+        ({"layer_decay": 1.5}, "layer_decay=1.5 must be a finite number above 0 and at most 1"),
     ],
 )
 def test_bad_options_are_refused(options, message):
