@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from PIL import Image
@@ -25,8 +24,9 @@ from mcr.commands.train import pop_gpus
 from mcr.policies.config import RENAMED as RENAMED_BC
 from mcr.policies.config import Config as BehaviourCloning
 from mcr.release.export import export_encoder
-from mcr.runs.options import check_overrides, recipes_folder
+from mcr.runs.options import check_overrides
 from mcr.training.config import RENAMED, Config
+from tests.recipes import composed
 
 ROOT = Path(__file__).parents[1]
 MCR = ROOT / "mcr"
@@ -183,8 +183,7 @@ def check_config(command: str, arguments: list[str]) -> None:
         return
     check_overrides(arguments, config_class, renamed)
     ConfigStore.instance().store(name=schema, node=config_class)
-    with initialize_config_dir(str(recipes_folder()), version_base="1.3"):
-        config = OmegaConf.to_object(compose(recipe, overrides=arguments))
+    config = composed(recipe, arguments)
     assert isinstance(config, config_class)
     if command == "train":
         assert config.data.root, "training needs data.root"

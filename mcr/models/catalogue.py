@@ -89,9 +89,7 @@ def find(model: Model) -> Path:
 
     Raises UserError if it is not found, with how to get it, or if its hash is not the known one.
     """
-    folders = [*weight_folders(), *_folders_of_package(model.package)]
-    candidates = [folder / file for folder in folders for file in model.files]
-    path = next((path for path in candidates if path.is_file()), None) or cached(model.source)
+    path = locate(model)
     if path is None:
         looked = os.environ.get(FOLDERS) or f"{FOLDERS}, which is not set,"
         raise UserError(
@@ -105,6 +103,13 @@ def find(model: Model) -> Path:
             f"{model.sha256}; download it again, or give its path if you mean this file"
         )
     return path
+
+
+def locate(model: Model) -> Path | None:
+    """Return the path of the file of `model` on this machine, whatever it holds; None = no file."""
+    folders = [*weight_folders(), *_folders_of_package(model.package)]
+    candidates = [folder / file for folder in folders for file in model.files]
+    return next((path for path in candidates if path.is_file()), None) or cached(model.source)
 
 
 def _folders_of_package(package: str) -> list[Path]:

@@ -24,6 +24,7 @@ from mcr.models.vision_transformer import to_torchvision
 
 CHECKPOINT_FORMAT = "mcr-checkpoint-1"  # what training saves
 EXPORT_FORMAT = "mcr-encoder-1"  # what `release.export` writes
+UNTRAINED = "untrained"  # key of a file's provenance; true if its weights are random on purpose
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 
@@ -114,7 +115,8 @@ class Weights:
     tensors:       float32 (counters int64), finite, on the CPU, under torchvision's names
     backbone:      a name of `BACKBONES`, or "timm:NAME"
     preprocessing: how pictures must be prepared
-    provenance:    how it was trained, as far as the file says: step, config, dataset, versions
+    provenance:    how it was trained, as far as the file says: step, config, dataset, versions; or
+                   that it was not, under UNTRAINED
     """
 
     path: Path
@@ -247,7 +249,7 @@ def _read_checkpoint(
             "version of mcr that wrote it"
         )
     described = _described(content.get("encoder_config"))
-    known = ("step", "config", "dataset", "versions")
+    known = ("step", "config", "dataset", "versions", UNTRAINED)
     provenance = {key: content[key] for key in known if key in content}
     return Weights(path, layout.name, clean(held), *described, provenance)
 

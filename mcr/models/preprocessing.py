@@ -24,6 +24,8 @@ from mcr.errors import UserError, nearest, require_choice
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+MOST_PIXELS = 4096  # per side of what enters a network; more is a damaged or malicious number
+
 # Float pictures may exceed [0, 1] by this much, because bfloat16 and resampling round.
 _RANGE_TOLERANCE = 4e-3
 
