@@ -7,7 +7,6 @@ it; people see it as `mcr.list_models()`.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from mcr.errors import UserError
 from mcr.models.backbones import BACKBONES
 from mcr.models.hub import cached
 from mcr.models.preprocessing import Preprocessing
+from mcr.models.tensor_files import sha256
 
 FOLDERS = "MCR_WEIGHTS_PATH"
 _NOT_STATED = "not stated"
@@ -127,15 +127,6 @@ def weight_folders() -> list[Path]:
 def identify(digest: str) -> Model | None:
     """Return the published encoder whose file has this SHA-256; None if there is none."""
     return next((model for model in MODELS.values() if model.sha256 == digest), None)
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # --------------------------------------------------------------------------- the models

@@ -44,14 +44,17 @@ def require_network(backbone: str, image_size: int) -> None:
         build_backbone(backbone, image_size)
 
 
-def usual_preprocessing(backbone: str, image_size: int) -> Preprocessing:
+def usual_preprocessing(backbone: str, image_size: int | None) -> Preprocessing:
     """Return the preprocessing of a network that starts from random weights.
+
+    image_size: None = 224, or what timm records
 
     It is ImageNet's mean and deviation, or, for a network of timm, what timm records.
     """
     if backbone.startswith(TIMM):
-        return import_timm_encoder().recorded_preprocessing(backbone).resized(image_size)
-    return Preprocessing.for_size(image_size)
+        recorded = import_timm_encoder().recorded_preprocessing(backbone)
+        return recorded.resized(image_size or recorded.image_size)
+    return Preprocessing.for_size(image_size or 224)
 
 
 def read_start(source: str, backbone: str | None, image_size: int) -> Weights:

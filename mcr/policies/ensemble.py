@@ -23,6 +23,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mcr.errors import UserError
+from mcr.models.tensor_files import named_error, read_content
 from mcr.policies.heads import action_chunks
 from mcr.policies.network import FEATURE_NORMS, ActionNetwork, PolicyConfig, Standardise
 from mcr.runs.atomic import atomic_path
@@ -300,7 +301,10 @@ class PolicyEnsemble:
     @classmethod
     def load(cls, path: str | Path) -> PolicyEnsemble:
         """Read what `save` wrote, to the CPU. Raises UserError if the file is anything else."""
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            content = read_content(Path(path))
+        except UserError as error:
+            raise named_error(Path(path), error) from error
         kind = content.get("format") if isinstance(content, dict) else None
         if kind not in (FORMAT, _FIRST_FORMAT):
             raise UserError(f"{path}: holds no policies of the format {FORMAT!r}")

@@ -28,6 +28,7 @@ from mcr.models.backbones import NETWORK_NAME
 from mcr.models.encoder import Encoder, ResNetEncoder
 from mcr.models.loading import load_model
 from mcr.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, MOST_PIXELS, Preprocessing
+from mcr.models.trainable import usual_preprocessing
 from mcr.models.untrained import build_untrained
 from mcr.policies.network import FEATURE_NORMS, Standardise
 from mcr.runs.ranges import ANY_TEXT, check_fields, choice, optional, whole
@@ -44,8 +45,8 @@ class ObservationConfig:
     encoder:            what `load_model` takes; "" = torchvision's ImageNet weights
     pretrained_encoder: False = random weights, a baseline; `encoder` must then be ""
     rgb_model_name:     the network; "" = that of `encoder`, or resnet18
-    image_size:         pixels that the network gets; 0 = as the encoder was trained, or 224 for
-                        random weights
+    image_size:         pixels that the network gets; 0 = as the encoder was trained; for random
+                        weights 224, or what timm records
     normalisation:      of pixels: the encoder's "own", or "imagenet"
     freeze_encoder:     True = the encoder does not learn until `unfreeze` is called
     share_encoder:      True = one encoder for all cameras; False = one for each
@@ -251,8 +252,7 @@ class TokenAttention(nn.Module):
 def _load(config: ObservationConfig) -> Encoder:
     network = config.rgb_model_name or "resnet18"
     if not config.pretrained_encoder:
-        preprocessing = Preprocessing.for_size(config.image_size or 224)
-        return build_untrained(network, preprocessing)
+        return build_untrained(network, usual_preprocessing(network, config.image_size or None))
     encoder = load_model(config.encoder or f"torchvision:{network}")
     if config.rgb_model_name not in ("", encoder.backbone):
         raise UserError(

@@ -32,7 +32,7 @@ from mcr.runs.gather import num_processes
 from mcr.runs.ranges import check_fields, choice, whole
 from mcr.training.batch_norm import GlobalBatchNorm2d, average_running_statistics
 from mcr.training.distributed import World
-from mcr.training.optimizer import OptimizerConfig, build_optimizer, rate_groups
+from mcr.training.optimizer import OptimizerConfig, build_optimizer, rate_groups, step_unless
 from mcr.training.pretrainer import Pretrainer
 from mcr.training.weight_average import WeightAverage
 
@@ -123,9 +123,7 @@ class Engine:
         self._clip_norm = optimizer.clip_norm
         self.optimizer = build_optimizer(groups, optimizer)
         self.set_rate(optimizer.lr)
-        # Fused Adam changes no weight while this is 1, as it is from the first non-finite step on.
-        self._broken = torch.zeros((), device=device)
-        self.optimizer.found_inf = self._broken
+        self._broken = torch.zeros((), device=device)  # 1 from the first non-finite step on
         self.average = WeightAverage(model.encoder, ema) if ema else None
         if config.recompute:
             recompute_blocks(model.encoder)
@@ -190,7 +188,7 @@ class Engine:
         flags = torch.stack([~metrics["loss"].isfinite(), ~norm.isfinite(), stop]).float()
         flags = self._world.any(flags)
         torch.maximum(self._broken, flags[:2].amax(), out=self._broken)
-        self.optimizer.step()
+        step_unless(self._broken, self.optimizer)
         average_running_statistics(self.model.encoder)
         if self.average:
             self.average.update()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mcr.models.blocks import layers_of
 from mcr.runs.ranges import check_fields, choice, number, whole
@@ -121,3 +121,23 @@ def build_optimizer(groups: list[RateGroup], config: OptimizerConfig) -> Any:
     ]
     kind: Any = KINDS[config.kind]
     return kind(settings, lr=config.lr, fused=True)
+
+
+def step_unless(broken: Tensor, optimizer: Any) -> None:
+    """Step an optimiser of `build_optimizer`, which changes nothing if `broken` is 1 and not 0.
+
+    broken: float32 scalar on the device of the parameters. The host does not read it, so a GPU
+            need not wait.
+
+    Neither parameters nor moments nor the count of steps change. This rests on the attribute
+    `found_inf`, by which torch's GradScaler tells a fused optimiser that a gradient overflowed.
+    torch does not document it for others; `test_a_broken_step_changes_nothing` fails if a version
+    no longer honours it. The body of this function is then to be replaced by::
+
+        if not broken:
+            optimizer.step()
+
+    which does the same, but lets the host wait for the device in every step.
+    """
+    optimizer.found_inf = broken
+    optimizer.step()
