@@ -8,9 +8,9 @@
         def __post_init__(self) -> None:
             check_fields(self, "optimizer.")
 
-A range is also the `type` of an option of `argparse`. A field of the type bool, or one that is a
-dataclass itself, needs no declaration. `tests/test_ranges.py` tries every field of every config,
-and every option of every command, with the values of `outside`.
+A range may also be the `type` of an option of `argparse`. A field of the type bool, or one that is
+a dataclass itself, needs no declaration. `tests/test_ranges.py` tries every field of every config
+with the values of `outside`.
 """
 
 from __future__ import annotations
