@@ -16,6 +16,7 @@ import numpy as np
 
 from mcr.data import pictures
 from mcr.data.other_data import OTHER_DATA, read_other_data
+from mcr.data.regular_files import read_bytes
 from mcr.data.schema import LANGUAGES
 from mcr.data.sources.tree_episode import is_picture, order_frames, shown
 from mcr.errors import UserError
@@ -124,9 +125,7 @@ def _inspect_camera(folder: Path, quick: bool) -> CameraFolder:
         stem = name.rpartition(".")[0]
         frame = f"frame {int(stem)}" if stem.isdecimal() else shown(name)
         try:
-            if not (folder / name).is_file():
-                raise ValueError("is no regular file")
-            found = _picture_size((folder / name).read_bytes(), quick)
+            found = _picture_size(read_bytes(folder / name), quick)
         except (ValueError, *_NO_FILE) as error:
             damage = damage or f"{frame}: {error}"
             continue

@@ -23,9 +23,9 @@ from mcr.data.episode import Episode, Origin, Pictures
 from mcr.data.hdf5 import natural_order, open_hdf5, readable
 from mcr.data.schema import LANGUAGES, Schema, names_of
 from mcr.data.sources import hdf5_layout as layout
-from mcr.data.sources.hdf5_frames import DAMAGE, Hdf5Decoder, episode_cameras, sentence
+from mcr.data.sources.hdf5_frames import Hdf5Decoder, episode_cameras
 from mcr.data.sources.schema_check import Keys, choose_schema
-from mcr.data.sources.source import WORTH_PROCESSES
+from mcr.data.sources.source import DAMAGE, WORTH_PROCESSES, sentence
 from mcr.errors import UserError
 
 if TYPE_CHECKING:

@@ -23,7 +23,6 @@ _OBSERVATIONS = ("obs", "observation", "observations")
 _ROLES = (*_OBSERVATIONS, "action", "actions", "action_dict")
 _NO_EPISODES = ("mask",)  # robomimic's names of the episodes of a split
 TEXTS = (*LANGUAGES, "language", "language_raw", "instruction", "task", "text", "problem_info")
-MAX_FRAME_BYTES = 2**28
 _MAX_NUMBERS = 2**28  # of one signal of one episode
 
 
@@ -133,7 +132,7 @@ def picture_size(key: str, values: h5py.Dataset) -> tuple[int, int]:
             f"{key} holds {values.dtype} {shape}, which are no pictures; store them as uint8 "
             "[T, H, W, 3], or as the bytes of JPEG or PNG files"
         )
-    if not 0 < size[0] * size[1] * 3 <= MAX_FRAME_BYTES:
+    if not 0 < size[0] * size[1] <= pictures.MAX_PIXELS:
         raise ValueError(f"{key} has pictures of {size[0]} x {size[1]} pixels")
     return size
 

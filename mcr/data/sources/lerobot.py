@@ -26,7 +26,7 @@ from mcr.data.sources.columns import is_bookkeeping
 from mcr.data.sources.lerobot_episode import TASK, EpisodeReader, Layout, LerobotDecoder
 from mcr.data.sources.lerobot_meta import Entry, Meta
 from mcr.data.sources.schema_check import Keys, choose_schema
-from mcr.data.sources.source import WORTH_PROCESSES
+from mcr.data.sources.source import DAMAGE, WORTH_PROCESSES, sentence
 from mcr.errors import UserError
 
 _EPISODES_PER_PART = 32
@@ -158,5 +158,5 @@ class Episodes:
             for entry in self.entries:
                 try:
                     yield reader.read(entry)
-                except (ValueError, OSError) as error:
-                    yield f"{reader.file}: {entry.name}: {error}"
+                except DAMAGE as error:
+                    yield f"{reader.file}: {entry.name}: {sentence(error)}"

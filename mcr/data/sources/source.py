@@ -18,8 +18,30 @@ import numpy as np
 
 from mcr.data.episode import Episode
 from mcr.data.schema import Schema
+from mcr.errors import UserError
 
 WORTH_PROCESSES = 2**28  # bytes of data; fewer are indexed sooner than processes start
+
+# What reading a damaged file raises, by way of the libraries that read it. It costs one episode.
+DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def sentence(error: BaseException) -> str:
+    """Return what a damaged file says. Errors of libraries quote a key or may say nothing."""
+    if isinstance(error, MemoryError):
+        return "needs more memory than this process may use"
+    if isinstance(error, UserError | ValueError) and str(error):
+        return str(error)
+    return f"cannot be read ({type(error).__name__}: {error})"
 
 
 class Part(Protocol):

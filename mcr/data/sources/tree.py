@@ -24,6 +24,7 @@ from mcr.data.episode import Episode
 from mcr.data.other_data import OTHER_DATA
 from mcr.data.schema import LANGUAGES, Schema, find_schema, short_name
 from mcr.data.sources.schema_check import Keys, choose_schema
+from mcr.data.sources.source import DAMAGE, sentence
 from mcr.data.sources.tree_episode import EpisodeReader, camera_folders, shown
 
 _EPISODES_PER_PART = 64
@@ -117,7 +118,7 @@ def _list_cameras(root: Path, names: list[str]) -> list[str]:
     """Return the cameras of a tree, sorted, from a sample of its episodes."""
     cameras: set[str] = set()
     for name in names[:: max(1, len(names) // _EPISODES_LISTED)]:
-        with contextlib.suppress(OSError, ValueError):  # reading the episode says so
+        with contextlib.suppress(*DAMAGE):  # reading the episode says so
             cameras |= {*camera_folders(root / name)}
     return sorted(cameras)
 
@@ -125,7 +126,7 @@ def _list_cameras(root: Path, names: list[str]) -> list[str]:
 def _first_readable(root: Path, names: list[str], schema: Schema | None) -> Episode | None:
     reader = EpisodeReader(root, schema or Schema(), {})
     for name in names[:_EPISODES_LISTED]:
-        with contextlib.suppress(OSError, ValueError):  # reading the episode says so
+        with contextlib.suppress(*DAMAGE):  # reading the episode says so
             return reader.read(name)
     return None
 
@@ -180,8 +181,8 @@ class Folders:
         for name in self.names:
             try:
                 episode = self.reader.read(name)
-            except (OSError, ValueError) as error:
-                yield f"{shown(str(self.reader.root / name))}: {error}"
+            except DAMAGE as error:
+                yield f"{shown(str(self.reader.root / name))}: {sentence(error)}"
                 continue
             splits = self.reader.schema.splits
             if not splits or (episode.origin.split or "train") in splits:

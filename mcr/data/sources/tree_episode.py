@@ -22,6 +22,7 @@ from mcr.data import pictures
 from mcr.data.episode import FLAGS, Episode, Origin, Pictures
 from mcr.data.hdf5 import natural_order
 from mcr.data.other_data import OTHER_DATA, date_of, default_session, read_other_data
+from mcr.data.regular_files import read_bytes, read_text
 from mcr.data.schema import LANGUAGES, RecordingSchema, Schema, is_large, names_of, short_name
 from mcr.errors import UserError
 
@@ -81,7 +82,7 @@ class EpisodeReader:
                     sizes[entry.name] = status.st_size
         try:
             names = order_frames(sizes)
-            first = (folder / names[0]).read_bytes()
+            first = read_bytes(folder / names[0])
             size = pictures.size_of(first)
         except ValueError as error:
             raise ValueError(f"{camera}: {error}") from error
@@ -238,12 +239,13 @@ def _read_text(path: Path) -> str:
     """Return the text of a file, "" if there is none. Raises ValueError if it is not UTF-8."""
     if not path.exists():
         return ""
-    if not path.is_file():
-        raise ValueError(f"{path.parent.name}/{path.name} is no regular file")
+    place = f"{path.parent.name}/{path.name}"
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path.parent.name}/{path.name} is not UTF-8: {error}") from error
+        raise ValueError(f"{place} is not UTF-8: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{place} {error}") from error
 
 
 def _origin(folder: str, data: dict[Any, Any], recording: RecordingSchema) -> Origin:
