@@ -78,7 +78,7 @@ class Hdf5Decoder:
         return self._files[file]
 
     def _data_set(self, opened: h5py.File, key: str, group: str, camera: str) -> h5py.Dataset:
-        place = opened[group or "/"]
+        place = layout.find(opened, group)
         if key not in self._cameras:
             self._cameras[key] = episode_cameras(place, layout.list_data_sets(place), self._schema)
         return place[self._cameras[key][camera]]

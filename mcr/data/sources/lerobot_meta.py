@@ -64,6 +64,7 @@ class Meta:
     texts:   keys of texts in the parquet files
     tasks:   task_index -> instruction
     splits:  name -> (first episode, episode behind the last)
+    num_episodes: as stated; None if it is not
     """
 
     version: tuple[int, int]
@@ -75,6 +76,7 @@ class Meta:
     tasks: dict[int, str]
     splits: dict[str, tuple[int, int]]
     entries: tuple[Entry, ...] = field(repr=False)
+    num_episodes: int | None = None
 
     @classmethod
     def read(cls, root: Path) -> Meta:
@@ -95,6 +97,8 @@ class Meta:
                 for name, text in dict(info.get("splits") or {}).items()
                 for first, _, behind in [str(text).partition(":")]
             }
+            stated = info.get("total_episodes")
+            stated = None if stated is None else int(stated)
         except DAMAGE as error:
             if isinstance(error, UserError):
                 raise
@@ -114,6 +118,7 @@ class Meta:
             tasks=_tasks(root, version),
             splits=splits,
             entries=tuple(files.entries(root)),
+            num_episodes=stated,
         )
 
 

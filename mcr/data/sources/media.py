@@ -33,7 +33,7 @@ import numpy as np
 from mcr.data import pictures
 from mcr.data.episode import Episode, Origin, Pictures
 from mcr.data.hdf5 import natural_order
-from mcr.data.regular_files import read_bytes
+from mcr.data.regular_files import read_bytes, status
 from mcr.data.schema import LANGUAGES, Schema, is_large, names_of, short_name
 from mcr.data.sources import video
 from mcr.data.sources.columns import is_bookkeeping, join_columns, joined_name, read_table
@@ -117,7 +117,7 @@ class MediaSource:
             for name in names:
                 if not (is_video(name) or is_table(name) or is_picture(name)):
                     continue
-                about = (self.root / folder / name).stat()
+                about = status(self.root / folder / name)
                 if is_picture(name):
                     num_pictures += 1
                 else:
@@ -125,6 +125,9 @@ class MediaSource:
                 line = os.fsencode(f"{folder} {name} {about.st_size} {about.st_mtime_ns}\n")
                 checksum = google_crc32c.extend(checksum, line)
         return {"files": checksum, "bytes": num_bytes, "pictures": num_pictures}
+
+    def lacks(self) -> list[str]:
+        return []
 
     def decoder(self, threads: int = 0) -> MediaDecoder | None:
         """threads: of each video's decoder; 0 = as many as there are cores"""

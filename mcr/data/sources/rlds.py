@@ -97,6 +97,11 @@ class RldsSource:
             for number in split.missing
         ]
 
+    def lacks(self) -> list[str]:
+        missing = self.missing()
+        numbers = ", ".join(missing[:10]) + ", ..." * (len(missing) > 10)
+        return [f"{len(missing):,} shards are not in the folder: {numbers}"] if missing else []
+
     def is_small(self) -> bool:
         return sum(self.stamp().values()) < WORTH_PROCESSES
 

@@ -116,5 +116,8 @@ class Source(Protocol):
     def stamp(self) -> dict[str, int]:
         """Return values that change if the data set changes. This is cheap."""
 
+    def lacks(self) -> list[str]:
+        """Return a sentence for what is missing of the data set as a whole, such as shards."""
+
     def decoder(self) -> Decoder | None:
         """Return a decoder of the pictures; None if frames are byte ranges or files."""

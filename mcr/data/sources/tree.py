@@ -22,10 +22,11 @@ import google_crc32c
 
 from mcr.data.episode import Episode
 from mcr.data.other_data import OTHER_DATA
+from mcr.data.regular_files import shown
 from mcr.data.schema import LANGUAGES, Schema, find_schema, short_name
 from mcr.data.sources.schema_check import Keys, choose_schema
 from mcr.data.sources.source import DAMAGE, sentence
-from mcr.data.sources.tree_episode import EpisodeReader, camera_folders, shown
+from mcr.data.sources.tree_episode import EpisodeReader, camera_folders
 
 _EPISODES_PER_PART = 64
 _LOOKED_AT = 1000  # folders in which a pickle is looked for
@@ -81,6 +82,9 @@ class TreeSource:
             "episode folders": google_crc32c.value(os.fsencode(names)),
             "files": _stamp_files([self.root / name for name in self._names[::stride]]),
         }
+
+    def lacks(self) -> list[str]:
+        return []
 
     def decoder(self) -> None:
         return None
