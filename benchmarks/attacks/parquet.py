@@ -29,8 +29,9 @@ def damage_parquet(path: Path, draw: random.Random) -> str:
         if _is_empty_struct(column.type):  # which parquet cannot hold
             column = pa.nulls(len(column))
         table = table.set_column(place, name, column)
-    path.unlink()
-    parquet.write_table(table, path, row_group_size=draw.choice((1, 3, 1000)))
+    new = path.with_name("new")
+    parquet.write_table(table, new, row_group_size=draw.choice((1, 3, 1000)))
+    new.replace(path)
     return f"{path.name}: {kind} of {name}"
 
 

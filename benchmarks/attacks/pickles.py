@@ -74,70 +74,72 @@ class Pickles(Campaign):
             raise UserError(str(error)) from error
 
 
+_PIECES = [
+    b"r\xff\xff\xff\x7f",  # LONG_BINPUT
+    b"p2147483647\n",
+    b"q\x00",
+    b"h\x00",
+    b"\x94",
+    b"b",
+    b"R",
+    b"0",
+    b"1",
+    b"2",
+    b"(",
+    b"t",
+    b"\x85",
+    b"\x86",
+    b"]",
+    b"}",
+    b"e",
+    b"a",
+    b"s",
+    b"u",
+    b")",
+    b"\x81",
+    b"\x8f",
+    b"\x90",
+    b"\x91",
+    b"Q",
+    b"\x82\x01",
+    b"\x97",
+    b"\x98",
+    b"\x8e" + b"\xff" * 7 + b"\x7f",
+    b"\x8d" + b"\xff" * 7 + b"\x00",
+    b"\x96" + b"\x00" * 5 + b"\x01\x00\x00",
+    b"B\xff\xff\xff\x7f",
+    b"X\xff\xff\xff\xff",
+    b"\x8a\xff" + b"\xff" * 255,
+    b"\x8b\xff\xff\xff\x7f",
+    b"\x8c\x0bV2000000000",
+    b"\x8c\x06U99999",
+    b"\x8c\x02O8",
+    b"cnumpy\ndtype\n",
+    b"cnumpy\nndarray\n",
+    b"cnumpy\nfrombuffer\n",
+    b"cnumpy.core.multiarray\n_reconstruct\n",
+    b"cnumpy.core.multiarray\nscalar\n",
+    b"cnumpy.core.numeric\n_frombuffer\n",
+    b"c_codecs\nencode\n",
+    b"cnumpy\ndtype\n(\x8c\x02O8\x89\x88tR(K\x03\x8c\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb",
+    b"N",
+    b"K\x05",
+    b"J\xff\xff\xff\x7f",
+    b"C\x08AAAAAAAA",
+    b"(K\x00K\x01l",
+    b".",
+]
+
+
 def _instructions(sound: bytes, draw: random.Random) -> bytes:
     """Replace, insert or repeat instructions, with arguments that are large or wrong."""
-    pieces = [
-        b"r\xff\xff\xff\x7f",  # LONG_BINPUT
-        b"p2147483647\n",
-        b"q\x00",
-        b"h\x00",
-        b"\x94",
-        b"b",
-        b"R",
-        b"0",
-        b"1",
-        b"2",
-        b"(",
-        b"t",
-        b"\x85",
-        b"\x86",
-        b"]",
-        b"}",
-        b"e",
-        b"a",
-        b"s",
-        b"u",
-        b")",
-        b"\x81",
-        b"\x8f",
-        b"\x90",
-        b"\x91",
-        b"Q",
-        b"\x82\x01",
-        b"\x97",
-        b"\x98",
-        b"\x8e" + b"\xff" * 7 + b"\x7f",
-        b"\x8d" + b"\xff" * 7 + b"\x00",
-        b"\x96" + b"\x00" * 5 + b"\x01\x00\x00",
-        b"B\xff\xff\xff\x7f",
-        b"X\xff\xff\xff\xff",
-        b"\x8a\xff" + b"\xff" * 255,
-        b"\x8b\xff\xff\xff\x7f",
-        b"\x8c\x0bV2000000000",
-        b"\x8c\x06U99999",
-        b"\x8c\x02O8",
-        b"cnumpy\ndtype\n",
-        b"cnumpy\nndarray\n",
-        b"cnumpy\nfrombuffer\n",
-        b"cnumpy.core.multiarray\n_reconstruct\n",
-        b"cnumpy.core.multiarray\nscalar\n",
-        b"cnumpy.core.numeric\n_frombuffer\n",
-        b"c_codecs\nencode\n",
-        b"cnumpy\ndtype\n(\x8c\x02O8\x89\x88tR(K\x03\x8c\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb",
-        b"N",
-        b"K\x05",
-        b"J\xff\xff\xff\x7f",
-        b"C\x08AAAAAAAA",
-        b"(K\x00K\x01l",
-        b".",
-    ]
     data = bytearray(sound)
     for _ in range(draw.choice((1, 2, 5, 30))):
         place = draw.randrange(2, len(data))
-        piece = draw.choice(pieces) * draw.choice((1, 1, 1, 3, 1000))
+        piece = draw.choice(_PIECES) * draw.choice((1, 1, 1, 3, 1000))
         data[place : place + draw.choice((0, 0, 1, len(piece)))] = piece
     if draw.random() < 0.3:
-        body = b"".join(draw.choice(pieces) for _ in range(draw.randrange(1, 60)))
+        body = b"".join(draw.choice(_PIECES) for _ in range(draw.randrange(1, 60)))
         return b"\x80\x04" + body + b"."
     return bytes(data)
 

@@ -101,7 +101,8 @@ def inspect_episode(folder: Path, quick: bool = False) -> Facts:
 
 
 def _list_folders(folder: Path) -> list[str]:
-    names = (e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    entries = [e for e in os.scandir(folder) if not e.name.startswith(".")]
+    names = (e.name for e in entries if Path(e.path).is_dir())  # a loop of links is no folder
     return sorted(name for name in names if name not in LANGUAGES)
 
 

@@ -152,6 +152,11 @@ def _ndarray(*arguments: Any) -> Any:
     raise UserError("refuses to call numpy.ndarray; nothing was executed")
 
 
+_REBUILT: list[tuple[str, str, Callable[..., Any]]] = [
+    ("multiarray", "_reconstruct", _Unfilled),
+    ("multiarray", "scalar", _scalar),
+    ("numeric", "_frombuffer", _frombuffer),
+]
 _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): _ndarray,  # only named, as an argument of _reconstruct
     ("numpy", "dtype"): _Type,
@@ -162,11 +167,7 @@ _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
     **{
         (f"numpy.{core}.{module}", name): function
         for core in ("core", "_core")  # NumPy 1, NumPy 2
-        for module, name, function in [
-            ("multiarray", "_reconstruct", _Unfilled),
-            ("multiarray", "scalar", _scalar),
-            ("numeric", "_frombuffer", _frombuffer),
-        ]
+        for module, name, function in _REBUILT
     },
 }
 

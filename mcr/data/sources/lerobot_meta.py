@@ -88,7 +88,7 @@ class Meta:
             features = {str(key): dict(value) for key, value in info["features"].items()}
             kinds = {key: str(feature["dtype"]) for key, feature in features.items()}
             numbers = {
-                key: math.prod(features[key].get("shape") or [1])
+                key: math.prod(map(int, features[key].get("shape") or [1]))
                 for key, kind in kinds.items()
                 if kind.startswith(_NUMBERS)
             }
