@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from PIL import Image
@@ -25,16 +24,19 @@ from mcr.commands.train import pop_gpus
 from mcr.policies.config import RENAMED as RENAMED_BC
 from mcr.policies.config import Config as BehaviourCloning
 from mcr.release.export import export_encoder
-from mcr.runs.options import check_overrides, recipes_folder
+from mcr.runs.options import check_overrides
 from mcr.training.config import RENAMED, Config
+from tests.recipes import composed
 
 ROOT = Path(__file__).parents[1]
 MCR = ROOT / "mcr"
 DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
 RESULTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "resources").glob("*.md"))
-# The Python of docs/robomimic.md needs an extra: tests/robomimic/test_guide.py runs it.
-WITH_PYTHON = [document for document in DOCUMENTS if document != "docs/robomimic.md"]
+# The Python of these pages needs an extra: tests/robomimic/test_guide.py and
+# tests/lerobot/test_lerobot_guide.py run it.
+WITH_EXTRAS = ("docs/robomimic.md", "docs/lerobot.md")
+WITH_PYTHON = [document for document in DOCUMENTS if document not in WITH_EXTRAS]
 # What Hydra reads -> (name of the schema, default recipe, config, renamed keys)
 SCHEMAS = {
     "train": ("config", "mcr", Config, RENAMED),
@@ -102,7 +104,7 @@ def test_claimed_shapes_are_compared():
 
 FOREIGN = {  # programs of others
     *("git", "grep", "mypy", "pip", "pre-commit", "ray", "ruff", "sbatch", "source"),
-    "tensorboard",
+    *("tensorboard", "lerobot-train", "lerobot-eval"),
 }
 
 
@@ -181,8 +183,7 @@ def check_config(command: str, arguments: list[str]) -> None:
         return
     check_overrides(arguments, config_class, renamed)
     ConfigStore.instance().store(name=schema, node=config_class)
-    with initialize_config_dir(str(recipes_folder()), version_base="1.3"):
-        config = OmegaConf.to_object(compose(recipe, overrides=arguments))
+    config = composed(recipe, arguments)
     assert isinstance(config, config_class)
     if command == "train":
         assert config.data.root, "training needs data.root"

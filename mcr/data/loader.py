@@ -11,7 +11,7 @@ import signal
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -24,8 +24,9 @@ from mcr.data.frames import FrameReader
 from mcr.data.index import Index
 from mcr.data.sampling import TRAIN, SamplingConfig, draw_samples
 from mcr.data.selection import Episodes, SelectionConfig
-from mcr.data.spaces import action_space, signal_space
+from mcr.data.spaces import ACTION_SPACES, ROTATIONS, action_space, signal_space
 from mcr.errors import UserError, require_choice
+from mcr.runs.ranges import ANY_TEXT, NAMES, check_fields, choice, whole
 
 _MAX_ATTEMPTS = 20  # redraws of one sample; after that the run stops
 
@@ -54,20 +55,23 @@ class DataConfig:
     max_errors:   with "skip": the run stops after more unreadable samples than this
     """
 
-    root: str = ""
-    schema: str = ""
-    index: str = ""
-    cameras: list[str] = field(default_factory=list)
-    state_keys: list[str] = field(default_factory=list)
-    action_space: str = "default"
-    rotation: str = "6d"
+    root: Annotated[str, ANY_TEXT] = ""
+    schema: Annotated[str, ANY_TEXT] = ""
+    index: Annotated[str, ANY_TEXT] = ""
+    cameras: Annotated[list[str], NAMES] = field(default_factory=list)
+    state_keys: Annotated[list[str], NAMES] = field(default_factory=list)
+    action_space: Annotated[str, choice(ACTION_SPACES)] = "default"
+    rotation: Annotated[str, choice(ROTATIONS)] = "6d"
     pack: bool = True
-    workers: int = 4
-    prefetch: int = 4
-    on_error: str = "raise"
-    max_errors: int = 100
+    workers: Annotated[int, whole(0, 1024)] = 4
+    prefetch: Annotated[int, whole(1)] = 4
+    on_error: Annotated[str, choice(("raise", "skip"))] = "raise"
+    max_errors: Annotated[int, whole(0)] = 100
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data.")
 
 
 @dataclass
@@ -109,7 +113,6 @@ class ClipDataset:
         cameras = tuple(config.cameras) or index.default_cameras
         for camera in cameras:
             require_choice("data.cameras", camera, index.cameras)
-        require_choice("data.on_error", config.on_error, ("raise", "skip"))
         self.state_space = signal_space(index, tuple(config.state_keys), config.rotation)
         self.action_space = action_space(index, config.action_space, config.rotation)
         self._index, self._config = index, config

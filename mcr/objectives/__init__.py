@@ -56,7 +56,7 @@ def build_objectives(
     those that are off by default may be missing, if a weight is negative or not finite, or if all
     weights are 0.
     """
-    _check_weights(loss_weights)
+    check_weights(loss_weights)
     return nn.ModuleDict(
         {
             name: objective(getattr(config, name), embed_dim, dims)
@@ -66,7 +66,8 @@ def build_objectives(
     )
 
 
-def _check_weights(loss_weights: dict[str, float]) -> None:
+def check_weights(loss_weights: dict[str, float]) -> None:
+    """Raise UserError for weights that `build_objectives` refuses."""
     for name, weight in loss_weights.items():
         require_choice("name in loss_weights", name, OBJECTIVES)
         if not 0 <= weight < math.inf:

@@ -7,13 +7,15 @@ command line; this module checks it first, because Hydra's own messages suggest 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import mcr
 from mcr.errors import UserError, nearest, require_choice
+from mcr.runs.ranges import ranges_of
 
 RESUME = ("auto", "never")  # "auto" continues the run in the folder, "never" refuses such a folder
 
@@ -30,24 +32,65 @@ def check_overrides(
 ) -> None:
     """Raise UserError for a `key=value` whose key the config does not have.
 
-    The message names the nearest key.
+    The message names the nearest key. So does that for a name in a mapping, such as
+    `loss_weights.NAME`, and for a recipe of a group, such as `+ablation=NAME`.
 
     renamed: keys of earlier versions -> their present names; the message names the present one
     """
     renamed = renamed or {}
     known = known_keys(config_class)
     parts = {key.partition(".")[0] for key in known}  # cfgs/data holds schemas, no group of recipes
-    known |= {path.name for path in recipes_folder().iterdir() if path.is_dir()} - parts
+    groups = {path.name for path in recipes_folder().iterdir() if path.is_dir()} - parts
+    ranges = ranges_of(config_class)
     for argument in arguments:
-        key, equals, _ = argument.partition("=")
+        key, equals, value = argument.partition("=")
         key = key.lstrip("+~")
         if argument.startswith("-") or not equals or key.startswith("hydra"):
             continue
         if key in renamed:
             raise UserError(f"{key} is called {renamed[key]} now: write {renamed[key]}=...")
-        parents = {key.rsplit(".", depth)[0] for depth in range(key.count(".") + 1)}
-        if not parents & known:
+        if (group := key.partition("@")[0]) in groups:
+            _check_recipes(group, value)
+            continue
+        parent, _, name = key.rpartition(".")
+        if parent in ranges and ranges[parent].names:
+            require_choice(f"name in {parent}", name, ranges[parent].names)
+        elif key not in known and parent not in known:
             raise UserError(f"unknown option {key!r}{nearest(key, known)}")
+
+
+def _check_recipes(group: str, text: str) -> None:
+    """text: the value of the override: a name, or several with commas between for a sweep"""
+    names = [path.stem for path in (recipes_folder() / group).glob("*.yaml")]
+    for name in text.split(","):
+        if re.fullmatch(r"[\w-]+", name):
+            require_choice(f"recipe in {group}", name, names)
+
+
+def check_values(values: Any, config_class: type, prefix: str = "") -> None:
+    """Raise UserError for a key that the config lacks, or a value that is out of its range.
+
+    values: some or all of the config's fields, as nested dictionaries
+    prefix: what messages put before the keys, such as "data."
+    """
+    ranges, known = ranges_of(config_class), known_keys(config_class)
+    if not isinstance(values, Mapping):
+        raise UserError(f"{prefix.rstrip('.')}={values!r} must be a mapping of options to values")
+    for key, value in _leaves(values, ranges):
+        if key not in known:
+            raise UserError(f"unknown option {prefix + key!r}{nearest(key, known)}")
+        ranges[key].require(prefix + key, value)
+
+
+def _leaves(
+    values: Mapping[str, Any], ranges: Collection[str], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Yield the keys of nested dictionaries with their values. An option's own value is a leaf."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value and prefix + name not in ranges:
+            yield from _leaves(value, ranges, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def known_keys(config_class: type, prefix: str = "") -> set[str]:

@@ -14,6 +14,7 @@ import torch
 
 from mcr.errors import UserError
 from mcr.models.layouts import CHECKPOINT_FORMAT
+from mcr.models.tensor_files import read_content
 from mcr.runs.atomic import atomic_path
 
 _NAME = re.compile(r"step_(\d+)\.pt$")
@@ -42,8 +43,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint to the CPU. Raises UserError if it is damaged or of another kind."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged files
+        content = read_content(path)
+    except UserError as error:
         raise UserError(
             f"{path}: unreadable checkpoint ({error}); delete it to use an older one"
         ) from error

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from inspect import signature
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +25,13 @@ from torch.utils.checkpoint import checkpoint
 
 from mcr.data.batch import Batch
 from mcr.errors import UserError, require_choice
+from mcr.models.backbones import contexts_of_passes, statistics_kept
 from mcr.models.blocks import blocks_of
 from mcr.runs.gather import num_processes
-from mcr.training.batch_norm import (
-    GlobalBatchNorm2d,
-    average_running_statistics,
-    statistics_kept,
-)
+from mcr.runs.ranges import check_fields, choice, whole
+from mcr.training.batch_norm import GlobalBatchNorm2d, average_running_statistics
 from mcr.training.distributed import World
-from mcr.training.optimizer import OptimizerConfig, build_optimizer, rate_groups
+from mcr.training.optimizer import OptimizerConfig, build_optimizer, rate_groups, step_unless
 from mcr.training.pretrainer import Pretrainer
 from mcr.training.weight_average import WeightAverage
 
@@ -64,17 +62,14 @@ class EngineConfig:
     compress_gradients: average gradients as bfloat16: half the traffic, but rounded
     """
 
-    accumulate: int = 1
+    accumulate: Annotated[int, whole(1)] = 1
     recompute: bool = False
-    compile: str = "auto"
-    bucket_mb: int = 25
+    compile: Annotated[str, choice(COMPILE_MODES)] = "auto"
+    bucket_mb: Annotated[int, whole(1)] = 25
     compress_gradients: bool = False
 
     def __post_init__(self) -> None:
-        require_choice("engine.compile", self.compile, COMPILE_MODES)
-        for name in ("accumulate", "bucket_mb"):
-            if getattr(self, name) < 1:
-                raise UserError(f"engine.{name}={getattr(self, name)} must be at least 1")
+        check_fields(self, "engine.")
         if self.recompute and self.compile not in ("auto", "off"):
             raise UserError(
                 "engine.recompute and engine.compile exclude each other: "
@@ -125,9 +120,7 @@ class Engine:
         self._clip_norm = optimizer.clip_norm
         self.optimizer = build_optimizer(groups, optimizer)
         self.set_rate(optimizer.lr)
-        # Fused Adam changes no weight while this is 1, as it is from the first non-finite step on.
-        self._broken = torch.zeros((), device=device)
-        self.optimizer.found_inf = self._broken
+        self._broken = torch.zeros((), device=device)  # 1 from the first non-finite step on
         self.average = WeightAverage(model.encoder, ema) if ema else None
         if config.recompute:
             recompute_blocks(model.encoder)
@@ -175,7 +168,7 @@ class Engine:
         flags = torch.stack([~metrics["loss"].isfinite(), ~norm.isfinite(), stop]).float()
         flags = self._world.any(flags)
         torch.maximum(self._broken, flags[:2].amax(), out=self._broken)
-        self.optimizer.step()
+        step_unless(self._broken, self.optimizer)
         average_running_statistics(self.model.encoder)
         if self.average:
             self.average.update()
@@ -290,16 +283,9 @@ class _Recomputed(nn.Module):
             *inputs,
             use_reentrant=False,
             preserve_rng_state=False,  # nothing inside is random
-            context_fn=partial(_contexts_of_passes, self),
+            context_fn=partial(contexts_of_passes, self),
             **options,
         )
-
-
-def _contexts_of_passes(
-    block: nn.Module,
-) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
-    """The contexts of the block's first pass and of the second one, which computes it again."""
-    return contextlib.nullcontext(), statistics_kept(block)
 
 
 def _mean(of_parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ from mcr.models.loading import fill, load_model
 from mcr.models.preprocessing import Preprocessing
 from mcr.models.trainable import read_start, usual_preprocessing
 from mcr.runs.devices import choose_device
-from mcr.runs.hydra_command import hydra_command
+from mcr.runs.hydra_command import HydraCommand
 from mcr.runs.options import check_resume, require_same_config
 from mcr.training.checkpoint import (
     checkpoint_path,
@@ -378,15 +378,27 @@ def seed_draws(seed: int, step: int) -> None:
     torch.manual_seed(high << 32 | low)
 
 
-def main() -> None:
-    """`mcr train`, `python -m mcr.training.train`."""
-    hydra_command(_train_or_stop, Config, schema="config", recipe="mcr", renamed=RENAMED)
-
-
 def _train_or_stop(config: Config) -> None:
     path = train(config)
     if path.name < checkpoint_path(path.parent, config.steps).name:
         sys.exit(0)  # a signal that stops this run stops a sweep, too
+
+
+def _check(config: Config) -> None:
+    world = World.of_environment()
+    check_config(config, world.size)
+    choose_device(config.device, world.local_rank if world.size > 1 else None)
+
+
+# `mcr train`, `python -m mcr.training.train`
+main = HydraCommand(
+    _train_or_stop, Config, schema="config", recipe="mcr", renamed=RENAMED, check=_check
+)
+
+
+def check_options(arguments: list[str], processes: int) -> None:
+    """Raise UserError if a run of several processes with these arguments cannot work."""
+    main.check(arguments, lambda config: check_config(config, processes))
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ import torch
 from torch import nn
 
 from mcr.errors import UserError
+from mcr.models.backbones import statistics_kept
 from mcr.runs.gather import gather_rows
 from mcr.runs.options import flatten
-from mcr.training.batch_norm import statistics_kept, synchronise_batch_norm
+from mcr.training.batch_norm import synchronise_batch_norm
 from mcr.training.checkpoint import list_checkpoints, load_checkpoint
 from mcr.training.config import Config
 from mcr.training.distributed import World
