@@ -62,8 +62,8 @@ def memory_of_machine() -> int:
 def limited_memory(num_processes: int) -> Iterator[None]:
     """Let an allocation fail in this process that is too large for one of `num_processes`.
 
-    Inside the block a process may add its share of the machine's memory, at least 2 GiB, to what it
-    has now. More raises MemoryError, which costs the episode that asks for it, instead of a
+    Inside the block a process may add its share of half the machine's memory, at least 2 GiB, to
+    what it has now. More raises MemoryError, which costs the episode that asks for it, instead of a
     signal of the system that ends the run. There is no limit on systems other than Linux.
     """
     previous = resource.getrlimit(resource.RLIMIT_DATA)
@@ -78,7 +78,7 @@ def _limit_memory(num_processes: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     data = _data_bytes()
     if data is not None:
-        limit = data + max(_LEAST_SHARE, memory_of_machine() // num_processes)
+        limit = data + max(_LEAST_SHARE, memory_of_machine() // 2 // num_processes)
         limit = limit if soft == resource.RLIM_INFINITY else min(limit, soft)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 

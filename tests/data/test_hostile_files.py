@@ -109,7 +109,7 @@ def jpeg(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("size", [(65500, 65500), (0, 5), (8193, 8192)])
 def test_the_size_of_a_picture_is_checked_before_it_is_decoded(make, size):
     for read in (pictures.size_of, pictures.decode):
-        with pytest.raises(ValueError, match="pixels; at most 67,108,864 are read|(?i)jpeg"):
+        with pytest.raises(ValueError, match="pixels; at most 67,108,864 are read|JPEG"):
             read(make(*size))
     assert pictures.size_of(make(8192, 8192)) == (8192, 8192)
 

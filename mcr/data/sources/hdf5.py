@@ -10,7 +10,6 @@ episodes, pictures, numbers and texts. Needs the extra `hdf5`.
 
 from __future__ import annotations
 
-import contextlib
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -127,8 +126,12 @@ def _choose(
         try:
             with open_hdf5(root / file) as opened, readable(root / file):
                 for key in layout.find_episodes(opened):
-                    with contextlib.suppress(*DAMAGE):  # reading the episode says so
+                    try:
                         return _complete(path, opened, layout.find(opened, key), name, schema)
+                    except UserError:
+                        raise
+                    except DAMAGE:  # reading the episode says so
+                        continue
         except UserError as error:
             problem = str(error)
     raise UserError(problem if str(path) in problem else f"{path}: {problem}")

@@ -23,7 +23,7 @@ from mcr.data.sources.source import DAMAGE, sentence
 from mcr.errors import UserError
 
 _NUMBERS = ("float", "int", "uint", "bool")
-_TEMPLATE = re.compile(r"([^{}]|\{\w+(:0?\d{1,2}d?)?\}){0,1000}")
+_TEMPLATE = re.compile(r"([^{}]|\{[a-z_]+(:0?\d{1,2}d?)?\}){0,1000}")
 _PLACES = ("stats/", "meta/", "data/", "videos/")
 
 

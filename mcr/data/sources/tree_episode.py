@@ -240,7 +240,7 @@ def _holds_text(row: Any) -> bool:
 
 def _read_text(path: Path) -> str:
     """Return the text of a file, "" if there is none. Raises ValueError if it is not UTF-8."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return ""
     place = f"{path.parent.name}/{path.name}"
     try:
