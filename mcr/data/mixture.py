@@ -63,7 +63,7 @@ def _data_set(data: DataConfig, name: str, entry: Any) -> DataConfig:
     for option in _OF_THE_RUN:
         if option in options:
             raise UserError(f"{key}.{option} concerns all data sets: set data.{option}")
-    check_values(options, DataConfig, f"{key}.")
+    check_values(options, DataConfig, f"{key}.", others=["weight"])
     shared = OmegaConf.structured(dataclasses.replace(data, mix={}, mix_multiple=1))
     try:
         merged = OmegaConf.to_object(OmegaConf.merge(shared, options))

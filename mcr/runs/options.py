@@ -56,7 +56,7 @@ def check_overrides(
         parent, _, name = key.rpartition(".")
         if ranges.get(key) is MAPPING:
             _require_unique_names(key, value)
-        elif _is_inside_mapping(key, ranges):
+        elif _is_of_mapping(key, ranges):
             continue
         elif parent in ranges and ranges[parent].names:
             require_choice(f"name in {parent}", name, ranges[parent].names)
@@ -65,20 +65,21 @@ def check_overrides(
 
 
 def addable(arguments: Iterable[str], config_class: type) -> list[str]:
-    """Return a command line's arguments so that Hydra takes any option of an entry of a mapping.
+    """Return a command line's arguments so that Hydra takes new entries of a mapping.
 
-    `data.mix.bridge.weight=2` must work although the recipe does not mention the weight.
+    `data.mix={...}` and `data.mix.bridge.weight=2` must work although the recipe does not mention
+    the data sets or the weight.
     """
     ranges = ranges_of(config_class)
     return [
-        f"++{argument}" if _is_inside_mapping(argument.partition("=")[0], ranges) else argument
+        f"++{argument}" if _is_of_mapping(argument.partition("=")[0], ranges) else argument
         for argument in arguments
     ]
 
 
-def _is_inside_mapping(key: str, ranges: Mapping[str, Range]) -> bool:
-    parents = [key.rsplit(".", depth)[0] for depth in range(1, key.count(".") + 1)]
-    return any(ranges.get(parent) is MAPPING for parent in parents)
+def _is_of_mapping(key: str, ranges: Mapping[str, Range]) -> bool:
+    keys = [key.rsplit(".", depth)[0] for depth in range(key.count(".") + 1)]
+    return any(ranges.get(parent) is MAPPING for parent in keys)
 
 
 def _require_unique_names(key: str, text: str) -> None:
@@ -106,18 +107,21 @@ def _check_recipes(group: str, text: str) -> None:
             require_choice(f"recipe in {group}", name, names)
 
 
-def check_values(values: Any, config_class: type, prefix: str = "") -> None:
+def check_values(
+    values: Any, config_class: type, prefix: str = "", others: Collection[str] = ()
+) -> None:
     """Raise UserError for a key that the config lacks, or a value that is out of its range.
 
     values: some or all of the config's fields, as nested dictionaries
     prefix: what messages put before the keys, such as "data."
+    others: further names that messages may suggest
     """
     ranges, known = ranges_of(config_class), known_keys(config_class)
     if not isinstance(values, Mapping):
         raise UserError(f"{prefix.rstrip('.')}={values!r} must be a mapping of options to values")
     for key, value in _leaves(values, ranges):
         if key not in known:
-            raise UserError(f"unknown option {prefix + key!r}{nearest(key, known)}")
+            raise UserError(f"unknown option {prefix + key!r}{nearest(key, known | {*others})}")
         ranges[key].require(prefix + key, value)
 
 

@@ -91,7 +91,7 @@ def test_without_a_mix_there_is_one_data_set_without_a_name():
     [
         ({"a": {"weight": 1}}, r"data.mix.a=.*give its options, such as \{root: PATH, weight: 1\}"),
         ({"a": "/data"}, r"data.mix.a=/data: give its options"),
-        ({"a": {"root": "/a", "wieght": 1}}, "data.mix.a.wieght; did you mean 'weight'"),
+        ({"a": {"root": "/a", "wieght": 1}}, "data.mix.a.wieght'; did you mean 'weight'"),
         ({"a": {"root": "/a", "sampling": {"windw": 1}}}, "did you mean 'sampling.window'"),
         ({"a": {"root": "/a", "workers": 1}}, "concerns all data sets: set data.workers"),
         ({"a": {"root": "/a", "mix": {"b": {}}}}, "concerns all data sets"),
@@ -132,7 +132,8 @@ def test_a_name_that_is_given_twice_on_the_command_line_is_refused():
 
 def test_an_option_of_an_entry_may_be_added_to_a_recipe():
     arguments = ["data.mix.bridge.weight=2", "steps=3", "--cfg", "data.mix={}"]
-    assert addable(arguments, Config) == ["++data.mix.bridge.weight=2", *arguments[1:]]
+    expected = ["++data.mix.bridge.weight=2", "steps=3", "--cfg", "++data.mix={}"]
+    assert addable(arguments, Config) == expected
     assert addable(addable(arguments, Config), Config) == addable(arguments, Config)
     check_overrides(addable(arguments, Config), Config)
 
