@@ -25,7 +25,7 @@ from mcr.data.mixture import data_sets
 from mcr.policies.config import RENAMED as RENAMED_BC
 from mcr.policies.config import Config as BehaviourCloning
 from mcr.release.export import export_encoder
-from mcr.runs.options import check_overrides
+from mcr.runs.options import addable, check_overrides
 from mcr.training.config import RENAMED, Config
 from tests.recipes import composed
 
@@ -184,7 +184,7 @@ def check_config(command: str, arguments: list[str]) -> None:
         return
     check_overrides(arguments, config_class, renamed)
     ConfigStore.instance().store(name=schema, node=config_class)
-    config = composed(recipe, arguments)
+    config = composed(recipe, addable(arguments, config_class))
     assert isinstance(config, config_class)
     if command == "train":
         data_sets(config.data)

@@ -18,9 +18,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from mcr.data.batch import UNNAMED
 from mcr.data.loader import DataConfig
 from mcr.errors import UserError
@@ -64,13 +61,16 @@ def _data_set(data: DataConfig, name: str, entry: Any) -> DataConfig:
         if option in options:
             raise UserError(f"{key}.{option} concerns all data sets: set data.{option}")
     check_values(options, DataConfig, f"{key}.", others=["weight"])
-    shared = OmegaConf.structured(dataclasses.replace(data, mix={}, mix_multiple=1))
-    try:
-        merged = OmegaConf.to_object(OmegaConf.merge(shared, options))
-    except (OmegaConfBaseException, UserError) as error:
-        raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
-    assert isinstance(merged, DataConfig)
-    return merged
+    return _changed(dataclasses.replace(data, mix={}, mix_multiple=1), options)
+
+
+def _changed(config: Any, options: Mapping[str, Any]) -> Any:
+    """Return a dataclass with other values, those of nested dataclasses included."""
+    values = {}
+    for name, value in options.items():
+        own = getattr(config, name)
+        values[name] = _changed(own, value) if dataclasses.is_dataclass(own) else value
+    return dataclasses.replace(config, **values)
 
 
 def with_data_sets(data: DataConfig, resolved: Mapping[str, DataConfig]) -> DataConfig:

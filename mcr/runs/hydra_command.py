@@ -99,14 +99,20 @@ class HydraCommand:
             require_choice("--config-name", options.config_name.removesuffix(".yaml"), names)
 
     def _compose(self, options: argparse.Namespace, overrides: list[str]) -> DictConfig:
+        name, folder = options.config_name or self._recipe, recipes_folder()
         if options.config_dir:
-            place = Path(options.config_dir).absolute()
-            overrides = [*overrides, f"hydra.searchpath=['file://{place}']"]
+            # Hydra looks for the recipe itself in one folder only, and for its parts in both.
+            own, other = Path(options.config_dir).absolute(), folder
+            if (own / name).with_suffix(".yaml").is_file():
+                folder, other = own, folder
+            else:
+                other = own
+            overrides = [*overrides, f"hydra.searchpath=['file://{other}']"]
         with (
             self._plain_errors(),
-            hydra.initialize_config_dir(str(recipes_folder()), version_base="1.3"),
+            hydra.initialize_config_dir(str(folder), version_base="1.3"),
         ):
-            return hydra.compose(options.config_name or self._recipe, overrides)
+            return hydra.compose(name, overrides)
 
     def _read(self, composed: DictConfig) -> Any:
         """Return the config that Hydra composed, as an instance of `config_class`."""

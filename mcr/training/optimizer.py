@@ -39,7 +39,7 @@ class OptimizerConfig:
                        0 = no limit. The log shows the norm before
     """
 
-    lr: Annotated[float, number(above=0)] = 1e-4
+    lr: Annotated[float, number(least=0)] = 1e-4
     weight_decay: Annotated[float, number(least=0)] = 0.0
     decay_steps: Annotated[int, whole(0)] = 0
     kind: Annotated[str, choice(KINDS)] = "adam"

@@ -17,10 +17,11 @@ from mcr.models.untrained import write_untrained
 
 if importlib.util.find_spec("lerobot") is None:
     collect_ignore_glob = ["test_lerobot_[!i]*.py"]
+else:
+    os.environ["HF_HUB_OFFLINE"] = "1"  # before LeRobot is imported
 
 ROOT = Path(__file__).parents[2]
 SIZE = 64  # pixels that the small encoder sees
-os.environ["HF_HUB_OFFLINE"] = "1"  # before LeRobot is imported
 
 
 def pytest_configure(config):
