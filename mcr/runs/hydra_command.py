@@ -18,6 +18,7 @@ from typing import Any
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -112,7 +113,14 @@ class HydraCommand:
             self._plain_errors(),
             hydra.initialize_config_dir(str(folder), version_base="1.3"),
         ):
-            return hydra.compose(name, overrides)
+            composed = hydra.compose(name, overrides)
+            running = HydraConfig.instance()  # what `${hydra:...}` in a recipe refers to
+            running.set_config(hydra.compose(name, overrides, return_hydra_config=True))
+            try:
+                OmegaConf.resolve(composed)
+            finally:
+                running.cfg = None
+        return composed
 
     def _read(self, composed: DictConfig) -> Any:
         """Return the config that Hydra composed, as an instance of `config_class`."""
