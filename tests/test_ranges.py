@@ -94,7 +94,7 @@ TRIES = {
     "seed=-1": "seed=-1 must be a whole number of at least 0",
     "steps=many": "steps='many' must be a whole number",
     "steps=1.5": "steps=1.5 must be a whole number",
-    "optimizer.lr=nan": "optimizer.lr=nan must be a finite number above 0",
+    "optimizer.lr=nan": "optimizer.lr=nan must be a finite number of at least 0",
     "optimizer.weight_decay=-1": "weight_decay=-1.0 must be a finite number of at least 0",
     "data.prefetch=0": "data.prefetch=0 must be a whole number of at least 1",
     "data.sampling.alpha=5": "data.sampling.alpha=5.0 must be a finite number above 0 and below 1",
