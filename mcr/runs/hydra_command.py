@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from mcr.errors import UserError, plain_errors, require_choice
@@ -104,19 +104,20 @@ class HydraCommand:
         if options.config_dir:
             # Hydra looks for the recipe itself in one folder only, and for its parts in both.
             own, other = Path(options.config_dir).absolute(), folder
-            if (own / name).with_suffix(".yaml").is_file():
-                folder, other = own, folder
-            else:
-                other = own
+            if not (own / name).with_suffix(".yaml").is_file():
+                own, other = other, own
+            folder = own
             overrides = [*overrides, f"hydra.searchpath=['file://{other}']"]
+        running = HydraConfig.instance()  # what `${hydra:...}` in a recipe refers to
         with (
             self._plain_errors(),
             hydra.initialize_config_dir(str(folder), version_base="1.3"),
         ):
-            composed = hydra.compose(name, overrides)
-            running = HydraConfig.instance()  # what `${hydra:...}` in a recipe refers to
-            running.set_config(hydra.compose(name, overrides, return_hydra_config=True))
+            composed = hydra.compose(name, overrides, return_hydra_config=True)
+            running.set_config(composed)
             try:
+                with flag_override(composed, ["struct", "readonly"], [False, False]):
+                    del composed["hydra"]
                 OmegaConf.resolve(composed)
             finally:
                 running.cfg = None
