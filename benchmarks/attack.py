@@ -44,7 +44,7 @@ def main() -> int:
         for first in range(0, share, _CASES_PER_RUN)
         for name in arguments.campaigns
     ]
-    results = {name: Result() for name in arguments.campaigns}
+    results = {name: Result(name) for name in arguments.campaigns}
     with (
         progress_bar(None, "attacks", "case", share * len(arguments.campaigns)) as bar,
         ThreadPoolExecutor(arguments.workers) as pool,
@@ -98,7 +98,7 @@ def _print_table(results: dict[str, Result]) -> None:
     _print_row("all", total)
     for name, result in results.items():
         for case, outcome, detail in result.failures[:20]:
-            print(f"\n{name}:{case} {outcome}: {detail[:300]}\n{detail[-1500:]}")
+            print(f"\n{name}:{case} {outcome}: {detail[:300]}\n{detail[-2000:]}")
 
 
 def _print_row(name: str, result: Result) -> None:
