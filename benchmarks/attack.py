@@ -7,7 +7,8 @@ A case is a sound file or data set that was damaged: flipped bits, missing and i
 absurd values, code in pickles, pipes and devices in the place of files. `mcr` must read it, or less
 of it with a named problem, or refuse it in a sentence (`UserError`). A table counts the cases of
 each campaign; the exit code is 1 if any case ended in another way. What went wrong is printed at
-once with the number of the case; `--case tree:17` repeats that one and shows what it does. `benchmarks/attacks/` holds the campaigns.
+once with the number of the case; `--case tree:17` repeats that one and shows what it does.
+`benchmarks/attacks/` holds the campaigns.
 """
 
 from __future__ import annotations
