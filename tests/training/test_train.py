@@ -127,6 +127,7 @@ def start(config, *, kill_at=None):
 def test_killed_in_the_middle_then_resumed_equals_uninterrupted_bitwise(tiny, tmp_path):
     torch.set_num_threads(1)
     options = {"optimizer.decay_steps": 12, "data.sampling.color_jitter": 0.4}
+    options |= {"balance_losses": True, "data.sampling.action_chunk": 2}
     whole = start(tiny(steps=20, save_every=4, run_dir=str(tmp_path / "whole"), **options))
     assert whole.wait() == 0, whole.stdout.read()
     config = tiny(steps=20, save_every=4, run_dir=str(tmp_path / "killed"), **options)
