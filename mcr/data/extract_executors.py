@@ -10,14 +10,13 @@ import contextlib
 import functools
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from mcr.data.extract_shard import ShardResult, ShardTask, extract_shard
 from mcr.data.manifest import WRITTEN, RecordResult
 from mcr.errors import UserError, require_choice
-from mcr.runs.processes import EXECUTORS, Pool, num_cores, process_pool
+from mcr.runs.processes import EXECUTORS, KILLED, Pool, num_cores, process_pool
 
 # How long to wait for the lock of a shard. The system frees the lock of a process that dies at
 # once. The lock of a node that dies is freed when its lease on a network file system ends (NFS:
@@ -142,7 +141,9 @@ def _extract_in_pool(
         while True:
             lost = board.episodes[number]
             if lost in task.lost:  # already reading it, to leave it out, kills the process
-                raise BrokenProcessPool
+                raise UserError(
+                    f"{task.page.name}, episode {lost + 1}: {KILLED}; take it out of the data"
+                )
             task = replace(task, lost=task.lost | {lost})
             for is_done, result in pool.one_by_one(_extract_on_board, [(number, task)]):
                 if is_done:
