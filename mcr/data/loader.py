@@ -7,6 +7,8 @@ the run can count it and go on, or stop with one sentence.
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Iterator
@@ -50,6 +52,8 @@ class DataConfig:
                   index; false = decode them as they are drawn, which is 10 to 100 times slower
     workers:      number of loader processes; 0 reads in the training process
     prefetch:     batches that each worker keeps ready
+    timeout_s:    seconds to wait for a batch; after that the run stops, because a loader process
+                  hangs, for example at a network file system that does not answer
     on_error:     "raise" stops at the first unreadable frame; "skip" draws that sample again
     max_errors:   with "skip": the run stops after more unreadable samples than this
     """
@@ -64,6 +68,7 @@ class DataConfig:
     pack: bool = True
     workers: int = 4
     prefetch: int = 4
+    timeout_s: int = 1800
     on_error: str = "raise"
     max_errors: int = 100
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -273,6 +278,7 @@ class ClipLoader:
             collate_fn=_as_loaded,
             num_workers=workers,
             prefetch_factor=config.prefetch if workers else None,
+            timeout=config.timeout_s if workers else 0,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # the default one would shift the model's random stream
             worker_init_fn=_outlive_sigterm,
@@ -292,6 +298,40 @@ class ClipLoader:
                     f"data.max_errors={self._config.max_errors}; the last: {loaded.errors[-1]}"
                 )
             yield _copy_frames(loaded.batch) if self._lives_in_buffers else loaded.batch
+
+
+@contextlib.contextmanager
+def worker_errors() -> Iterator[None]:
+    """Raise UserError if a loader process dies or hangs while this block runs.
+
+    torch reports a death wherever this process is at that moment, so the block is the whole loop
+    that uses the batches.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader "):
+            raise
+        _kill_children()
+        what = (
+            "the loader processes gave no batch within data.timeout_s; does the disk of the data, "
+            "or its network file system, still answer?"
+            if "timed out" in str(error)
+            else "a loader process was killed, by the system if memory ran out (then lower "
+            "data.workers or data.prefetch);"
+        )
+        raise UserError(f"{what} The same command goes on from the last checkpoint") from error
+
+
+def _kill_children() -> None:
+    """Kill the loader processes. A stopped one would not end by itself, nor let this one end."""
+    previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report each as an error
+    try:
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join()
+    finally:
+        signal.signal(signal.SIGCHLD, previous)
 
 
 _GRACE_S = 60
