@@ -2,9 +2,9 @@
 
 Everything that `mcr` writes goes through here. It is written under a temporary name beside its
 destination, synced to the disk, and renamed. A process that is killed therefore leaves either the
-old content or the new one, and perhaps a `.NAME.HOST-PROCESS-NUMBER.partial`. The name is unique, so
-that two processes which write the same thing do not mix it. What a dead process of this machine has
-left is deleted when the same thing is written again.
+old content or the new one, and perhaps a `.NAME.HOST-PROCESS-NUMBER.partial`. That name is unique,
+so that two processes which write the same thing do not mix it. What a dead process of this machine
+has left is deleted when the same thing is written again.
 """
 
 from __future__ import annotations
