@@ -57,6 +57,15 @@ setup(
             "mujoco==3.3.0",  # robosuite runs with 3.3 to 3.9; MetaWorld pins this one
             "h5py>=3.10",
         ],
+        # LeRobot needs torch < 2.11, so it wants an environment of its own.
+        "lerobot-policies": [
+            "lerobot==0.4.4",
+            "gym-pusht==0.1.8",
+            "gymnasium>=1.1",
+            "pymunk>=6.6,<7",  # gym-pusht uses what 7 removed
+            "pyarrow>=16",
+            "av>=15",
+        ],
         "metaworld": [
             "metaworld==3.1.1",
             "packaging",  # metaworld imports it without saying so

@@ -44,7 +44,7 @@ from einops import rearrange
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from mcr.data.batch import NUM_FRAMES, Batch
+from mcr.data.batch import NUM_FRAMES, UNNAMED, Batch
 from mcr.data.index import open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
 from mcr.data.selection import SelectionConfig, select_episodes
@@ -198,8 +198,8 @@ def make_model(backbone: str, size: int, clips: ClipDataset) -> Pretrainer:
         Preprocessing.for_size(size),
         ObjectivesConfig(),
         WEIGHTS,
-        clips.dimensions,
-        statistics=None,
+        {UNNAMED: clips.dimensions},
+        statistics={},
     )
 
 
@@ -216,7 +216,9 @@ def our_step(engine: Engine, num_parts: int) -> Step:
         parts = [slice(n * size, (n + 1) * size) for n in range(num_parts)]
         monitor.add(
             next(numbers),
-            engine.step(Batch(**{k: v[part] for k, v in vars(batch).items()}) for part in parts),
+            engine.step(
+                {UNNAMED: Batch(**{k: v[part] for k, v in vars(batch).items()})} for part in parts
+            ),
         )
         return monitor.finished(wait=False)
 
@@ -258,7 +260,8 @@ def resident_batch(clips: ClipDataset, count: int, device: torch.device) -> Batc
 
 def real_batches(clips: ClipDataset, config: DataConfig, count: int, device: torch.device):
     loader = ClipLoader(clips, config, count, pin_memory=device.type == "cuda")
-    return on_device(loader, device)
+    parts = ({UNNAMED: batch} for batch in loader)
+    return (part[UNNAMED] for part in on_device(parts, device))
 
 
 def images_per_second(
@@ -284,10 +287,10 @@ def images_per_second(
 def host_waits(engine: Engine, batch: Batch) -> str:
     """What in a step makes the host wait for the GPU; "" if nothing does."""
     for _ in range(4):  # compiling and recording of graphs may
-        engine.step([batch])
+        engine.step([{UNNAMED: batch}])
     torch.cuda.set_sync_debug_mode("error")
     try:
-        engine.step([batch])
+        engine.step([{UNNAMED: batch}])
     except RuntimeError as error:
         return str(error)
     finally:

@@ -1,13 +1,15 @@
 # Sourced by the other scripts: puts a Python with mcr installed first on PATH and goes to the
 # repository's root. Without an active virtual environment, .venv is made here and installed into.
 # An active environment is checked and never changed, unless it is that .venv.
-# `extras`, if set before, names the extras of setup.py that are needed, with commas.
+# `extras`, if set before, names the extras of setup.py that are needed, with commas; `venv` is another
+# folder than .venv, for extras that need other versions of what .venv holds.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 extras="${extras:-}"
+venv="${venv:-.venv}"
 
 if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
-    if [ ! -x .venv/bin/python ]; then
+    if [ ! -x "$venv/bin/python" ]; then
         for python in python3 python3.13 python3.12 python3.11 python3.10; do
             "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && break
             python=""
@@ -16,11 +18,11 @@ if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
             echo "error: Python 3.10 or newer is needed; install it and run this again" >&2
             exit 2
         fi
-        echo "making a virtual environment in .venv ($("$python" --version))"
-        "$python" -m venv .venv || { echo "error: python's venv module is missing" >&2; exit 2; }
+        echo "making a virtual environment in $venv ($("$python" --version))"
+        "$python" -m venv "$venv" || { echo "error: python's venv module is missing" >&2; exit 2; }
     fi
     # shellcheck disable=SC1091
-    source .venv/bin/activate
+    source "$venv/bin/activate"
 fi
 
 if ! command -v python >/dev/null; then
@@ -32,7 +34,7 @@ if ! python -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
     echo "error: Python 3.10 or newer is needed, but $prefix has $(python --version)" >&2
     exit 2
 fi
-if [ ! "$prefix" -ef .venv ]; then
+if [ ! "$prefix" -ef "$venv" ]; then
     # shellcheck disable=SC2086
     python scripts/check_environment.py ${extras//,/ } || exit 2
 else

@@ -2,6 +2,7 @@
 # Sets itself up and runs the tests:   bash scripts/test.sh [pytest arguments]
 # Those of robomimic alone, for which its extra is installed too:   bash scripts/test.sh robomimic
 # Those of the simulators alone, with theirs:                        bash scripts/test.sh simulators
+# Those of LeRobot alone, in an environment of its own, .venv-lerobot: bash scripts/test.sh lerobot
 set -euo pipefail
 extras=dev
 if [ "${1:-}" = robomimic ]; then
@@ -12,6 +13,11 @@ elif [ "${1:-}" = simulators ]; then
     extras=dev,metaworld,robosuite
     shift
     set -- tests/simulation tests/evaluation/test_success_rates.py "$@"
+elif [ "${1:-}" = lerobot ]; then
+    extras=dev,lerobot-policies
+    venv=.venv-lerobot
+    shift
+    set -- tests/lerobot "$@"
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 

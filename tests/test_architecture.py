@@ -31,7 +31,7 @@ STOREYS: tuple[tuple[str, ...], ...] = (
     ("data", "models", "objectives"),
     ("training", "release", "features"),
     ("policies", "simulation"),
-    ("evaluation", "robomimic"),
+    ("evaluation", "robomimic", "lerobot"),
     ("commands",),
     ("cli",),
 )
@@ -53,6 +53,7 @@ WEIGHTS = tuple(
         "policies",
         "evaluation",
         "robomimic",
+        "lerobot",
     ]
 )
 HOMES = {
@@ -86,6 +87,8 @@ HOMES = {
     "av": ("mcr/data/sources/", "mcr/features/"),
     "pyarrow": ("mcr/data/sources/",),
     "robomimic": ("mcr/robomimic/",),
+    "lerobot": ("mcr/lerobot/",),
+    "gymnasium": ("mcr/lerobot/",),
     "robosuite": ("mcr/robomimic/", "mcr/simulation/"),
     "mujoco": ("mcr/robomimic/", "mcr/simulation/"),
     "metaworld": ("mcr/simulation/",),

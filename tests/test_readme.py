@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from PIL import Image
@@ -22,19 +21,23 @@ from PIL import Image
 import mcr
 from mcr.cli import COMMANDS, import_command, parse
 from mcr.commands.train import pop_gpus
+from mcr.data.mixture import data_sets
 from mcr.policies.config import RENAMED as RENAMED_BC
 from mcr.policies.config import Config as BehaviourCloning
 from mcr.release.export import export_encoder
-from mcr.runs.options import check_overrides, recipes_folder
+from mcr.runs.options import addable, check_overrides
 from mcr.training.config import RENAMED, Config
+from tests.recipes import composed
 
 ROOT = Path(__file__).parents[1]
 MCR = ROOT / "mcr"
 DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
 RESULTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "resources").glob("*.md"))
-# The Python of docs/robomimic.md needs an extra: tests/robomimic/test_guide.py runs it.
-WITH_PYTHON = [document for document in DOCUMENTS if document != "docs/robomimic.md"]
+# The Python of these pages needs an extra: tests/robomimic/test_guide.py and
+# tests/lerobot/test_lerobot_guide.py run it.
+WITH_EXTRAS = ("docs/robomimic.md", "docs/lerobot.md")
+WITH_PYTHON = [document for document in DOCUMENTS if document not in WITH_EXTRAS]
 # What Hydra reads -> (name of the schema, default recipe, config, renamed keys)
 SCHEMAS = {
     "train": ("config", "mcr", Config, RENAMED),
@@ -102,7 +105,7 @@ def test_claimed_shapes_are_compared():
 
 FOREIGN = {  # programs of others
     *("git", "grep", "mypy", "pip", "pre-commit", "ray", "ruff", "sbatch", "source"),
-    "tensorboard",
+    *("tensorboard", "lerobot-train", "lerobot-eval"),
 }
 
 
@@ -181,11 +184,10 @@ def check_config(command: str, arguments: list[str]) -> None:
         return
     check_overrides(arguments, config_class, renamed)
     ConfigStore.instance().store(name=schema, node=config_class)
-    with initialize_config_dir(str(recipes_folder()), version_base="1.3"):
-        config = OmegaConf.to_object(compose(recipe, overrides=arguments))
+    config = composed(recipe, addable(arguments, config_class))
     assert isinstance(config, config_class)
     if command == "train":
-        assert config.data.root, "training needs data.root"
+        data_sets(config.data)
 
 
 def commands(block: str) -> list[str]:
@@ -218,7 +220,7 @@ def test_bash_block_would_be_accepted(block):
         ("bash scripts/download_droid.sh /data --smaple", "no option --smaple"),
         ("bash scripts/train_mcr.sh data.root=x batchsize=3", "did you mean 'batch_size'"),
         ("bash scripts/train_mcr.sh data.root=x steps=many", "many"),
-        ("bash scripts/train_mcr.sh batch_size=3", "needs data.root"),
+        ("bash scripts/train_mcr.sh batch_size=3", "data.root is not set"),
         ("bash scripts/train_mcr.sh --config-name papers data.root=x", "papers"),
         ("pip install -r requirements.txt", "requirements.txt does not exist"),
         ("python -m pytest tests/test_nothing.py", "does not exist"),

@@ -34,7 +34,7 @@ import simplejpeg
 from loader import IMAGENET, SOURCE, hardware, write_shards
 from train_step import Bench, Row, images_per_second, resident_batch, synchronise
 
-from mcr.data.batch import NUM_FRAMES
+from mcr.data.batch import NUM_FRAMES, UNNAMED
 from mcr.data.episode import Episode
 from mcr.data.extract import extract
 from mcr.data.extract_shard import Options
@@ -91,10 +91,10 @@ def delivered(
     config = DataConfig(workers=workers)
     clips = ClipDataset(index, Episodes(np.arange(len(index))), config, seed=0)
     loader = ClipLoader(clips, config, batch_size, pin_memory=device.type == "cuda")
-    batches = on_device(loader, device)
+    parts = on_device(({UNNAMED: batch} for batch in loader), device)
 
     def one() -> None:
-        batch = next(batches)
+        batch = next(parts)[UNNAMED]
         network_input(batch.frames, batch.crops, 224, *IMAGENET)
 
     # What was ready before the clock starts must not count.

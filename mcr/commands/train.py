@@ -23,11 +23,19 @@ def run(arguments: list[str]) -> None:
     """Train. $GPUS is the default of --gpus; $RESTARTS (3) limits how often processes restart."""
     processes = pop_gpus(arguments) or count_gpus()
     if processes > 1 and "RANK" not in os.environ and not HARMLESS & {*arguments}:
+        check_before(processes, arguments)
         become_torchrun(processes, arguments)
     from mcr.training.train import main
 
     sys.argv = ["mcr train", *arguments]  # where Hydra looks for them
     main()
+
+
+def check_before(processes: int, arguments: list[str]) -> None:
+    """Raise UserError for options that cannot work, which each process would report by itself."""
+    from mcr.training.train import check_options
+
+    check_options(arguments, processes)
 
 
 def pop_gpus(arguments: list[str]) -> int | None:

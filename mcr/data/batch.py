@@ -4,6 +4,7 @@ The loader fills a batch, the pretrainer moves it to the device, and the objecti
 dimensions come from the data set, never from constants.
 
     B clips   F = 5 frames   H W pixels   S state dim   A action dim   L window steps
+    G = the frames of a clip that are read: F, or fewer if no loss needs the others
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor
 
 START, EARLY, MIDDLE, LATE, END = range(5)  # the five frames of a clip, in time order
 NUM_FRAMES = 5
+ALL_FRAMES = tuple(range(NUM_FRAMES))
+UNNAMED = ""  # the data set of a run that has one `data.root` and no `data.mix`
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,9 @@ class Dimensions:
 class Batch:
     """B clips.
 
-    frames:          uint8   [B, F, 3, H, W]   as stored; the device crops and normalises them
-    crops:           float32 [B, F, 4]         top, left, height, width in pixels of `frames`
-    colors:          float32 [B, F, 2, 3]      gain and offset of red, green and blue, for pixels
+    frames:          uint8   [B, G, 3, H, W]   as stored; the device crops and normalises them
+    crops:           float32 [B, G, 4]         top, left, height, width in pixels of `frames`
+    colors:          float32 [B, G, 2, 3]      gain and offset of red, green and blue, for pixels
                                                in 0..1
     actions:         float32 [B, F, A]         action at each of the five frames
     window_states:   float32 [B, 2, L, S]      states around EARLY (0) and LATE (1)
@@ -51,6 +54,9 @@ class Batch:
     window_states: Tensor
     window_actions: Tensor
     samples: Tensor
+
+    def __len__(self) -> int:
+        return len(self.samples)
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on `device`. The copy from pinned memory is asynchronous."""
@@ -69,6 +75,16 @@ class Batch:
             action=self.actions.shape[-1],
             window=self.window_states.shape[-2],
         )
+
+
+# The clips of each data set of a run, by its name. They are consecutive clips of one batch. Their
+# pictures and signals may have different sizes.
+MixedBatch = dict[str, Batch]
+
+
+def labelled(data_set: str, name: str) -> str:
+    """Return the name of something that exists once per data set, such as "bridge/loss"."""
+    return f"{data_set}/{name}" if data_set else name
 
 
 @dataclass

@@ -16,8 +16,9 @@ import numpy as np
 
 from mcr.data import pictures
 from mcr.data.other_data import OTHER_DATA, read_other_data
+from mcr.data.regular_files import is_readable, read_bytes, shown
 from mcr.data.schema import LANGUAGES
-from mcr.data.sources.tree_episode import is_picture, order_frames, shown
+from mcr.data.sources.tree_episode import is_picture, order_frames
 from mcr.errors import UserError
 
 _NO_FILE = (FileNotFoundError, IsADirectoryError)  # other errors (permissions, disk) end the run
@@ -86,9 +87,9 @@ def inspect_episode(folder: Path, quick: bool = False) -> Facts:
         name=folder.name,
         cameras={camera: _inspect_camera(folder / camera, quick) for camera in cameras},
         instructions=tuple(
-            path.read_text(encoding="utf-8", errors="replace")
+            str(read_bytes(path), "utf-8", "replace")
             for key in LANGUAGES
-            if (path := folder / key / "0.txt").is_file()
+            if is_readable(path := folder / key / "0.txt")
         ),
         unreadable=unreadable,
         lengths={name: len(rows) for name, rows in signals.items()},
@@ -100,7 +101,8 @@ def inspect_episode(folder: Path, quick: bool = False) -> Facts:
 
 
 def _list_folders(folder: Path) -> list[str]:
-    names = (e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    entries = [e for e in os.scandir(folder) if not e.name.startswith(".")]
+    names = (e.name for e in entries if Path(e.path).is_dir())  # a loop of links is no folder
     return sorted(name for name in names if name not in LANGUAGES)
 
 
@@ -124,10 +126,8 @@ def _inspect_camera(folder: Path, quick: bool) -> CameraFolder:
         stem = name.rpartition(".")[0]
         frame = f"frame {int(stem)}" if stem.isdecimal() else shown(name)
         try:
-            if not (folder / name).is_file():
-                raise ValueError("is no regular file")
-            found = _picture_size((folder / name).read_bytes(), quick)
-        except (ValueError, *_NO_FILE) as error:
+            found = _picture_size(read_bytes(folder / name), quick)
+        except (MemoryError, ValueError, *_NO_FILE) as error:
             damage = damage or f"{frame}: {error}"
             continue
         size = size or found
@@ -169,7 +169,7 @@ def _signals(key: str, value: Any) -> Iterable[tuple[str, list[Any]]]:
 def _stack(rows: list[Any]) -> np.ndarray | None:
     try:
         return np.array(rows, np.float64).reshape(len(rows), -1) if rows else None
-    except (ValueError, TypeError, OverflowError):
+    except (MemoryError, OverflowError, TypeError, ValueError):
         return None
 
 

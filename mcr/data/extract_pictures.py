@@ -14,6 +14,7 @@ import numpy as np
 
 from mcr.data import pictures
 from mcr.data.episode import Episode, Pictures
+from mcr.data.regular_files import read_bytes
 from mcr.data.sources.source import Decoder
 
 Stored = bytes | memoryview
@@ -64,7 +65,7 @@ def files_of(
 def _read(place: Pictures, root: Path) -> Iterator[bytes]:
     """Yield the stored bytes of frames that are files, or byte ranges of a file."""
     if place.names is not None:
-        yield from ((root / place.file / name).read_bytes() for name in place.names)
+        yield from (read_bytes(root / place.file / name) for name in place.names)
         return
     assert place.offsets is not None and place.lengths is not None
     with (root / place.file).open("rb") as file:

@@ -18,10 +18,11 @@ from pathlib import Path
 from mcr.data.episode import Episode, Origin
 from mcr.data.extract_pictures import FORMATS, files_of
 from mcr.data.manifest import ALREADY_THERE, FAILED, SKIPPED, WRITTEN, Manifest, Page, RecordResult
+from mcr.data.regular_files import shown
 from mcr.data.schema import LANGUAGES, Schema
 from mcr.data.sources import open_source
 from mcr.data.sources.rlds import Shard
-from mcr.data.sources.source import Decoder, Part, Source
+from mcr.data.sources.source import Decoder, Part, Source, sentence
 from mcr.data.tfrecord import BadRecord
 from mcr.data.tree_writing import PARTIAL_PREFIX, write_episode_folder
 from mcr.errors import UserError, require_choice
@@ -166,16 +167,16 @@ def _extract_record(
         return RecordResult(ALREADY_THERE, name, offset)
     if not isinstance(entry, Episode):
         reason = entry.reason if isinstance(entry, BadRecord) else entry
-        return RecordResult(FAILED, name, offset, reason=reason)
+        return RecordResult(FAILED, name, offset, reason=shown(reason))
     try:
         if not name.startswith(entry.origin.name):
             raise ValueError("the data set has changed since it was scanned; run again")
         if rule := _broken_rule(entry, task.options):
             return RecordResult(SKIPPED, name, offset, entry.length, rule)
         _write(task, decoder, name, entry)
-    except ValueError as error:  # mostly a picture that cannot be decoded
-        reason = str(error) if isinstance(task.part, Shard) else f"{name} ({entry.key}): {error}"
-        return RecordResult(FAILED, name, offset, reason=reason)
+    except (MemoryError, ValueError) as error:  # mostly a picture that cannot be decoded
+        place = "" if isinstance(task.part, Shard) else f"{name} ({entry.key}): "
+        return RecordResult(FAILED, name, offset, reason=shown(f"{place}{sentence(error)}"))
     return RecordResult(WRITTEN, name, offset, entry.length)
 
 

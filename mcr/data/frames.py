@@ -24,6 +24,7 @@ import numpy as np
 from mcr.data import pictures
 from mcr.data.frame_store import FrameStore
 from mcr.data.index import Index
+from mcr.data.regular_files import read_bytes
 from mcr.data.sources import open_source
 from mcr.data.sources.source import Decoder
 from mcr.errors import UserError
@@ -139,7 +140,7 @@ class FrameReader:
 
     def _stored_bytes(self, store: FrameStore, row: int, camera: int, step: int) -> bytes:
         if store.frame_names is not None:
-            return self._path(store, row, camera, step).read_bytes()
+            return read_bytes(self._path(store, row, camera, step))
         offset, length = self._range(store, row, camera, step)
         descriptor = self._descriptor(store, int(store.frame_files[row, camera]))
         data = os.pread(descriptor, length, offset)

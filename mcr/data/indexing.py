@@ -21,8 +21,9 @@ import numpy as np
 import pandas as pd
 
 from mcr.data.episode import FLAGS, Episode, Origin, Pictures, unique_names
+from mcr.data.regular_files import shown
 from mcr.data.schema import LANGUAGES
-from mcr.data.sources.source import Part, Source
+from mcr.data.sources.source import Part, Source, sentence
 from mcr.errors import UserError
 from mcr.runs.atomic import atomic_path
 from mcr.runs.processes import ordered_map, progress_bar
@@ -82,7 +83,7 @@ def write_index(source: Source, path: Path, workers: int = 0, executor: str = "l
             "languages": min(len(source.schema.language), len(LANGUAGES)),
             "stamp": source.stamp(),
             "problems": problems,
-            "remarks": remarks,
+            "remarks": [*source.lacks(), *remarks],
         }
         (folder / "index.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
 
@@ -142,12 +143,13 @@ def _read_part(part: Part) -> Contents:
     found = Contents()
     for episode in part.episodes():
         if isinstance(episode, str):
-            found.problems.append(episode)
+            found.problems.append(shown(episode))
             continue
         try:
             found.rows.append(_row(episode))
-        except ValueError as error:
-            found.problems.append(f"{episode.origin.name} ({episode.key}): {error}")
+        except (MemoryError, ValueError) as error:
+            problem = f"{episode.origin.name} ({episode.key}): {sentence(error)}"
+            found.problems.append(shown(problem))
         del episode  # before the next one is read: a long episode is over 100 MB
     return found
 
@@ -155,6 +157,7 @@ def _read_part(part: Part) -> Contents:
 def _row(episode: Episode) -> Row:
     if episode.length == 0:
         raise ValueError("the episode has no steps")
+    _require_texts(episode)
     layout, signals = stack_signals(episode.signals, episode.length)
     for camera, pictures in episode.pictures.items():
         places = pictures.names if pictures.names is not None else pictures.offsets
@@ -172,6 +175,15 @@ def _row(episode: Episode) -> Row:
         google_crc32c.value(signals.tobytes()),
         episode.pictures,
     )
+
+
+def _require_texts(episode: Episode) -> None:
+    """Raise ValueError for texts that the table of episodes cannot hold."""
+    about = vars(episode.origin).values()
+    names = [n for pictures in episode.pictures.values() for n in pictures.names or ()]
+    for text in (episode.key, *episode.texts, *about, *episode.signals, *names):
+        if "\0" in text or shown(text) != text:
+            raise ValueError(f"it holds the text {shown(text)[:80]!r}, which is no Unicode")
 
 
 def stack_signals(signals: dict[str, np.ndarray], length: int) -> tuple[Layout, np.ndarray]:

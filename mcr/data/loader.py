@@ -11,9 +11,9 @@ import contextlib
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -21,13 +21,14 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from mcr.data.batch import NUM_FRAMES, Batch, Dimensions
+from mcr.data.batch import ALL_FRAMES, UNNAMED, Batch, Dimensions, MixedBatch
 from mcr.data.frames import FrameReader
 from mcr.data.index import Index
 from mcr.data.sampling import TRAIN, SamplingConfig, draw_samples
 from mcr.data.selection import Episodes, SelectionConfig
-from mcr.data.spaces import action_space, signal_space
+from mcr.data.spaces import ACTION_SPACES, ROTATIONS, action_space, signal_space
 from mcr.errors import UserError, require_choice
+from mcr.runs.ranges import ANY_TEXT, MAPPING, NAMES, check_fields, choice, whole
 
 _MAX_ATTEMPTS = 20  # redraws of one sample; after that the run stops
 
@@ -56,23 +57,33 @@ class DataConfig:
                   hangs, for example at a network file system that does not answer
     on_error:     "raise" stops at the first unreadable frame; "skip" draws that sample again
     max_errors:   with "skip": the run stops after more unreadable samples than this
+    skip_unread_frames: do not read frames that no active loss uses, such as START and END without
+                  action prediction. Batch norm then sees the others only
+    mix:          several data sets instead of `root`, by name: see `mcr/data/mixture.py`
+    mix_multiple: with `mix`: the clips of each data set in a batch are a multiple of this number
     """
 
-    root: str = ""
-    schema: str = ""
-    index: str = ""
-    cameras: list[str] = field(default_factory=list)
-    state_keys: list[str] = field(default_factory=list)
-    action_space: str = "default"
-    rotation: str = "6d"
+    root: Annotated[str, ANY_TEXT] = ""
+    schema: Annotated[str, ANY_TEXT] = ""
+    index: Annotated[str, ANY_TEXT] = ""
+    cameras: Annotated[list[str], NAMES] = field(default_factory=list)
+    state_keys: Annotated[list[str], NAMES] = field(default_factory=list)
+    action_space: Annotated[str, choice(ACTION_SPACES)] = "default"
+    rotation: Annotated[str, choice(ROTATIONS)] = "6d"
     pack: bool = True
-    workers: int = 4
-    prefetch: int = 4
-    timeout_s: int = 1800
-    on_error: str = "raise"
-    max_errors: int = 100
+    workers: Annotated[int, whole(0, 1024)] = 4
+    prefetch: Annotated[int, whole(1)] = 4
+    timeout_s: Annotated[int, whole(1)] = 1800
+    on_error: Annotated[str, choice(("raise", "skip"))] = "raise"
+    max_errors: Annotated[int, whole(0)] = 100
+    skip_unread_frames: bool = False
+    mix: Annotated[dict[str, Any], MAPPING] = field(default_factory=dict)
+    mix_multiple: Annotated[int, whole(1)] = 1
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data.")
 
 
 @dataclass
@@ -106,20 +117,21 @@ class ClipDataset:
         seed: int,
         stream: int = TRAIN,
         frames: FrameReader | None = None,
+        places: Sequence[int] = ALL_FRAMES,
     ):
         """
         episodes: the episodes to draw from, see `select_episodes`
         frames:   reads the frames; None = from the data set itself
+        places:   which of the five frames of a clip are read, in order of time
         """
         cameras = tuple(config.cameras) or index.default_cameras
         for camera in cameras:
             require_choice("data.cameras", camera, index.cameras)
-        require_choice("data.on_error", config.on_error, ("raise", "skip"))
         self.state_space = signal_space(index, tuple(config.state_keys), config.rotation)
         self.action_space = action_space(index, config.action_space, config.rotation)
         self._index, self._config = index, config
         self._frames = frames or FrameReader(index)
-        self._seed, self._stream = seed, stream
+        self._seed, self._stream, self._places = seed, stream, list(places)
         self._cameras = [index.cameras.index(camera) for camera in cameras]
         sizes = np.asarray(self._frames.sizes)[episodes.rows][:, self._cameras]
         sees = (sizes[:, :, 0] > 0).any(axis=1)
@@ -142,7 +154,7 @@ class ClipDataset:
     def load(self, samples: list[int], frames: Tensor | None = None) -> Loaded:
         """Return the batch of the consecutive sample numbers `samples`.
 
-        frames: memory to decode into, uint8 [B, F, H, W, 3]; the batch shares it
+        frames: memory to decode into, uint8 [B, G, H, W, 3]; the batch shares it
         """
         if frames is None:
             frames = torch.empty(self.frames_shape(len(samples)), dtype=torch.uint8)
@@ -161,9 +173,9 @@ class ClipDataset:
         return Loaded(batch, errors)
 
     def frames_shape(self, count: int) -> tuple[int, ...]:
-        """Return the shape of the frames of `count` clips in memory, [B, F, H, W, 3]."""
+        """Return the shape of the frames of `count` clips in memory, [B, G, H, W, 3]."""
         height, width = self._sizes.max(axis=(0, 1)).tolist()
-        return (count, NUM_FRAMES, height, width, 3)
+        return (count, len(self._places), height, width, 3)
 
     def _redraw(self, sample: int, problem: str, errors: list[str]) -> dict[str, np.ndarray] | None:
         """Draw an unreadable sample again. The new draw is a pure function of its number, too."""
@@ -202,7 +214,7 @@ class ClipDataset:
         for position in range(count):
             camera = self._cameras[draw.cameras[position]]
             try:
-                for place, step in enumerate(draw.steps[position].tolist()):
+                for place, step in enumerate(draw.steps[position, self._places].tolist()):
                     self._frames.read(int(rows[position]), camera, step, frames[position, place])
             except UserError as error:
                 unreadable[position] = str(error)
@@ -212,8 +224,8 @@ class ClipDataset:
         signals = index.signals
         return {
             "frames": frames,
-            "crops": draw.crops,
-            "colors": draw.colors,
+            "crops": draw.crops[:, self._places],
+            "colors": draw.colors[:, self._places],
             "actions": self.action_space.read(signals, actions),
             "window_states": self.state_space.read(signals, windows),
             "window_actions": self.action_space.read(signals, windows[..., :-1]),
@@ -221,60 +233,78 @@ class ClipDataset:
 
 
 class _ClipsThroughSharedMemory(Dataset):
-    """The data set of a loader process, which decodes into shared memory that it reuses.
+    """The data sets of a loader process, which decodes into shared memory that it reuses.
 
     New shared memory for every batch costs as much as decoding the frames: one page fault per
     4 KiB. The receiver copies or pins a batch before it asks for `num_buffers` further ones, so the
     buffer of that batch is free by then.
     """
 
-    def __init__(self, clips: ClipDataset, num_buffers: int):
-        self._clips, self._num_buffers = clips, num_buffers
-        self._buffers: deque[Tensor] = deque()
+    def __init__(self, data_sets: Mapping[str, ClipDataset], num_buffers: int):
+        self._data_sets, self._num_buffers = data_sets, num_buffers
+        self._buffers: dict[str, deque[Tensor]] = {name: deque() for name in data_sets}
 
-    def __getitems__(self, samples: list[int]) -> Loaded:
+    def __getitems__(self, samples: dict[str, list[int]]) -> dict[str, Loaded]:
+        return {name: self._load(name, numbers) for name, numbers in samples.items()}
+
+    def _load(self, name: str, samples: list[int]) -> Loaded:
+        clips, buffers = self._data_sets[name], self._buffers[name]
         if get_worker_info() is None:
-            return self._clips.load(samples)
-        if len(self._buffers) < self._num_buffers:
-            shape = self._clips.frames_shape(len(samples))
-            self._buffers.append(torch.empty(shape, dtype=torch.uint8).share_memory_())
-        self._buffers.rotate(1)
-        return self._clips.load(samples, self._buffers[0])
+            return clips.load(samples)
+        if len(buffers) < self._num_buffers:
+            shape = clips.frames_shape(len(samples))
+            buffers.append(torch.empty(shape, dtype=torch.uint8).share_memory_())
+        buffers.rotate(1)
+        return clips.load(samples, buffers[0])
 
 
-class ClipLoader:
-    """Iterates over batches from a given sample on, and counts what could not be read.
+class MixtureLoader:
+    """Iterates over batches of several data sets, and counts what could not be read.
 
-    Each of several training processes passes its `rank`. It reads a contiguous share of every
-    global batch of `batch_size` clips.
+    Every batch holds the same number of consecutive clips of each data set. The clips of a run are
+    numbered through: batch b holds the numbers from b * (clips of a batch) on, and the data sets
+    take them in the order of `counts`. So each clip is a function of (seed, its number) alone, and
+    no two clips are drawn from the same random numbers.
+
+    Each of several training processes passes its `rank`. It reads a contiguous share of the clips
+    of each data set.
     """
 
     def __init__(
         self,
-        dataset: ClipDataset,
+        data_sets: Mapping[str, ClipDataset],
+        counts: Mapping[str, int],
         config: DataConfig,
-        batch_size: int,
         first_sample: int = 0,
         num_samples: int | None = None,
         rank: int = 0,
         world_size: int = 1,
         pin_memory: bool = False,
     ):
-        """num_samples: stop after this number of samples (validation); None = never stop.
+        """
+        counts:       clips of each data set in a batch, over all processes
+        config:       its workers, prefetch and max_errors are used
+        first_sample: number of the first clip of the first batch
+        num_samples:  stop after this number of clips (validation); None = never stop
 
         Raises UserError if the processes cannot share a batch equally.
         """
-        if batch_size % world_size:
-            raise UserError(f"batch_size={batch_size} does not divide by {world_size} processes")
+        for name, count in counts.items():
+            if count % world_size:
+                what = f"the {count} clips of {name}" if name else f"batch_size={count}"
+                fix = "; set data.mix_multiple to the number of processes" if name else ""
+                raise UserError(f"{what} do not divide by {world_size} processes{fix}")
         self.num_errors = 0
         self._config = config
         workers = config.workers
+        # torch allows any object as the samples of a batch, but its types ask for a list.
+        samples: Any = _SampleNumbers(counts, first_sample, num_samples, rank, world_size)
         # Of each worker: the batches that are ready, one at the receiver, and one being decoded.
         num_buffers = config.prefetch + 2
         self._lives_in_buffers = workers > 0 and not pin_memory
         self._loader = DataLoader(
-            _ClipsThroughSharedMemory(dataset, num_buffers),
-            batch_sampler=_SampleNumbers(batch_size, first_sample, num_samples, rank, world_size),
+            _ClipsThroughSharedMemory(data_sets, num_buffers),
+            batch_sampler=samples,
             collate_fn=_as_loaded,
             num_workers=workers,
             prefetch_factor=config.prefetch if workers else None,
@@ -284,20 +314,40 @@ class ClipLoader:
             worker_init_fn=_outlive_sigterm,
         )
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[MixedBatch]:
         """Yield batches. Raises UserError at the first unreadable frame, or at too many of them."""
         for loaded in self._loader:
-            self.num_errors += len(loaded.errors)
-            if loaded.batch is None:
-                raise UserError(loaded.errors[-1])
-            for error in loaded.errors:
-                print(f"skipped a sample ({self.num_errors} so far): {error}")
-            if self.num_errors > self._config.max_errors:
-                raise UserError(
-                    f"{self.num_errors} unreadable samples, more than "
-                    f"data.max_errors={self._config.max_errors}; the last: {loaded.errors[-1]}"
-                )
-            yield _copy_frames(loaded.batch) if self._lives_in_buffers else loaded.batch
+            yield {name: self._checked(part) for name, part in loaded.items()}
+
+    def _checked(self, loaded: Loaded) -> Batch:
+        self.num_errors += len(loaded.errors)
+        if loaded.batch is None:
+            raise UserError(loaded.errors[-1])
+        for error in loaded.errors:
+            print(f"skipped a sample ({self.num_errors} so far): {error}")
+        if self.num_errors > self._config.max_errors:
+            raise UserError(
+                f"{self.num_errors} unreadable samples, more than "
+                f"data.max_errors={self._config.max_errors}; the last: {loaded.errors[-1]}"
+            )
+        return _copy_frames(loaded.batch) if self._lives_in_buffers else loaded.batch
+
+
+class ClipLoader:
+    """Iterates over batches of one data set from a given sample on."""
+
+    def __init__(self, dataset: ClipDataset, config: DataConfig, batch_size: int, **options: Any):
+        """batch_size: clips over all processes; options: those of MixtureLoader"""
+        self._mixture = MixtureLoader({UNNAMED: dataset}, {UNNAMED: batch_size}, config, **options)
+
+    @property
+    def num_errors(self) -> int:
+        return self._mixture.num_errors
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches. Raises UserError at the first unreadable frame, or at too many of them."""
+        for batches in self._mixture:
+            yield batches[UNNAMED]
 
 
 @contextlib.contextmanager
@@ -357,18 +407,33 @@ def _as_loaded(loaded: Any) -> Any:
 
 
 class _SampleNumbers:
-    """Yields the sample numbers of each batch of one process, its share of the global batch."""
+    """Yields the sample numbers of each batch of one process, for each data set.
+
+    They are the process's share of the global batch.
+    """
 
     def __init__(
-        self, batch_size: int, first: int, num_samples: int | None, rank: int, world_size: int
+        self,
+        counts: Mapping[str, int],
+        first: int,
+        num_samples: int | None,
+        rank: int,
+        world_size: int,
     ):
-        self._batch_size, self._first, self._num_samples = batch_size, first, num_samples
-        self._share = batch_size // world_size
-        self._offset = rank * self._share
+        self._batch_size = sum(counts.values())
+        self._first, self._num_samples = first, num_samples
+        self._places: dict[str, tuple[int, int]] = {}  # begin in the global batch, and number
+        begin = 0
+        for name, count in counts.items():
+            share = count // world_size
+            self._places[name] = begin + rank * share, share
+            begin += count
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[dict[str, list[int]]]:
         first = self._first
         while self._num_samples is None or first < self._first + self._num_samples:
-            begin = first + self._offset
-            yield list(range(begin, begin + self._share))
+            yield {
+                name: list(range(first + begin, first + begin + share))
+                for name, (begin, share) in self._places.items()
+            }
             first += self._batch_size

@@ -1,12 +1,11 @@
 """`other_data.pkl`: the signals of an episode in the PNG/pickle tree, written and read safely.
 
-Pickles are read through an unpickler that admits only NumPy arrays and builtin containers, so a
+Pickles are read by `safe_pickle.py`, which admits only NumPy arrays and builtin containers, so a
 downloaded tree cannot run code.
 """
 
 from __future__ import annotations
 
-import io
 import pickle
 import re
 from collections.abc import Mapping
@@ -15,10 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from mcr.data import safe_pickle
 from mcr.data.episode import Origin
+from mcr.data.regular_files import read_bytes
 from mcr.errors import UserError
 
 OTHER_DATA = "other_data.pkl"
+_MAX_BYTES = 2**27
 
 
 def other_data(signals: Mapping[str, np.ndarray], origin: Origin) -> dict[str, Any]:
@@ -97,14 +99,12 @@ class _PortablePickler(pickle.Pickler):
 
 
 def read_other_data(path: Path) -> dict[str, Any]:
-    """Load `other_data.pkl` without executing anything from the file.
+    """Load `other_data.pkl` without executing anything from the file; see `safe_pickle.py`.
 
     Raises UserError for a damaged or malicious file and OSError for one that cannot be opened.
     """
-    if path.exists() and not path.is_file():  # a pipe would block for ever
-        raise UserError(f"{path}: is no regular file")
     try:
-        data = _SafeUnpickler(io.BytesIO(path.read_bytes())).load()
+        data = safe_pickle.load(read_bytes(path, _MAX_BYTES))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except OSError:
@@ -114,30 +114,3 @@ def read_other_data(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds a {type(data).__name__}, not a dict of lists")
     return data
-
-
-_ADMITTED = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy", "frombuffer"),
-    ("_codecs", "encode"),  # how protocol 2 stores bytes
-    *(
-        (f"numpy.{core}.{module}", name)
-        for core in ("core", "_core")  # NumPy 1, NumPy 2
-        for module, name in [
-            ("multiarray", "_reconstruct"),
-            ("multiarray", "scalar"),
-            ("numeric", "_frombuffer"),
-        ]
-    ),
-}
-
-
-class _SafeUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ADMITTED:
-            raise UserError(
-                f"refuses to load {module}.{name}: only NumPy arrays and builtin containers are "
-                "admitted, so this is no episode of a robot data set; nothing was executed"
-            )
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)

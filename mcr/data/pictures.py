@@ -26,6 +26,12 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _RGB, _RGBA = 2, 6  # PNG colour types
 _UP = 2  # PNG filter type: each byte minus the byte above it, modulo 256
 _MAX_DEFLATE_RATIO = 1032  # a property of the format
+MAX_PIXELS = (
+    2**26
+)  # of a picture, for example 8192 x 8192; more are refused before they are decoded
+_MAX_SCANS = (
+    100  # of a progressive JPEG, which has about ten; each one costs a pass over all pixels
+)
 
 
 def decode(data: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarray:
@@ -33,33 +39,44 @@ def decode(data: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarra
 
     out: a contiguous array of the picture's size to decode into
 
-    Raises ValueError if the bytes are no complete picture, or not of the size of `out`.
+    Raises ValueError if the bytes are no complete picture, not of the size of `out`, or if the
+    picture has more than MAX_PIXELS.
     """
-    if out is not None and size_of(data) != out.shape[:2]:
-        raise ValueError(f"a picture of {size_of(data)} (height, width), not {out.shape[:2]}")
-    if bytes(data[:3]) == _JPEG_SIGNATURE:
-        return decode_jpeg(data, out)
-    if bytes(data[:8]) == _PNG_SIGNATURE:
-        return decode_png(data, out)
-    raise ValueError(_not_a_picture(data))
+    size = size_of(data)
+    if out is not None and size != out.shape[:2]:
+        raise ValueError(f"a picture of {size} (height, width), not {out.shape[:2]}")
+    return _decode_png(data, out) if bytes(data[:1]) == b"\x89" else _decode_jpeg(data, out)
 
 
-def decode_jpeg(data: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarray:
+def decode_jpeg(data: bytes | memoryview) -> np.ndarray:
     """Decode a JPEG to uint8 [H, W, 3], identical to TensorFlow's default. Raises ValueError."""
-    if bytes(data[-2:]) != b"\xff\xd9":  # or the decoder would fill the missing rows with grey
+    size_of(data)
+    return _decode_jpeg(data, None)
+
+
+def _decode_jpeg(data: bytes | memoryview, out: np.ndarray | None) -> np.ndarray:
+    content = bytes(data)
+    if content[-2:] != b"\xff\xd9":  # or the decoder would fill the missing rows with grey
         raise ValueError("a truncated JPEG: no end-of-image marker")
+    if (scans := content.count(b"\xff\xda")) > _MAX_SCANS:
+        raise ValueError(f"a JPEG of {scans} scans; at most {_MAX_SCANS} are decoded")
     return simplejpeg.decode_jpeg(data, "RGB", fastdct=True, fastupsample=False, buffer=out)
 
 
 def size_of(data: bytes | memoryview) -> tuple[int, int]:
-    """Read (height, width) from the header of a JPEG or PNG. Raises ValueError."""
+    """Read (height, width) from the header of a JPEG or PNG.
+
+    Raises ValueError if it is none, or if the picture has no pixels or more than MAX_PIXELS.
+    """
     if bytes(data[:3]) == _JPEG_SIGNATURE:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
-        return height, width
-    if bytes(data[:8]) == _PNG_SIGNATURE and len(data) >= 24:
+    elif bytes(data[:8]) == _PNG_SIGNATURE and len(data) >= 24:
         width, height = struct.unpack(">II", data[16:24])
-        return height, width
-    raise ValueError(_not_a_picture(data))
+    else:
+        raise ValueError(_not_a_picture(data))
+    if not 0 < height * width <= MAX_PIXELS:
+        raise ValueError(f"a picture of {height} x {width} pixels; at most {MAX_PIXELS:,} are read")
+    return height, width
 
 
 def _not_a_picture(data: bytes | memoryview) -> str:
@@ -94,8 +111,8 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
 
 
-def decode_png(data: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarray:
-    """Decode a PNG to uint8 [H, W, 3]. PNGs of `encode_png` decode faster. Raises ValueError."""
+def _decode_png(data: bytes | memoryview, out: np.ndarray | None) -> np.ndarray:
+    """Decode a PNG. Those of `encode_png` decode faster."""
     pixels = _decode_up_filtered(memoryview(data), out)
     if pixels is None:
         pixels = _decode_any_png(bytes(data))

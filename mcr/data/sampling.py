@@ -16,11 +16,12 @@ counts only these, so T is their number. Windows around them take steps of the w
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 
 from mcr.data.batch import NUM_FRAMES
-from mcr.errors import UserError, require_choice
+from mcr.runs.ranges import check_fields, choice, each, number, whole
 
 TRAIN, VALIDATION = 0, 1  # independent random streams
 
@@ -31,6 +32,8 @@ _COLOR_DRAWS = 5  # brightness, contrast, red, green, blue of a frame
 _PHILOX_BLOCK = 4  # random numbers per step of the counter
 _PLACES, _COLORS = 0, 1  # independent random streams, too
 _MID_GREY = 0.45  # the value that a change of contrast keeps, for pixels in 0..1
+_SCALES = each(number(above=0, most=1), count=2, ordered=True)
+_RATIOS = each(number(least=0.01, most=100), count=2, ordered=True)
 
 
 @dataclass
@@ -55,24 +58,17 @@ class SamplingConfig:
                    11% of those from 40 steps
     """
 
-    alpha: float = 0.2
-    window: int = 3
-    crop: str = "random"
-    crop_per: str = "frame"
-    crop_scale: tuple[float, float] = (0.5, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    color_jitter: float = 0.0
+    alpha: Annotated[float, number(above=0, below=1)] = 0.2
+    window: Annotated[int, whole(1)] = 3
+    crop: Annotated[str, choice(("random", "center"))] = "random"
+    crop_per: Annotated[str, choice(("frame", "clip"))] = "frame"
+    crop_scale: Annotated[tuple[float, float], _SCALES] = (0.5, 1.0)
+    crop_ratio: Annotated[tuple[float, float], _RATIOS] = (3 / 4, 4 / 3)
+    color_jitter: Annotated[float, number(least=0, below=3)] = 0.0
     late_after_middle: bool = False
 
     def __post_init__(self) -> None:
-        require_choice("data.sampling.crop", self.crop, ("random", "center"))
-        require_choice("data.sampling.crop_per", self.crop_per, ("frame", "clip"))
-        if not 0 < self.alpha < 1:
-            raise UserError(f"data.sampling.alpha={self.alpha} must lie between 0 and 1")
-        if self.window < 1:
-            raise UserError(f"data.sampling.window={self.window} must be at least 1")
-        if not 0 <= self.color_jitter < 3:
-            raise UserError(f"data.sampling.color_jitter={self.color_jitter} must lie in 0 .. 3")
+        check_fields(self, "data.sampling.")
 
 
 @dataclass(frozen=True)

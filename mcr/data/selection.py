@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from mcr.data.idle import kept_steps, listed_steps, moving_steps
 from mcr.data.index import Index
 from mcr.data.sampling import KeptSteps
 from mcr.errors import UserError, require_choice
+from mcr.runs.ranges import ANY_TEXT, NAMES, check_fields, choice, number, whole
 
 
 @dataclass
@@ -42,17 +44,20 @@ class SelectionConfig:
                   session, none is held out.
     """
 
-    labs: list[str] = field(default_factory=list)
-    episodes: list[str] = field(default_factory=list)
-    keep_ranges: str = ""
-    idle: str = "keep"
-    idle_change: float = 1e-3
-    idle_steps: int = 7
-    min_frames: int = 0
-    outcome: str = "any"
-    language: str = "none"
-    min_words: int = 2
-    val_fraction: float = 0.05
+    labs: Annotated[list[str], NAMES] = field(default_factory=list)
+    episodes: Annotated[list[str], NAMES] = field(default_factory=list)
+    keep_ranges: Annotated[str, ANY_TEXT] = ""
+    idle: Annotated[str, choice(("keep", "drop"))] = "keep"
+    idle_change: Annotated[float, number(least=0)] = 1e-3
+    idle_steps: Annotated[int, whole(1)] = 7
+    min_frames: Annotated[int, whole(0)] = 0
+    outcome: Annotated[str, choice(("any", "success"))] = "any"
+    language: Annotated[str, choice(("none", "any", "all"))] = "none"
+    min_words: Annotated[int, whole(0)] = 2
+    val_fraction: Annotated[float, number(least=0, below=1)] = 0.05
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data.selection.")
 
 
 @dataclass(frozen=True)
@@ -79,12 +84,9 @@ class Episodes:
 def select_episodes(index: Index, config: SelectionConfig) -> tuple[Episodes, list[str]]:
     """Return the episodes that pass all filters, in the order of the index, and a report.
 
-    The report has a line per filter with what it left. Raises UserError for unknown options, and
-    if a filter leaves nothing.
+    The report has a line per filter with what it left. Raises UserError if a filter leaves
+    nothing.
     """
-    require_choice("data.selection.idle", config.idle, ("keep", "drop"))
-    require_choice("data.selection.outcome", config.outcome, ("any", "success"))
-    require_choice("data.selection.language", config.language, ("none", "any", "all"))
     table = index.table
     lengths = table["length"].to_numpy()
     keep = np.ones(len(table), bool)

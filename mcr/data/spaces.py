@@ -55,6 +55,7 @@ ACTION_SPACES = {
 }
 _POSE_SIZE = 6  # x, y, z and three Euler angles
 _ROTATION_SIZES = {"euler": 3, "6d": 6}
+ROTATIONS = tuple(_ROTATION_SIZES)
 _NUM_COMPARED, _SAME = 256, 1e-4  # steps, metres and radians: is `action` the commanded pose?
 
 

@@ -55,7 +55,7 @@ class Record:
             raise BadRecord(self.path, self.offset, self.problem)
         try:
             return parse_example(self.payload)
-        except (IndexError, ValueError) as error:
+        except (IndexError, MemoryError, ValueError) as error:
             raise BadRecord(self.path, self.offset, f"not a tf.train.Example: {error}") from error
 
 
@@ -93,7 +93,11 @@ def _read_payload(file: BinaryIO, length: int, record: Record, check_crc: bool) 
     This is a function because a local variable of `read_records` would keep the payload alive while
     the next one is read. A long episode is over 100 MB.
     """
-    payload = file.read(length)
+    try:
+        payload = file.read(length)
+    except MemoryError:
+        file.seek(record.offset + length + _FOOTER.size)
+        return replace(record, problem=f"a record of {length:,} bytes, more than memory can hold")
     (payload_crc,) = _FOOTER.unpack(file.read(_FOOTER.size))
     if check_crc and _masked_crc(payload) != payload_crc:
         return replace(record, problem="bad CRC: the record's bytes are damaged")

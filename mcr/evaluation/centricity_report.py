@@ -56,7 +56,7 @@ def compare_centricity(
     if encoders:
         sources = named_encoders(encoders)
     elif success is not None:
-        seeing = success[success["source"] != ""]  # not the row of proprioception alone
+        seeing = success[success["weights"] != ""]  # not proprioception alone or from scratch
         sources = dict(zip(seeing["encoder"], seeing["source"], strict=True))
     else:
         raise UserError("no encoder: name one or more, or give --results with encoders in it")

@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from mcr.data.batch import labelled
 from mcr.data.index import open_index
+from mcr.data.mixture import data_sets
 from mcr.data.selection import select_episodes, split_sessions
 from mcr.errors import UserError
 from mcr.evaluation.probes import probe_encoder
@@ -94,12 +96,14 @@ def _probe_run(run_dir: Path, config: Config) -> dict[str, float]:
         known = json.loads(kept.read_text())
         if known["checkpoint"] == checkpoint.name:
             return known["scores"]
-    data = config.data
-    index = open_index(data.root, data.index or None, schema=data.schema or None)
-    episodes, _ = select_episodes(index, data.selection)
-    training, held_out = split_sessions(index, episodes, data.selection.val_fraction)
     encoder = load_model(checkpoint)
-    scores = probe_encoder(encoder, index, training, held_out, data.cameras, data.state_keys)
+    scores: dict[str, float] = {}
+    for name, data in data_sets(config.data).items():
+        index = open_index(data.root, data.index or None, schema=data.schema or None)
+        episodes, _ = select_episodes(index, data.selection)
+        sides = split_sessions(index, episodes, data.selection.val_fraction)
+        of_set = probe_encoder(encoder, index, *sides, data.cameras, data.state_keys)
+        scores |= {labelled(name, score): value for score, value in of_set.items()}
     write_text(kept, json.dumps({"checkpoint": checkpoint.name, "scores": scores}))
     return scores
 

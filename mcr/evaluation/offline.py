@@ -11,6 +11,7 @@ recording sessions. They do not replace success rates. Called by `mcr evaluate`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,16 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from mcr.data.index import Index, open_index
-from mcr.evaluation.contestants import named_encoders, write_untrained_encoders
+from mcr.evaluation.contestants import identity, with_yardsticks
 from mcr.evaluation.feature_health import health_scores
 from mcr.evaluation.intervals import bootstrap
 from mcr.evaluation.probes import mlp_predictions, ridge_errors, ridge_predictions, varying
-from mcr.evaluation.recorded_frames import Frames, OfflineConfig, read_frames
+from mcr.evaluation.recorded_frames import Frames, OfflineConfig, held_out_sessions, read_frames
 from mcr.evaluation.results import Results, versions
 from mcr.evaluation.retrieval import retrieval_scores
+from mcr.evaluation.seen_sessions import seen_sessions
+from mcr.evaluation.task_sets import DEVELOPMENT
 from mcr.models.encoder import Encoder
-from mcr.models.fingerprint import weights_fingerprint
 from mcr.models.loading import load_model
 
 SCORES = {
@@ -61,44 +63,68 @@ def evaluate_offline(
 ) -> str:
     """Score encoders on recorded data, and write results.csv, .md and .png to `folder`.
 
-    An untrained encoder of each kind of network is scored, too. Rows that the folder has already
-    are not measured again.
+    An untrained encoder of each kind of network and ImageNet features are scored, too. Rows that
+    the folder has already are not measured again. An encoder that was pretrained on some of the
+    held-out sessions is marked in the table, and the column "seen" says on how many.
 
     encoders: "NAME=SOURCE" or "SOURCE", what `load_model` reads
     data:     a data set of any format
     device:   where the encoders run
     data_index, schema: as `data.index` and `data.schema` in training
     Returns the table in Markdown. Raises UserError as `offline_scores`, and for a folder with
-    results of other data or of other weights under the same name.
+    results of other data, of another config or of another encoder under the same name.
     """
     folder, config = Path(folder), config or OfflineConfig()
     index = open_index(data, data_index, schema=schema)
-    held_out = config.selection.val_fraction
-    results = Results(folder, {"data": index.fingerprint, "held out": held_out})
-    sources = named_encoders(encoders)
-    sources |= write_untrained_encoders(sources.values(), folder / "untrained")
+    config = config.resolved(index)
+    results = Results(folder, {"data": index.fingerprint, **dataclasses.asdict(config)})
+    held_out = held_out_sessions(index, config)
+    sources, _ = with_yardsticks(encoders, folder / "untrained")
     for name, source in sources.items():
         encoder = load_model(source, device)
-        weights = weights_fingerprint(encoder)
-        if results.has(name, weights, next(iter(SCORES))):
+        its_identity = identity(encoder)
+        if results.has(name, its_identity, next(iter(SCORES))):
             continue
         print(f"{name}: encoding and probing", flush=True)
-        scores = offline_scores(encoder, index, config)
-        about = {"suite": "offline", "encoder": name, "source": source, "weights": weights}
-        rows: list[dict[str, Any]] = [
-            {
-                **about,
-                "task": score,
-                "value": scores[score],
-                "low": scores[f"{score}_low"],
-                "high": scores[f"{score}_high"],
-                "versions": versions(),
-            }
-            for score in SCORES
-            if score in scores
-        ]
-        results.add(rows)
-    return results.write_report(results.rows, percent=False)
+        seen = held_out & seen_sessions(encoder.provenance, index)
+        about = {
+            **{"suite": "offline", "set": DEVELOPMENT, "encoder": name, "source": source},
+            **its_identity,
+            **{"held_out": str(len(held_out)), "seen": str(len(seen))},
+        }
+        results.add(_rows(about, offline_scores(encoder, index, config)))
+    return _report(results)
+
+
+def _rows(about: dict[str, Any], scores: dict[str, float]) -> list[dict[str, Any]]:
+    """The rows of results.csv of one encoder."""
+    return [
+        {
+            **about,
+            "task": score,
+            "value": scores[score],
+            "low": scores[f"{score}_low"],
+            "high": scores[f"{score}_high"],
+            "versions": versions(),
+        }
+        for score in SCORES
+        if score in scores
+    ]
+
+
+def _report(results: Results) -> str:
+    """Write the report, with a mark behind encoders that have seen held-out sessions."""
+    rows = results.rows
+    counts = rows.drop_duplicates("encoder").set_index("encoder")[["seen", "held_out"]].astype(int)
+    saw = counts[counts["seen"] > 0]
+    names = {name: f"{name} (seen)" for name in saw.index}
+    remarks = [
+        f"{names[name]}: pretrained on {seen} of the {held_out} held-out sessions; its scores are "
+        "not those of unseen data."
+        for name, seen, held_out in saw.itertuples()
+    ]
+    marked = rows.replace({"encoder": names})
+    return results.write_report(marked, percent=False, remarks="\n\n".join(remarks))
 
 
 def offline_scores(

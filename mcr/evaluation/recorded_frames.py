@@ -6,17 +6,19 @@ scores. Called by `offline`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import numpy as np
 from einops import rearrange
 
 from mcr.data.index import Index
-from mcr.data.selection import SelectionConfig, select_episodes, split_sessions
-from mcr.data.spaces import action_space, signal_space
+from mcr.data.selection import Episodes, SelectionConfig, select_episodes, split_sessions
+from mcr.data.spaces import ROTATIONS, action_space, signal_space
 from mcr.errors import UserError
 from mcr.evaluation.probes import choose_steps, embed_steps, with_cameras
 from mcr.models.encoder import Encoder
+from mcr.runs.ranges import NAMES, check_fields, choice, whole
 
 
 @dataclass
@@ -29,25 +31,29 @@ class OfflineConfig:
     rotation:   how rotations in poses are represented, see `data.spaces`; "6d" is continuous
     selection:  which episodes, and the share of recording sessions that are held out. An encoder
                 that was pretrained on the same data must not have seen the held-out pictures, so
-                use its val_fraction or a smaller one, whose sessions are among those.
+                use its val_fraction or a smaller one, whose sessions are among those; `offline`
+                marks encoders that have.
     max_episodes, frames_per_episode: on each side, evenly spaced
     num_seeds:  number of networks for each probe
 
     Raises UserError for numbers that leave nothing to compare.
     """
 
-    cameras: list[str] = field(default_factory=list)
-    state_keys: list[str] = field(default_factory=list)
-    rotation: str = "6d"
+    cameras: Annotated[list[str], NAMES] = field(default_factory=list)
+    state_keys: Annotated[list[str], NAMES] = field(default_factory=list)
+    rotation: Annotated[str, choice(ROTATIONS)] = "6d"
     selection: SelectionConfig = field(default_factory=lambda: SelectionConfig(val_fraction=0.25))
-    max_episodes: int = 200
-    frames_per_episode: int = 32
-    num_seeds: int = 3
+    max_episodes: Annotated[int, whole(1)] = 200
+    frames_per_episode: Annotated[int, whole(2)] = 32
+    num_seeds: Annotated[int, whole(1)] = 3
 
     def __post_init__(self) -> None:
-        for name, least in (("max_episodes", 1), ("frames_per_episode", 2), ("num_seeds", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
+        check_fields(self)
+
+    def resolved(self, index: Index) -> OfflineConfig:
+        """Return the same with the cameras and the state that are used filled in."""
+        cameras = self.cameras or index.default_cameras[:2]
+        return replace(self, cameras=list(cameras), state_keys=list(self.state_keys or index.state))
 
 
 @dataclass(frozen=True)
@@ -84,14 +90,14 @@ def read_frames(encoder: Encoder, index: Index, config: OfflineConfig) -> tuple[
 
     Raises UserError if the data lacks a camera or a signal, or no episode is held out.
     """
-    episodes, _ = select_episodes(index, config.selection)
-    sides = split_sessions(index, episodes, config.selection.val_fraction)
+    config = config.resolved(index)
+    sides = _sides(index, config)
     if len(sides[1]) == 0:
         raise UserError(
             f"{index.source}: no episodes are held out to judge by; "
             f"selection.val_fraction={config.selection.val_fraction} must be above 0"
         )
-    cameras = config.cameras or index.default_cameras[:2]
+    cameras = config.cameras
     spaces = {
         "state": signal_space(index, tuple(config.state_keys), config.rotation, "state_keys"),
         "action": action_space(index, "default", config.rotation),
@@ -109,3 +115,15 @@ def read_frames(encoder: Encoder, index: Index, config: OfflineConfig) -> tuple[
         sessions = index.table["session"].to_numpy()[rows]
         frames.append(Frames(rows, steps, sessions, features, targets))
     return frames[0], frames[1]
+
+
+def held_out_sessions(index: Index, config: OfflineConfig) -> set[str]:
+    """The names of the sessions that are held out."""
+    _, held_out = _sides(index, config)
+    return set(index.table["session"].to_numpy()[held_out.rows])
+
+
+def _sides(index: Index, config: OfflineConfig) -> tuple[Episodes, Episodes]:
+    """The episodes of the training and of the held-out side."""
+    episodes, _ = select_episodes(index, config.selection)
+    return split_sessions(index, episodes, config.selection.val_fraction)

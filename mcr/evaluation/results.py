@@ -44,28 +44,31 @@ class Results:
         self._protocol = json.dumps(protocol, indent=1)
         if self._path.exists():
             _require_protocol(self.folder / _PROTOCOL, json.loads(self._protocol))
-        known = {"encoder": str, "task": str, "weights": str, "seed": str}
+        known = dict.fromkeys(("encoder", "task", "weights", "preprocessing", "seed"), str)
         self.rows = (
             pd.read_csv(self._path, dtype=known, keep_default_na=False, na_values={"value": [""]})
             if self._path.exists()
             else pd.DataFrame(columns=list(known))
         )
 
-    def has(self, encoder: str, weights: str, task: str) -> bool:
+    def has(self, encoder: str, identity: Mapping[str, str], task: str) -> bool:
         """Whether the encoder has rows for the task.
 
-        Raises UserError if the rows of this name were measured with other weights.
+        identity: the columns that say which encoder it is, for example its "weights"
+        Raises UserError if the rows of this name are of another encoder.
         """
         same = self.rows[(self.rows["encoder"] == encoder) & (self.rows["task"] == task)]
-        if others := sorted(set(same["weights"]) - {weights}):
-            raise UserError(
-                f"{self._path}: the rows of {encoder!r} are of other weights ({others[0][:12]}, "
-                f"not {weights[:12]}); give this encoder another name (NAME=PATH) or another --out"
-            )
+        for column, value in identity.items():
+            if others := sorted(set(same[column]) - {value}):
+                raise UserError(
+                    f"{self._path}: the rows of {encoder!r} are of other {column} "
+                    f"({_short(others[0])}, not {_short(value)}); give this encoder another name "
+                    "(NAME=PATH) or another --out"
+                )
         return len(same) > 0
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows. Each needs "encoder", "weights" and "task"."""
+        """Append rows. Each needs "encoder" and "task", and the columns of its identity."""
         new = pd.DataFrame(rows)
         # pandas makes floats of counts where the other frame has no such column
         self.rows = pd.concat([self.rows, new], ignore_index=True) if len(self.rows) else new
@@ -73,16 +76,21 @@ class Results:
         with atomic_path(self._path) as partial:
             self.rows.to_csv(partial, index=False)
 
-    def write_report(self, scores: pd.DataFrame, percent: bool) -> str:
-        """Write results.md and results.png of `scores`; returns the table.
+    def write_report(self, scores: pd.DataFrame, percent: bool, remarks: str = "") -> str:
+        """Write results.md and results.png of `scores`; returns the table and the remarks.
 
         scores, percent: as for `to_markdown`
+        remarks:         what must be known to read the table; it stands below it
         """
-        text = to_markdown(scores, percent)
+        text = to_markdown(scores, percent) + (f"\n{remarks}\n" if remarks else "")
         write_text(self.folder / "results.md", text)
         with atomic_path(self.folder / "results.png") as partial:
             plot_scores(scores, partial, percent)
         return text
+
+
+def _short(value: str) -> str:
+    return value[:12] if len(value) == 64 else value or "none"
 
 
 def _require_protocol(path: Path, protocol: Mapping[str, Any]) -> None:

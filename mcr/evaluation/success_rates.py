@@ -23,11 +23,12 @@ import torch
 from einops import rearrange
 
 from mcr.errors import UserError, require_choice
-from mcr.evaluation.contestants import named_encoders, write_untrained_encoders
+from mcr.evaluation.contestants import identity, with_yardsticks
 from mcr.evaluation.results import Results, success_rates, versions
+from mcr.evaluation.task_sets import set_of_task
 from mcr.features.extraction import FeatureConfig, extract_features
 from mcr.models.encoder import Encoder
-from mcr.models.fingerprint import weights_fingerprint as fingerprint
+from mcr.models.fingerprint import encoder_fingerprint
 from mcr.models.inference import torch_network
 from mcr.models.loading import load_model
 from mcr.policies.behaviour_cloning import train
@@ -82,7 +83,8 @@ class Contestant:
     """An encoder to evaluate: a row of the table.
 
     source: what `load_model` reads; None = a policy that sees no pictures
-    learns: whether the encoder is trained together with the policy instead of frozen
+    learns: whether the encoder is trained together with the policy instead of frozen; one with
+            random weights then has the policy's learning rate and live batch statistics
     """
 
     name: str
@@ -102,8 +104,8 @@ def evaluate_in_simulation(
 ) -> str:
     """Evaluate encoders on a suite, and write results.csv, results.md, results.png to `folder`.
 
-    There are also rows for an untrained encoder of each kind of network and for a policy that sees
-    no pictures.
+    There are also rows for an untrained encoder of each kind of network, for ImageNet features and
+    for a policy that sees no pictures.
 
     encoders:     "NAME=SOURCE" or "SOURCE", what `load_model` reads
     suite:        a key of `SUITES`
@@ -116,13 +118,12 @@ def evaluate_in_simulation(
     folder = Path(folder)
     names = SUITES[suite]
     chosen = [f"{suite}/{require_choice('task', task, names)}" for task in tasks or names]
-    sources = named_encoders(encoders)
-    untrained = write_untrained_encoders(sources.values(), folder / "untrained")
-    contestants = [Contestant(*each) for each in [*sources.items(), *untrained.items()]]
+    sources, untrained = with_yardsticks(encoders, folder / "untrained")
+    contestants = [Contestant(*each) for each in sources.items()]
     if from_scratch:
         contestants += [
-            Contestant(name.replace("untrained", "from scratch"), source, learns=True)
-            for name, source in untrained.items()
+            Contestant(name.replace("untrained", "from scratch"), sources[name], learns=True)
+            for name in untrained
         ]
     contestants.append(Contestant(PROPRIOCEPTION_ONLY, None))
     results = evaluate(contestants, chosen, protocol, folder, processes, device)
@@ -146,29 +147,33 @@ def evaluate(
     """
     folder = Path(folder)
     encoders = {c: load_model(c.source, device) if c.source else None for c in contestants}
-    weights = {c: fingerprint(e) if e else "" for c, e in encoders.items()}
+    identities = {c: identity(e, c.learns) for c, e in encoders.items()}
     results = Results(folder, asdict(protocol))
     for task in tasks:
-        missing = [c for c in contestants if not results.has(c.name, weights[c], task)]
+        missing = [c for c in contestants if not results.has(c.name, identities[c], task)]
         if not missing:
             continue
         path = _recorded(task, protocol, folder)
         demonstrations = open_demonstrations(DemonstrationConfig(str(path)))
         caches = folder / "features" / path.stem
         for contestant in missing:
-            picture_features = PictureFeatures(
-                contestant.source, encoders[contestant], weights[contestant]
-            )
+            picture_features = PictureFeatures(contestant.source, encoders[contestant])
             if contestant.learns:
-                runs = folder / "fine_tuned" / path.stem / weights[contestant][:16]
+                runs = folder / "fine_tuned" / path.stem / picture_features.key
                 act = learning_policies(picture_features, path, runs, protocol, device)
             else:
                 features = picture_features.of_demonstrations(demonstrations, path, caches, device)
                 act = frozen_policies(picture_features, features, demonstrations, protocol, device)
             successes = try_policies(task, act, protocol, processes)
-            about = _about(contestant, picture_features, task, demonstrations.cameras, protocol)
+            about = _about(contestant, task, demonstrations.cameras, protocol)
             rows = [
-                {**about, "seed": str(seed), "successes": int(won.sum()), "trials": len(won)}
+                {
+                    **about,
+                    **identities[contestant],
+                    "seed": str(seed),
+                    "successes": int(won.sum()),
+                    "trials": len(won),
+                }
                 for seed, won in enumerate(successes)
             ]
             results.add(rows)
@@ -197,7 +202,6 @@ def _recorded(task: str, protocol: Protocol, folder: Path) -> Path:
 
 def _about(
     contestant: Contestant,
-    picture_features: PictureFeatures,
     task: str,
     cameras: Sequence[str],
     protocol: Protocol,
@@ -205,11 +209,10 @@ def _about(
     """The columns of a row that say how it was measured."""
     return {
         "suite": task.partition("/")[0],
+        "set": set_of_task(task, protocol.pictures.looks),
         "task": task,
         "encoder": contestant.name,
         "source": contestant.source or "",
-        "weights": picture_features.weights,
-        "preprocessing": picture_features.preprocessing,
         "cameras": " ".join(camera.removesuffix("_image") for camera in cameras),
         "picture_size": protocol.pictures.picture_size,
         "looks": protocol.pictures.looks,
@@ -226,20 +229,13 @@ class PictureFeatures:
     """The features that a policy receives: those of all cameras concatenated, or none.
 
     source, encoder: None = no features
-    weights:         the encoder's fingerprint
+    key:             of weights, network and preprocessing, for the names of folders
     """
 
-    def __init__(self, source: str | None, encoder: Encoder | None, weights: str):
-        self.source, self.encoder, self.weights = source, encoder, weights
+    def __init__(self, source: str | None, encoder: Encoder | None):
+        self.source, self.encoder = source, encoder
+        self.key = encoder_fingerprint(encoder)[:16] if encoder else ""
         self._network = torch_network(encoder, "pooled", "fp32") if encoder else None
-
-    @property
-    def preprocessing(self) -> str:
-        """A readable summary: "resnet18, resize 256, crop 224, mean ..., std ..."."""
-        if self.encoder is None:
-            return ""
-        config = self.encoder.preprocessing.encoder_config(self.encoder.backbone)
-        return ", ".join(f"{key} {value}" for key, value in config.items())
 
     def of_demonstrations(
         self, demonstrations: Demonstrations, path: Path, folder: Path, device: str
@@ -249,7 +245,7 @@ class PictureFeatures:
             return np.zeros((len(demonstrations.actions), 0), np.float32)
         # In this process, with the rollouts' network, because workers would take longer to start.
         config = FeatureConfig(device=device, engine="torch", workers=1)
-        cache = extract_features(self.source, path, folder / self.weights[:16], config)
+        cache = extract_features(self.source, path, folder / self.key, config)
         return rearrange(np.array(cache.array), "n v d -> n (v d)")
 
     def of_observation(self, observation: Observation) -> np.ndarray:
@@ -299,19 +295,16 @@ def learning_policies(
 ) -> Act:
     """Train a policy per seed together with its encoder; returns the function that they act by.
 
-    Each policy has an encoder of its own. It starts from the weights of `picture_features`, has a
-    tenth of the policy's learning rate, and receives random crops if its preprocessing crops. The
-    runs are kept in `folder`.
+    Each policy has an encoder of its own, which starts from the weights of `picture_features` and
+    sees the pictures that a frozen one would see. The runs are kept in `folder`.
     """
-    assert picture_features.source is not None and picture_features.encoder is not None
-    preprocessing = picture_features.encoder.preprocessing
+    assert picture_features.source is not None
     policy = asdict(protocol.policy)
     config = BehaviourCloning(
         demonstrations=DemonstrationConfig(data=str(demonstrations), val_fraction=0),
         observations=ObservationConfig(
             encoder=picture_features.source,
             freeze_encoder=False,
-            crops=int(preprocessing.resize > preprocessing.image_size),
             feature_norm=policy.pop("feature_norm"),
             emb_dim=0,
         ),

@@ -12,13 +12,14 @@ from concurrent.futures import as_completed
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mcr.data.schema import Schema
-from mcr.errors import UserError, require_choice
+from mcr.errors import UserError
 from mcr.features import cache
 from mcr.features.cache import CACHED_OUTPUTS, DTYPES, FeatureCache, from_stored, to_stored
 from mcr.features.key import differences, encoder_key
@@ -36,6 +37,7 @@ from mcr.models.onnx_file import onnx_network, write_network
 from mcr.models.preprocessing import Preprocessing
 from mcr.runs.locks import exclusive
 from mcr.runs.processes import num_cores, process_pool, progress_bar
+from mcr.runs.ranges import DEVICE, NAMES, check_fields, choice, optional, whole
 
 _NETWORK = "network.onnx"  # lies in the cache while it is written
 _GPU_WORKERS = 4  # each decodes on a core of its own and has a context on the GPU
@@ -56,25 +58,19 @@ class FeatureConfig:
     workers:    processes; 0 = one per core, on a GPU 4; 1 = this process alone
     """
 
-    output: str = "pooled"
-    dtype: str = "fp32"
-    precision: str = "fp32"
-    engine: str = ""
-    cameras: tuple[str, ...] = ()
-    device: str = "cpu"
-    batch_size: int = 0
-    workers: int = 0
+    output: Annotated[str, choice(CACHED_OUTPUTS)] = "pooled"
+    dtype: Annotated[str, choice(DTYPES)] = "fp32"
+    precision: Annotated[str, choice(PRECISIONS)] = "fp32"
+    engine: Annotated[str, optional(choice(ENGINES))] = ""
+    cameras: Annotated[tuple[str, ...], NAMES] = ()
+    device: Annotated[str, DEVICE] = "cpu"
+    batch_size: Annotated[int, whole(0, note="0 is the default")] = 0
+    workers: Annotated[int, whole(0, 1024, note="0 is the default")] = 0
 
     def __post_init__(self) -> None:
-        require_choice("output", self.output, CACHED_OUTPUTS)
-        require_choice("dtype", self.dtype, DTYPES)
-        require_choice("precision", self.precision, PRECISIONS)
-        if self.engine:
-            require_choice("engine", self.engine, ENGINES)
+        check_fields(self)
         if self.engine == "onnx" and (self.device, self.precision) != ("cpu", "fp32"):
             raise UserError("engine=onnx runs on the CPU in fp32; leave out device and precision")
-        if self.batch_size < 0 or self.workers < 0:
-            raise UserError("batch_size and workers must be at least 1, or 0 for the default")
 
 
 def extract_features(

@@ -7,7 +7,9 @@ them as they are; `models.encoder` wraps the same networks for users.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -18,6 +20,7 @@ from torchvision.models import ResNet, VisionTransformer
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from mcr.errors import UserError, require_choice
+from mcr.runs.ranges import Range
 
 TIMM = "timm:"  # what precedes the names of timm's networks, which are not in `BACKBONES`
 Network = TypeVar("Network", bound=nn.Module)
@@ -79,6 +82,14 @@ BACKBONES = {
     "vit_b_14_reg4": _vit(768, num_heads=12, patch=14, num_registers=4),
     "vit_l_14_reg4": _vit(1024, num_heads=16, patch=14, num_layers=24, num_registers=4),
 }
+
+
+NETWORK_NAME = Range(
+    f"a name of mcr.models.backbones.BACKBONES, or {TIMM}NAME",
+    lambda name: name in BACKBONES or re.match(f"{TIMM}.", str(name)) is not None,
+    ("resnet51", TIMM, 50),
+    names=(*BACKBONES, f"{TIMM}NAME"),
+)
 
 
 def build_backbone(name: str, image_size: int = 224) -> nn.Module:
@@ -185,3 +196,34 @@ def freeze_batch_norm(network: nn.Module) -> None:
         if type(module) is nn.BatchNorm2d:
             module.__class__ = FixedBatchNorm2d
             module.eval()
+
+
+def contexts_of_passes(
+    layer: nn.Module,
+) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+    """The contexts of a layer's first pass and of the second one, which computes it again.
+
+    torch.utils.checkpoint takes them. Running statistics are updated by the first pass alone.
+    """
+    return contextlib.nullcontext(), statistics_kept(layer)
+
+
+@contextlib.contextmanager
+def statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Keep the running statistics as they are: passes inside the block update copies of them.
+
+    For passes that are computed a second time, and for those that are not part of training.
+    """
+    kept = [
+        (layer, name, buffer)
+        for layer in network.modules()
+        if isinstance(layer, nn.BatchNorm2d)
+        for name, buffer in layer.named_buffers()
+    ]
+    for layer, name, buffer in kept:
+        setattr(layer, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for layer, name, buffer in kept:
+            setattr(layer, name, buffer)

@@ -7,7 +7,6 @@ it; people see it as `mcr.list_models()`.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from mcr.errors import UserError
 from mcr.models.backbones import BACKBONES
 from mcr.models.hub import cached
 from mcr.models.preprocessing import Preprocessing
+from mcr.models.tensor_files import sha256
 
 FOLDERS = "MCR_WEIGHTS_PATH"
 _NOT_STATED = "not stated"
@@ -89,9 +89,7 @@ def find(model: Model) -> Path:
 
     Raises UserError if it is not found, with how to get it, or if its hash is not the known one.
     """
-    folders = [*weight_folders(), *_folders_of_package(model.package)]
-    candidates = [folder / file for folder in folders for file in model.files]
-    path = next((path for path in candidates if path.is_file()), None) or cached(model.source)
+    path = locate(model)
     if path is None:
         looked = os.environ.get(FOLDERS) or f"{FOLDERS}, which is not set,"
         raise UserError(
@@ -105,6 +103,13 @@ def find(model: Model) -> Path:
             f"{model.sha256}; download it again, or give its path if you mean this file"
         )
     return path
+
+
+def locate(model: Model) -> Path | None:
+    """Return the path of the file of `model` on this machine, whatever it holds; None = no file."""
+    folders = [*weight_folders(), *_folders_of_package(model.package)]
+    candidates = [folder / file for folder in folders for file in model.files]
+    return next((path for path in candidates if path.is_file()), None) or cached(model.source)
 
 
 def _folders_of_package(package: str) -> list[Path]:
@@ -122,15 +127,6 @@ def weight_folders() -> list[Path]:
 def identify(digest: str) -> Model | None:
     """Return the published encoder whose file has this SHA-256; None if there is none."""
     return next((model for model in MODELS.values() if model.sha256 == digest), None)
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # --------------------------------------------------------------------------- the models

@@ -7,6 +7,7 @@ It is torchvision's network, with the same tensors and layer names, and `models.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models import ResNet, VisionTransformer
 
 from mcr.errors import UserError, nearest, require_choice
+from mcr.models.backbones import contexts_of_passes
 from mcr.models.preprocessing import Preprocessing
 
 OUTPUTS = ("pooled", "spatial", "tokens")
@@ -29,12 +31,19 @@ class Encoder(nn.Module):
     embed_dim:     the width D of its features
     preprocessing: how it prepares pictures
     feature_norm:  what normalises its features: None, "layer_norm" or "statistics"
+    provenance:    how it was trained, as far as its file says; see `models.layouts.Weights`
+    is_untrained:  whether its weights are random. The layers of such a network that learn have live
+                   batch statistics in training mode: those of random weights, mean 0 and variance
+                   1, normalise nothing.
     """
 
     backbone: str
     embed_dim: int
     preprocessing: Preprocessing
     feature_norm: str | None = None
+    provenance: dict[str, Any] = {}
+    is_untrained = False
+    _mode = False  # what `train` was last asked for
     _learning: frozenset[str] = frozenset()  # names of the parameters that `unfreeze` was given
     _grad_checkpointing = False
 
@@ -105,8 +114,8 @@ class Encoder(nn.Module):
     def unfreeze(self, layers: str | Iterable[str]) -> None:
         """Let these layers learn, in addition to those that already do.
 
-        Batch statistics stay fixed. Under DistributedDataParallel, unfreeze before wrapping, or
-        wrap again.
+        Batch statistics stay fixed, except in an untrained network. Under DistributedDataParallel,
+        unfreeze before wrapping, or wrap again.
 
         layers: names ("layer4", "layer4.1.conv2", "encoder.layers"), or part of `stages`
         Raises UserError, and changes nothing, if a layer has no parameters.
@@ -126,6 +135,7 @@ class Encoder(nn.Module):
         for name in chosen:
             parameters[name].requires_grad_(True)
         self._learning |= chosen
+        self.train(self._mode)
 
     def freeze(self) -> None:
         """Let nothing learn, and delete gradients, so that optimisers skip the parameters."""
@@ -133,6 +143,7 @@ class Encoder(nn.Module):
             parameter.requires_grad_(False)
             parameter.grad = None
         self._learning = frozenset()
+        self.train(self._mode)
 
     def requires_grad_(self, requires_grad: bool = True) -> Encoder:
         """Unfreeze all layers; or freeze all, with `requires_grad_(False)`."""
@@ -142,8 +153,15 @@ class Encoder(nn.Module):
         return self
 
     def train(self, mode: bool = True) -> Encoder:
-        """Stay in eval mode, so that `policy.train()` changes no batch statistics."""
+        """Stay in eval mode, so that `policy.train()` changes no batch statistics.
+
+        In an untrained network, batch normalisation that learns follows `mode`.
+        """
+        self._mode = mode
         super().train(False)
+        for name, layer in self.named_modules() if mode and self.is_untrained else ():
+            if isinstance(layer, nn.BatchNorm2d) and f"{name}.weight" in self._learning:
+                layer.train()
         return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -166,7 +184,8 @@ class Encoder(nn.Module):
 
     def _run(self, layer: nn.Module, features: Tensor) -> Tensor:
         if self._grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(layer, features, use_reentrant=False)
+            passes = partial(contexts_of_passes, layer)
+            return checkpoint(layer, features, use_reentrant=False, context_fn=passes)
         return layer(features)
 
     # ----------------------------------------------------------------------- feature norms

@@ -17,29 +17,29 @@ from mcr.models.encoder import Encoder
 def param_groups(
     policy: nn.Module, lr: float, backbone_lr_scale: float = 0.1
 ) -> list[dict[str, Any]]:
-    """Return two parameter groups for an optimiser: the policy's and its encoders'.
+    """Return parameter groups for an optimiser: the policy's and its encoders'.
 
-    lr:                learning rate of the parameters outside of encoders
-    backbone_lr_scale: the encoders' learning rate is `lr` times this
+    lr:                learning rate of untrained encoders, and of all that is outside of encoders
+    backbone_lr_scale: the learning rate of other encoders is `lr` times this
 
-    The encoders' group also holds their frozen parameters. Those get no gradient, so the optimiser
+    The encoders' groups also hold their frozen parameters. Those get no gradient, so the optimiser
     does not change them, and a later `encoder.unfreeze` needs no new optimiser.
     Raises UserError if `policy` contains no Encoder.
     """
     encoders = [module for module in policy.modules() if isinstance(module, Encoder)]
     if not encoders:
         raise UserError("there is no Encoder in this policy: pass the module that holds it")
-    theirs = {id(parameter) for encoder in encoders for parameter in encoder.parameters()}
-    parameters = list(policy.parameters())
-    groups = {
-        "policy": ([p for p in parameters if id(p) not in theirs], lr),
-        "encoder": ([p for p in parameters if id(p) in theirs], lr * backbone_lr_scale),
+    rates = {
+        parameter: lr if encoder.is_untrained else lr * backbone_lr_scale
+        for encoder in encoders
+        for parameter in encoder.parameters()
     }
-    return [
-        {"name": name, "params": params, "lr": rate}
-        for name, (params, rate) in groups.items()
-        if params
-    ]
+    parameters = list(policy.parameters())
+    groups = [{"name": "policy", "params": [p for p in parameters if p not in rates], "lr": lr}]
+    for rate in dict.fromkeys(rates.values()):
+        its = [p for p in parameters if rates.get(p) == rate]
+        groups.append({"name": "encoder", "params": its, "lr": rate})
+    return [group for group in groups if group["params"]]
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,23 @@ from mcr.errors import UserError, require_choice
 from mcr.models import efficientnet
 from mcr.models.backbones import BACKBONES, TIMM, identify_backbone
 from mcr.models.preprocessing import Preprocessing
-from mcr.models.tensor_files import WRAPPERS, clean, read_content, require_tensors, unwrap
+from mcr.models.tensor_files import (
+    WRAPPERS,
+    clean,
+    named_error,
+    read_content,
+    require_tensors,
+    sha256,
+    unwrap,
+)
 from mcr.models.vision_transformer import to_torchvision
 
 CHECKPOINT_FORMAT = "mcr-checkpoint-1"  # what training saves
 EXPORT_FORMAT = "mcr-encoder-1"  # what `release.export` writes
+UNTRAINED = "untrained"  # key of a file's provenance; true if its weights are random on purpose
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
+_MOST_CONFIG_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,8 @@ class Weights:
     tensors:       float32 (counters int64), finite, on the CPU, under torchvision's names
     backbone:      a name of `BACKBONES`, or "timm:NAME"
     preprocessing: how pictures must be prepared
-    provenance:    how it was trained, as far as the file says: step, config, dataset, versions
+    provenance:    how it was trained, as far as the file says: step, config, dataset, versions; or
+                   that it was not, under UNTRAINED
     """
 
     path: Path
@@ -151,7 +162,7 @@ def read_weights(path: str | Path, backbone: str | None = None) -> Weights:
         if backbone not in (None, weights.backbone):
             raise UserError(f"it is a {weights.backbone}, not the {backbone} that was asked for")
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise named_error(path, error) from error
     return weights
 
 
@@ -160,7 +171,10 @@ def read_average(path: str | Path) -> dict[str, Tensor]:
 
     Raises UserError if it holds none.
     """
-    content = read_content(Path(path).expanduser())
+    try:
+        content = read_content(Path(path).expanduser())
+    except UserError as error:
+        raise named_error(Path(path), error) from error
     held = content.get("encoder_ema") if isinstance(content, Mapping) else None
     if held is None:
         raise UserError(
@@ -182,13 +196,7 @@ def _read_export(path: Path) -> Weights:
                 f"there is no {needed.name} in the folder {folder.name}; give the folder that "
                 "`mcr export` wrote, or a checkpoint file"
             )
-    tensors = read_content(file)
-    try:
-        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{CONFIG_NAME} is not JSON ({error}); download or copy it again"
-        ) from error
+    config = _read_config(folder / CONFIG_NAME)
     ours = config.get("mcr") if isinstance(config, dict) else None
     if not isinstance(ours, dict) or ours.get("format") != EXPORT_FORMAT:
         raise UserError(
@@ -196,10 +204,38 @@ def _read_export(path: Path) -> Weights:
             "library (if timm's, load 'timm:NAME') or of another version of mcr"
         )
     described = _described(ours.get("encoder_config"))
-    return Weights(path, "mcr export", clean(tensors), *described, ours.get("training", {}))
+    provenance = ours.get("training", {})
+    if not isinstance(provenance, dict):
+        raise UserError(f"{CONFIG_NAME} has a value of the wrong kind: mcr.training")
+    content = read_content(file)
+    _require_sha256(file, ours.get("weights_sha256"))
+    tensors = clean(require_tensors(content))
+    return Weights(path, "mcr export", tensors, *described, provenance)
+
+
+def _read_config(path: Path) -> Any:
+    """Read the config of an export. Raises UserError if it is not JSON or absurdly large."""
+    if path.stat().st_size > _MOST_CONFIG_BYTES:
+        raise UserError(f"{path.name} is larger than {_MOST_CONFIG_BYTES:,} bytes")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path.name} is not JSON ({error}); download or copy it again") from error
+
+
+def _require_sha256(file: Path, claimed: Any) -> None:
+    """claimed: what the export says; None, as earlier exports of a .pth did, claims nothing"""
+    if claimed is None or (found := sha256(file)) == claimed:
+        return
+    shown = f"{claimed[:16]}..." if isinstance(claimed, str) else "of the wrong kind"
+    raise UserError(
+        f"{file.name} was changed or damaged: its sha256 is {found[:16]}..., but the one in "
+        f"{CONFIG_NAME} is {shown}; download or copy the folder again"
+    )
 
 
 def _described(encoder_config: Any) -> tuple[str, Preprocessing]:
+    """The backbone and the preprocessing of an `encoder_config`."""
     backbone, preprocessing = Preprocessing.from_config(encoder_config)
     if not backbone.startswith(TIMM):
         require_choice("backbone", backbone, BACKBONES)
@@ -242,12 +278,16 @@ def _read_checkpoint(
     path: Path, layout: Layout, content: Mapping[str, Any], held: Mapping[str, Tensor]
 ) -> Weights:
     if content.get("format") != CHECKPOINT_FORMAT:
+        found = content.get("format")
+        found = (
+            found if isinstance(found, str | None) else type(found)
+        )  # a value may be of any length
         raise UserError(
-            f"its format is {content.get('format')!r}, not {CHECKPOINT_FORMAT!r}: load it with the "
-            "version of mcr that wrote it"
+            f"its format is {found!r}, not "
+            f"{CHECKPOINT_FORMAT!r}: load it with the version of mcr that wrote it"
         )
     described = _described(content.get("encoder_config"))
-    known = ("step", "config", "dataset", "versions")
+    known = ("step", "config", "dataset", "versions", UNTRAINED)
     provenance = {key: content[key] for key in known if key in content}
     return Weights(path, layout.name, clean(held), *described, provenance)
 

@@ -17,7 +17,7 @@ from torchvision.models import ResNet, VisionTransformer
 from mcr.errors import UserError
 from mcr.models.backbones import BACKBONES, TIMM, Network, construct, freeze_batch_norm
 from mcr.models.encoder import Encoder, ResNetEncoder, VisionTransformerEncoder, shorten
-from mcr.models.layouts import Weights
+from mcr.models.layouts import UNTRAINED, Weights
 from mcr.models.sources import import_timm_encoder, read_source
 
 logger = logging.getLogger(__name__)
@@ -82,15 +82,23 @@ def load_mcr(
 
 
 def build_encoder(weights: Weights) -> Encoder:
-    """Return the frozen encoder on the CPU; it uses the tensors of `weights` without a copy."""
+    """Return the frozen encoder on the CPU; it uses the tensors of `weights` without a copy.
+
+    Its batch statistics are fixed for good, unless its weights are random.
+    """
+    encoder: Encoder
     if weights.backbone.startswith(TIMM):
         timm_encoder = import_timm_encoder()
-        network = fill(timm_encoder.construct(weights.backbone), weights)
-        encoder: Encoder = timm_encoder.TimmEncoder(network)
+        encoder = timm_encoder.TimmEncoder(fill(timm_encoder.construct(weights.backbone), weights))
+        fix = timm_encoder.freeze_batch_norm
     else:
         family = BACKBONES[weights.backbone].family
         encoder = fill(_construct(_ENCODERS[family], weights), weights)
-        freeze_batch_norm(encoder)
+        fix = freeze_batch_norm
+    encoder.provenance = weights.provenance
+    encoder.is_untrained = bool(weights.provenance.get(UNTRAINED))
+    if not encoder.is_untrained:
+        fix(encoder)
     encoder.backbone = weights.backbone
     encoder.preprocessing = weights.preprocessing
     encoder.freeze()

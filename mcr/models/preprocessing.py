@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import PIL.Image
@@ -19,10 +19,20 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
-from mcr.errors import UserError, nearest, require_choice
+from mcr.errors import UserError, nearest
+from mcr.runs.ranges import NAME, check_fields, choice, each, number, ranges_of, whole
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+MOST_PIXELS = 4096  # per side of what enters a network; more is a damaged or malicious number
+
+_MEANS = each(number(least=-1e3, most=1e3), count=3)
+_DEVIATIONS = each(number(least=1e-3, most=1e3), count=3)
+
+# A picture may be this many times as long as wide. Resizing would turn one of 60,000 x 1 pixels
+# into one of 15 million x 256.
+_MOST_ELONGATED = 32
 
 # Float pictures may exceed [0, 1] by this much, because bfloat16 and resampling round.
 _RANGE_TOLERANCE = 4e-3
@@ -42,21 +52,17 @@ class Preprocessing:
     Raises UserError for impossible values.
     """
 
-    image_size: int = 224
-    resize: int = 256
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    interpolation: str = "bilinear"
+    image_size: Annotated[int, whole(1, MOST_PIXELS)] = 224
+    resize: Annotated[int, whole(1, 2 * MOST_PIXELS)] = 256
+    mean: Annotated[tuple[float, ...], _MEANS] = IMAGENET_MEAN
+    std: Annotated[tuple[float, ...], _DEVIATIONS] = IMAGENET_STD
+    interpolation: Annotated[str, choice(("bilinear", "bicubic"))] = "bilinear"
 
     def __post_init__(self) -> None:
-        require_choice("interpolation", self.interpolation, ("bilinear", "bicubic"))
-        if not 1 <= self.image_size <= self.resize:
+        check_fields(self)
+        if self.image_size > self.resize:
             raise UserError(
                 f"image_size={self.image_size} must be at least 1 and at most resize={self.resize}"
-            )
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise UserError(
-                f"mean={self.mean}, std={self.std} must be three numbers each, std above 0"
             )
 
     @classmethod
@@ -92,14 +98,17 @@ class Preprocessing:
                 )
         if missing := [name for name in names if name not in config]:
             raise UserError(f"encoder_config lacks {', '.join(missing)}")
-        try:
-            image_size, resize = int(config["image_size"]), int(config["resize"])
-            mean = tuple(float(value) for value in config["mean"])
-            std = tuple(float(value) for value in config["std"])
-        except (TypeError, ValueError) as error:
-            raise UserError(f"encoder_config has a value of the wrong kind: {error}") from error
-        preprocessing = cls(image_size, resize, mean, std, str(config["interpolation"]))
-        return str(config["backbone"]), preprocessing
+        for name, allowed in {"backbone": NAME, **ranges_of(cls)}.items():
+            if isinstance(config[name], str | int | float):
+                allowed.require(f"encoder_config.{name}", config[name])
+            elif not allowed.holds(config[name]):  # its text may be of any length
+                raise UserError(
+                    f"encoder_config has a value of the wrong kind: {name} must be "
+                    f"{allowed.allowed}"
+                )
+        values = dict(config, mean=tuple(config["mean"]), std=tuple(config["std"]))
+        backbone: str = values.pop("backbone")
+        return backbone, cls(**values)
 
     def __call__(self, images: Any, device: torch.device | str = "cpu") -> Tensor:
         """Check, resize, crop and normalise on `device`.
@@ -143,6 +152,13 @@ class Preprocessing:
         """Resize and crop [N, C, H, W] to [N, C, S, S]."""
         if pixels.shape[-2:] == (self.image_size, self.image_size):
             return pixels
+        short, long = sorted(pixels.shape[-2:])
+        if long > _MOST_ELONGATED * short:
+            raise UserError(
+                f"images are {long} pixels long and {short} wide: resizing the shorter side to "
+                f"{self.resize} pixels would make them {long * self.resize // short:,} long; crop "
+                "them first"
+            )
         pixels = transforms.resize(pixels, [self.resize], mode, antialias=True)
         if mode == InterpolationMode.BICUBIC:
             pixels = pixels.clamp(0, 1)

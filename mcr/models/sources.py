@@ -11,6 +11,7 @@ A path that exists takes precedence over a name. `models.layouts` reads the file
 
 from __future__ import annotations
 
+import logging
 import urllib.error
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,9 @@ from mcr.models import catalogue, hub
 from mcr.models.backbones import BACKBONES, TIMM
 from mcr.models.layouts import Weights, read_weights
 from mcr.models.preprocessing import Preprocessing
+from mcr.models.tensor_files import sha256
+
+logger = logging.getLogger(__name__)
 
 TORCHVISION = "torchvision:"
 _CLASSIFIERS = [name for name in torchvision.models.list_models() if name in BACKBONES]
@@ -88,8 +92,19 @@ def _read_path(path: Path, backbone: str | None) -> Weights:
     if backbone is not None and backbone.startswith(TIMM):
         return import_timm_encoder().read_file(path, backbone)
     weights = read_weights(path, backbone)
-    if weights.layout == "torchvision classifier":
-        return replace(weights, preprocessing=_recorded(path.name) or weights.preprocessing)
+    if weights.layout != "torchvision classifier":
+        return weights
+    if recorded := _recorded(path):
+        return replace(weights, preprocessing=recorded)
+    logger.warning(
+        "%s: is none of the classifiers that torchvision publishes, so nothing says how its "
+        "pictures must be prepared; they are resized to %d and cropped to %d, as is usual. If "
+        "that is wrong (232 for weights that were saved again from torchvision's V2), set "
+        "encoder.preprocessing",
+        path,
+        weights.preprocessing.resize,
+        weights.preprocessing.image_size,
+    )
     return weights
 
 
@@ -119,7 +134,7 @@ def _torchvision_file(url: str) -> Path:
     Its SHA-256 must begin as the end of its name says, as in resnet50-11ad3fa6.pth.
     """
     name = url.rpartition("/")[2]
-    begin = Path(name).stem.rpartition("-")[2]
+    begin = _hash_in(url)
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     places = [folder / name for folder in (*catalogue.weight_folders(), cache)]
     path = next((place for place in places if place.exists()), None)
@@ -133,18 +148,28 @@ def _torchvision_file(url: str) -> Path:
                 f"{catalogue.FOLDERS}"
             ) from error
         return cache / name
-    if not catalogue.sha256(path).startswith(begin):
+    if not sha256(path).startswith(begin):
         raise UserError(f"{path}: its sha256 does not begin with {begin}: download it again")
     return path
 
 
-def _recorded(file: str) -> Preprocessing | None:
-    """The preprocessing that torchvision records for its weights of this file name."""
+def _recorded(path: Path) -> Preprocessing | None:
+    """The preprocessing that torchvision records for its weights with this content.
+
+    The name of the file does not count. The addresses of torchvision's weights end in the first
+    digits of their SHA-256.
+    """
+    digest = catalogue.sha256(path)
     for name in _CLASSIFIERS:
         for kind in torchvision.models.get_model_weights(name):
-            if kind.url.endswith(f"/{file}"):
+            if digest.startswith(_hash_in(kind.url)):
                 return _preprocessing(kind)
     return None
+
+
+def _hash_in(url: str) -> str:
+    """The first digits of the SHA-256 of what lies at `url`, as in .../resnet50-11ad3fa6.pth."""
+    return Path(url).stem.rpartition("-")[2]
 
 
 def _preprocessing(kind: Any) -> Preprocessing:

@@ -15,8 +15,8 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from mcr.errors import UserError, nearest
-from mcr.models import efficientnet
-from mcr.models.backbones import TIMM, freeze_batch_norm
+from mcr.models import backbones, efficientnet
+from mcr.models.backbones import TIMM
 from mcr.models.blocks import last_map_of_timm
 from mcr.models.encoder import Encoder
 from mcr.models.layouts import Weights
@@ -59,6 +59,11 @@ class TimmEncoder(Encoder):
         return last_map_of_timm(self.network)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
+        if enable and self.is_untrained and _has_batch_norm(self.network):
+            raise UserError(
+                f"grad_checkpointing computes a {self.backbone} twice, and timm would count its "
+                "batch statistics twice while it learns from random weights: leave it out"
+            )
         self.network.set_grad_checkpointing(enable)
 
     def _pooled(self, pixels: Tensor) -> Tensor:
@@ -69,6 +74,10 @@ class TimmEncoder(Encoder):
             pixels, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
         )
         return maps[-1]
+
+
+def _has_batch_norm(network: nn.Module) -> bool:
+    return any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 
 class FixedBatchNormAct2d(BatchNormAct2d):
@@ -82,14 +91,18 @@ class FixedBatchNormAct2d(BatchNormAct2d):
 def construct(backbone: str) -> nn.Module:
     """Return the network `timm:NAME` without classifier, with random weights, in eval mode.
 
-    The statistics of its batch normalisation are fixed. Raises UserError for an unknown name.
+    Raises UserError for an unknown name.
     """
-    network = timm.create_model(_architecture(backbone), num_classes=0)
-    freeze_batch_norm(network)
+    return timm.create_model(_architecture(backbone), num_classes=0).eval()
+
+
+def freeze_batch_norm(network: nn.Module) -> None:
+    """`backbones.freeze_batch_norm` for a network of timm."""
+    backbones.freeze_batch_norm(network)
     for module in network.modules():
         if type(module) is BatchNormAct2d:
             module.__class__ = FixedBatchNormAct2d
-    return network.eval()
+            module.eval()
 
 
 def construct_trainable(backbone: str, image_size: int) -> nn.Module:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import nn
 from torchvision.models import VisionTransformer
 
@@ -30,14 +31,30 @@ def build_network(backbone: str, image_size: int) -> nn.Module:
     return build_backbone(backbone, image_size)
 
 
-def usual_preprocessing(backbone: str, image_size: int) -> Preprocessing:
+def require_network(backbone: str, image_size: int) -> None:
+    """Raise UserError for an unknown network, or a ViT whose patches do not divide the size.
+
+    Nothing is computed, so that this costs little. Whether a network of timm takes the size is
+    found by `build_network`.
+    """
+    if backbone.startswith(TIMM):
+        import_timm_encoder().recorded_preprocessing(backbone)
+        return
+    with torch.device("meta"):
+        build_backbone(backbone, image_size)
+
+
+def usual_preprocessing(backbone: str, image_size: int | None) -> Preprocessing:
     """Return the preprocessing of a network that starts from random weights.
+
+    image_size: None = 224, or what timm records
 
     It is ImageNet's mean and deviation, or, for a network of timm, what timm records.
     """
     if backbone.startswith(TIMM):
-        return import_timm_encoder().recorded_preprocessing(backbone).resized(image_size)
-    return Preprocessing.for_size(image_size)
+        recorded = import_timm_encoder().recorded_preprocessing(backbone)
+        return recorded.resized(image_size or recorded.image_size)
+    return Preprocessing.for_size(image_size or 224)
 
 
 def read_start(source: str, backbone: str | None, image_size: int) -> Weights:

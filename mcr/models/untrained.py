@@ -12,14 +12,17 @@ import torch
 
 from mcr.models.backbones import TIMM, build_backbone
 from mcr.models.encoder import Encoder
-from mcr.models.layouts import CHECKPOINT_FORMAT, Weights
+from mcr.models.layouts import CHECKPOINT_FORMAT, UNTRAINED, Weights
 from mcr.models.loading import build_encoder, load_model
 from mcr.models.preprocessing import Preprocessing
 from mcr.models.sources import import_timm_encoder
+from mcr.runs.atomic import atomic_path
 
 
 def build_untrained(backbone: str, preprocessing: Preprocessing) -> Encoder:
     """Return a frozen encoder with random weights, drawn from torch's default generator.
+
+    Layers that are unfrozen have live batch statistics in training mode.
 
     backbone: a name of `BACKBONES`, or "timm:NAME"
     Raises UserError for an unknown backbone or an image size that it cannot take.
@@ -55,8 +58,10 @@ def _write(path: Path, backbone: str, preprocessing: Preprocessing, seed: int) -
         "format": CHECKPOINT_FORMAT,
         "encoder": weights.tensors,
         "encoder_config": preprocessing.encoder_config(backbone),
+        UNTRAINED: True,
     }
-    torch.save(content, path)
+    with atomic_path(path) as partial:
+        torch.save(content, partial)
     return path
 
 
@@ -65,4 +70,6 @@ def _random_weights(backbone: str, preprocessing: Preprocessing) -> Weights:
         network = import_timm_encoder().construct(backbone)
     else:
         network = build_backbone(backbone, preprocessing.image_size)
-    return Weights(Path("no file"), "random", network.state_dict(), backbone, preprocessing)
+    return Weights(
+        Path("no file"), "random", network.state_dict(), backbone, preprocessing, {UNTRAINED: True}
+    )

@@ -6,7 +6,8 @@ the weighted losses. Nothing here depends on the encoder or the optimiser.
 
 An objective is built as `Objective(config, embed_dim, dims)`. It maps embeddings [B, F, D] and a
 Batch to (loss, metrics), all float32 scalars, also under autocast. Metrics have no gradient. Where
-there is a teacher, the batch is a TaughtBatch.
+there is a teacher, the batch is a TaughtBatch. `Objective.frames` names the frames of a clip whose
+embeddings it reads.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from mcr.objectives.distillation import Distillation, DistillationConfig
 from mcr.objectives.dynamics_alignment import DynamicsAlignment, DynamicsAlignmentConfig
 from mcr.objectives.time_contrastive import TimeContrastive, TimeContrastiveConfig
 
-OBJECTIVES: dict[str, tuple[type[Any], type[nn.Module]]] = {
+OBJECTIVES: dict[str, tuple[type[Any], type[Any]]] = {
     "dynamics_alignment": (DynamicsAlignmentConfig, DynamicsAlignment),
     "action_prediction": (ActionPredictionConfig, ActionPrediction),
     "time_contrastive": (TimeContrastiveConfig, TimeContrastive),
@@ -56,7 +57,7 @@ def build_objectives(
     those that are off by default may be missing, if a weight is negative or not finite, or if all
     weights are 0.
     """
-    _check_weights(loss_weights)
+    check_weights(loss_weights)
     return nn.ModuleDict(
         {
             name: objective(getattr(config, name), embed_dim, dims)
@@ -66,7 +67,14 @@ def build_objectives(
     )
 
 
-def _check_weights(loss_weights: dict[str, float]) -> None:
+def frames_read(loss_weights: dict[str, float]) -> tuple[int, ...]:
+    """Return which of the five frames of a clip the objectives with a weight above 0 read."""
+    active = [OBJECTIVES[name][1] for name, weight in loss_weights.items() if weight > 0]
+    return tuple(sorted({frame for objective in active for frame in objective.frames}))
+
+
+def check_weights(loss_weights: dict[str, float]) -> None:
+    """Raise UserError for weights that `build_objectives` refuses."""
     for name, weight in loss_weights.items():
         require_choice("name in loss_weights", name, OBJECTIVES)
         if not 0 <= weight < math.inf:

@@ -7,14 +7,15 @@ discarded after pre-training.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mcr.data.batch import Batch, Dimensions
-from mcr.errors import UserError
+from mcr.data.batch import ALL_FRAMES, Batch, Dimensions
 from mcr.runs.gather import gather_rows
+from mcr.runs.ranges import check_fields, whole
 
 
 @dataclass
@@ -25,14 +26,11 @@ class ActionPredictionConfig:
     hidden_dim:  width of the actor's two hidden layers
     """
 
-    feature_dim: int = 50
-    hidden_dim: int = 512
+    feature_dim: Annotated[int, whole(1, note="the paper's is 50")] = 50
+    hidden_dim: Annotated[int, whole(1, note="the paper's is 512")] = 512
 
     def __post_init__(self) -> None:
-        if self.feature_dim < 1:
-            raise UserError(f"feature_dim={self.feature_dim} must be at least 1; the paper's is 50")
-        if self.hidden_dim < 1:
-            raise UserError(f"hidden_dim={self.hidden_dim} must be at least 1; the paper's is 512")
+        check_fields(self, "objectives.action_prediction.")
 
 
 class ActionPrediction(nn.Module):
@@ -47,6 +45,8 @@ class ActionPrediction(nn.Module):
     perfect, 0 equals that constant prediction, and negative values are worse. It needs batches of
     some tens of clips, because the mean of a small batch fits the batch too well.
     """
+
+    frames = ALL_FRAMES
 
     def __init__(self, config: ActionPredictionConfig, embed_dim: int, dims: Dimensions) -> None:
         super().__init__()

@@ -8,16 +8,17 @@ before they call these functions.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from mcr.errors import UserError, require_choice
+from mcr.errors import UserError
 from mcr.runs.gather import gather_rows
+from mcr.runs.ranges import check_fields, choice, number
 
 SIMILARITIES = ("l2", "cosine")
 FORMS = ("log_softmax", "epsilon")
@@ -38,15 +39,12 @@ class ContrastConfig:
     Raises UserError for an unknown name or a temperature that is not positive.
     """
 
-    similarity: str = "l2"
-    temperature: float = 1.0
-    form: str = "log_softmax"
+    similarity: Annotated[str, choice(SIMILARITIES)] = "l2"
+    temperature: Annotated[float, number(above=0, note="1 is upstream's")] = 1.0
+    form: Annotated[str, choice(FORMS)] = "log_softmax"
 
     def __post_init__(self) -> None:
-        require_choice("similarity", self.similarity, SIMILARITIES)
-        require_choice("form", self.form, FORMS)
-        if not 0 < self.temperature < math.inf:
-            raise UserError(f"temperature={self.temperature} must be positive; 1 is upstream's")
+        check_fields(self)
 
 
 def similarity(a: Tensor, b: Tensor, config: ContrastConfig) -> Tensor:

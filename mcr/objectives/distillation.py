@@ -8,14 +8,16 @@ is discarded after pre-training.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mcr.data.batch import Dimensions, TaughtBatch
-from mcr.errors import UserError, require_choice
+from mcr.data.batch import ALL_FRAMES, Dimensions, TaughtBatch
+from mcr.errors import UserError
 from mcr.runs.gather import gather_rows
+from mcr.runs.ranges import ANY_TEXT, check_fields, choice
 
 DISTANCES = ("cosine", "mse")
 
@@ -30,11 +32,11 @@ class DistillationConfig:
               the teacher's features
     """
 
-    teacher: str = ""
-    distance: str = "cosine"
+    teacher: Annotated[str, ANY_TEXT] = ""
+    distance: Annotated[str, choice(DISTANCES)] = "cosine"
 
     def __post_init__(self) -> None:
-        require_choice("objectives.distillation.distance", self.distance, DISTANCES)
+        check_fields(self, "objectives.distillation.")
 
 
 class Distillation(nn.Module):
@@ -50,6 +52,8 @@ class Distillation(nn.Module):
     global batch's mean teacher feature and the teacher: what a constant prediction reaches.
     Raises UserError if there is no teacher.
     """
+
+    frames = ALL_FRAMES
 
     def __init__(self, config: DistillationConfig, embed_dim: int, dims: Dimensions) -> None:
         super().__init__()

@@ -8,12 +8,12 @@ the robot is doing. The projection is discarded after pre-training.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from mcr.data.batch import EARLY, LATE, Batch, Dimensions
-from mcr.errors import UserError, require_choice
 from mcr.objectives.contrast import (
     ContrastConfig,
     contrastive_loss,
@@ -23,6 +23,7 @@ from mcr.objectives.contrast import (
     positives_first,
     similarity,
 )
+from mcr.runs.ranges import check_fields, choice, whole
 
 
 @dataclass
@@ -34,14 +35,11 @@ class DynamicsAlignmentConfig(ContrastConfig):
     hidden_dim: width of the projection's hidden layer
     """
 
-    negatives: str = "pair"
-    hidden_dim: int = 1024
+    negatives: Annotated[str, choice(("pair", "batch"))] = "pair"
+    hidden_dim: Annotated[int, whole(1, note="the paper's is 1024")] = 1024
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require_choice("negatives", self.negatives, ("pair", "batch"))
-        if self.hidden_dim < 1:
-            raise UserError(f"hidden_dim={self.hidden_dim} must be at least 1; the paper's is 1024")
+        check_fields(self, "objectives.dynamics_alignment.")
 
 
 class DynamicsAlignment(nn.Module):
@@ -57,6 +55,8 @@ class DynamicsAlignment(nn.Module):
     choice of negatives; chance is 0.5). With "batch" also batch_accuracy and batch_chance (own
     window among those of all clips, in both directions).
     """
+
+    frames = (EARLY, LATE)
 
     def __init__(self, config: DynamicsAlignmentConfig, embed_dim: int, dims: Dimensions) -> None:
         super().__init__()

@@ -7,12 +7,12 @@ neither states nor actions, and has no parameters.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from mcr.data.batch import EARLY, LATE, MIDDLE, Batch, Dimensions
-from mcr.errors import UserError, require_choice
 from mcr.objectives.contrast import (
     SELECTIONS,
     ContrastConfig,
@@ -22,6 +22,7 @@ from mcr.objectives.contrast import (
     gather_candidates,
     similarity,
 )
+from mcr.runs.ranges import check_fields, choice, whole
 
 
 @dataclass
@@ -35,17 +36,12 @@ class TimeContrastiveConfig(ContrastConfig):
                    batch, whichever processes hold it
     """
 
-    negatives: str = "others"
-    num_negatives: int = 3
-    group: int = 0
+    negatives: Annotated[str, choice(SELECTIONS)] = "others"
+    num_negatives: Annotated[int, whole(0, note="R3M's is 3")] = 3
+    group: Annotated[int, whole(0, note="0 is the whole batch")] = 0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require_choice("negatives", self.negatives, SELECTIONS)
-        if self.num_negatives < 0:
-            raise UserError(f"num_negatives={self.num_negatives} must be 0 or more; R3M's is 3")
-        if self.group < 0:
-            raise UserError(f"group={self.group} must be 0 (the whole batch) or a number of clips")
+        check_fields(self, "objectives.time_contrastive.")
 
 
 class TimeContrastive(nn.Module):
@@ -58,6 +54,8 @@ class TimeContrastive(nn.Module):
     Metrics: accuracy and chance (the positive among all candidates); order_accuracy (MIDDLE against
     the far end of the same clip only; chance is 0.5).
     """
+
+    frames = (EARLY, MIDDLE, LATE)
 
     def __init__(self, config: TimeContrastiveConfig, embed_dim: int, dims: Dimensions) -> None:
         super().__init__()

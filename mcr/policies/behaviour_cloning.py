@@ -28,23 +28,18 @@ from torch import Tensor
 
 from mcr.errors import UserError
 from mcr.models.fine_tuning import count_parameters, param_groups
-from mcr.policies.config import FREE_TO_CHANGE, RENAMED, Config
+from mcr.policies.config import FREE_TO_CHANGE, RENAMED, Config, check_config
 from mcr.policies.demonstrations import Demonstrations, open_demonstrations
 from mcr.policies.observation_encoder import ObservationEncoder
 from mcr.policies.policy import Policy, read_policy_file, write_policy_file
 from mcr.policies.samples import Samples, batches, open_samples
 from mcr.runs.atomic import remove_all_leftovers
 from mcr.runs.devices import choose_device
-from mcr.runs.hydra_command import hydra_command
+from mcr.runs.hydra_command import HydraCommand
 from mcr.runs.locks import exclusive_folder
 from mcr.runs.log import MetricsLog
 from mcr.runs.options import check_resume, require_same_config
 from mcr.runs.processes import progress_bar
-
-
-def main() -> None:
-    """`mcr bc` and scripts/train_bc.py."""
-    hydra_command(train, Config, schema="bc_config", recipe="bc", renamed=RENAMED)
 
 
 def train(config: Config) -> Path:
@@ -85,6 +80,8 @@ class Cloning:
         self.device = choose_device(config.device)
         saved = self._saved()
         self.demonstrations = open_demonstrations(config.demonstrations)
+        if saved:
+            self._require_same_data(saved)
         self.train_rows, self.held_out_rows = (
             self.demonstrations.steps(episodes)
             for episodes in (self.demonstrations.training, self.demonstrations.held_out)
@@ -112,18 +109,43 @@ class Cloning:
         require_same_config(self.folder, saved["config"], now, FREE_TO_CHANGE, defaults=defaults)
         return saved
 
+    def _require_same_data(self, saved: dict[str, Any]) -> None:
+        """Raise UserError if the run was begun with other signals or pictures.
+
+        Files of earlier versions do not say with which.
+        """
+        now = self.demonstrations.recordings.fingerprint
+        if (then := saved.get("data", now)) != now:
+            raise UserError(
+                f"{self.folder} was begun with other demonstrations (fingerprint {then[:12]}; "
+                f"{self.config.demonstrations.data} has {now[:12]}); choose another run_dir"
+            )
+
     def _restore(self, saved: dict[str, Any]) -> None:
         self.policy.load_state_dict(saved["policy"])
         self.epoch = saved["epoch"]
         if self.epoch < self.config.num_epochs and self._is_fine_tuning() == saved["fine_tuning"]:
-            self.begin_stage().optimizer.load_state_dict(saved["optimizer"])
+            stage = self.begin_stage()
+            if stage.fine_tuning or not self.config.observations.freeze_encoder:
+                self._require_same_rates(stage.optimizer, saved["optimizer"])
+            stage.optimizer.load_state_dict(saved["optimizer"])
         print(f"resumed from {self.path} after epoch {self.epoch}")
+
+    def _require_same_rates(self, optimizer: torch.optim.Optimizer, then: dict[str, Any]) -> None:
+        """Raise UserError if other learning rates follow from the config today."""
+        groups = zip(optimizer.param_groups, then["param_groups"], strict=True)
+        if any(now["lr"] != before["lr"] for now, before in groups):
+            raise UserError(
+                f"{self.folder} was begun by an earlier version, in which random weights learnt "
+                "at a tenth of the rate and with fixed batch statistics; choose another run_dir"
+            )
 
     def save(self) -> None:
         """Write the policy, and what training needs to continue, atomically."""
         assert self.stage is not None
         content = {
             "config": dataclasses.asdict(self.config),
+            "data": self.demonstrations.recordings.fingerprint,
             "epoch": self.epoch,
             "fine_tuning": self.stage.fine_tuning,
             "optimizer": self.stage.optimizer.state_dict(),
@@ -268,3 +290,12 @@ def _shown(log: MetricsLog) -> dict[str, str]:
         for name, value in metrics.items()
         if name != "samples_per_s"
     }
+
+
+def _check(config: Config) -> None:
+    check_config(config)
+    choose_device(config.device)
+
+
+# `mcr bc` and scripts/train_bc.py
+main = HydraCommand(train, Config, schema="bc_config", recipe="bc", renamed=RENAMED, check=_check)

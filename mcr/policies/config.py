@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from mcr.errors import UserError, require_choice
+from mcr.errors import UserError
 from mcr.policies.demonstrations import DemonstrationConfig
 from mcr.policies.network import PolicyConfig
 from mcr.policies.observation_encoder import ObservationConfig
 from mcr.runs.options import RESUME
+from mcr.runs.ranges import (
+    ANY_TEXT,
+    DEVICE_OR_AUTO,
+    FOLDER_TO_WRITE,
+    NAME,
+    SEED,
+    check_fields,
+    choice,
+    number,
+    whole,
+)
 
 
 @dataclass
@@ -27,7 +38,8 @@ class Config:
     cache_features: compute the features of a frozen encoder once; random crops make it impossible
     feature_cache:  folder of the cache, which runs may share; "" = <run_dir>/features
     workers:        processes that compute the features; 0 = one per core
-    encoder_lr_scale: learning rate of an encoder that learns, as a share of the policy's
+    encoder_lr_scale: learning rate of a pretrained encoder that learns, as a share of the policy's;
+                    an untrained one learns at the policy's own rate
     fine_tune_epochs: epochs of the second stage, in which the encoder learns; 0 = no such stage
     fine_tune_learning_rate: of the second stage
     fine_tune_stages: how many of the encoder's stages learn then, from its output on; 0 = all
@@ -38,29 +50,23 @@ class Config:
     demonstrations: DemonstrationConfig = field(default_factory=DemonstrationConfig)
     observations: ObservationConfig = field(default_factory=ObservationConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    run_dir: str = "runs/bc"
-    resume: str = "auto"
-    seed: int = 0
-    device: str = "auto"
+    run_dir: Annotated[str, NAME] = "runs/bc"
+    resume: Annotated[str, choice(RESUME)] = "auto"
+    seed: Annotated[int, SEED] = 0
+    device: Annotated[str, DEVICE_OR_AUTO] = "auto"
     cache_features: bool = True
-    feature_cache: str = ""
-    workers: int = 0
-    encoder_lr_scale: float = 0.1
-    fine_tune_epochs: int = 0
-    fine_tune_learning_rate: float = 1e-4
-    fine_tune_stages: int = 0
-    unfreeze_every: int = 0
-    validate_every: int = 1
-    save_every: int = 10
+    feature_cache: Annotated[str, ANY_TEXT] = ""
+    workers: Annotated[int, whole(0, 1024)] = 0
+    encoder_lr_scale: Annotated[float, number(above=0)] = 0.1
+    fine_tune_epochs: Annotated[int, whole(0)] = 0
+    fine_tune_learning_rate: Annotated[float, number(above=0)] = 1e-4
+    fine_tune_stages: Annotated[int, whole(0)] = 0
+    unfreeze_every: Annotated[int, whole(0)] = 0
+    validate_every: Annotated[int, whole(1)] = 1
+    save_every: Annotated[int, whole(1)] = 10
 
     def __post_init__(self) -> None:
-        require_choice("resume", self.resume, RESUME)
-        for name in ("fine_tune_epochs", "fine_tune_stages", "unfreeze_every"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)} must not be negative")
-        for name in ("validate_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        check_fields(self)
         if self.fine_tune_epochs and not self.observations.freeze_encoder:
             raise UserError(
                 "fine_tune_epochs is a stage that follows one with a frozen encoder: leave out "
@@ -71,6 +77,17 @@ class Config:
     def num_epochs(self) -> int:
         """Epochs of both stages."""
         return self.policy.epochs + self.fine_tune_epochs
+
+
+def check_config(config: Config) -> None:
+    """Raise UserError for what cannot work, as far as it is known before the data are opened."""
+    FOLDER_TO_WRITE.require("run_dir", config.run_dir)
+    if config.feature_cache:
+        FOLDER_TO_WRITE.require("feature_cache", config.feature_cache)
+    if not config.demonstrations.data:
+        raise UserError(
+            "demonstrations.data is not set: give a data set of any format that docs/data.md names"
+        )
 
 
 # A run may be continued with other values of these: they change how it is done, not its result.

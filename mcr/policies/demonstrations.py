@@ -13,15 +13,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from mcr.data.index import Index, open_index
-from mcr.data.spaces import action_space, signal_space
+from mcr.data.spaces import ACTION_SPACES, ROTATIONS, action_space, signal_space
 from mcr.errors import UserError, nearest
 from mcr.features.recordings import Recordings
 from mcr.runs.atomic import reserve
 from mcr.runs.processes import progress_bar
+from mcr.runs.ranges import ANY_TEXT, NAMES, check_fields, choice, number
 
 _HELD_OUT_SPLITS = ("valid", "validation", "val", "test")
 
@@ -43,15 +45,18 @@ class DemonstrationConfig:
                     0 = no episode is held out, whatever the data says
     """
 
-    data: str = ""
-    schema: str = ""
-    index: str = ""
-    cameras: list[str] = field(default_factory=list)
-    low_dim: list[str] = field(default_factory=list)
+    data: Annotated[str, ANY_TEXT] = ""
+    schema: Annotated[str, ANY_TEXT] = ""
+    index: Annotated[str, ANY_TEXT] = ""
+    cameras: Annotated[list[str], NAMES] = field(default_factory=list)
+    low_dim: Annotated[list[str], NAMES] = field(default_factory=list)
     proprioception: bool = True
-    action_space: str = "default"
-    rotation: str = "6d"
-    val_fraction: float = 0.1
+    action_space: Annotated[str, choice(ACTION_SPACES)] = "default"
+    rotation: Annotated[str, choice(ROTATIONS)] = "6d"
+    val_fraction: Annotated[float, number(least=0, below=1)] = 0.1
+
+    def __post_init__(self) -> None:
+        check_fields(self, "demonstrations.")
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,6 @@ def open_demonstrations(config: DemonstrationConfig) -> Demonstrations:
         raise UserError(
             "demonstrations.data is not set: give a data set of any format that docs/data.md names"
         )
-    if not 0 <= config.val_fraction < 1:
-        raise UserError(f"val_fraction={config.val_fraction} must lie in [0, 1)")
     index = open_index(config.data, config.index or None, schema=config.schema or None)
     recordings = Recordings(index)
     keys = tuple(config.low_dim) or index.state

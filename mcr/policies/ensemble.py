@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -22,10 +22,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mcr.errors import UserError, require_choice
+from mcr.errors import UserError
+from mcr.models.tensor_files import named_error, read_content
 from mcr.policies.heads import action_chunks
 from mcr.policies.network import FEATURE_NORMS, ActionNetwork, PolicyConfig, Standardise
 from mcr.runs.atomic import atomic_path
+from mcr.runs.ranges import choice
 
 FORMAT = "mcr-policies-2"
 _FIRST_FORMAT = "mcr-policies-1"
@@ -41,11 +43,7 @@ class EnsembleConfig(PolicyConfig):
     """
 
     standardise_actions: bool = False
-    feature_norm: str = "batch_norm"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_choice("feature_norm", self.feature_norm, FEATURE_NORMS)
+    feature_norm: Annotated[str, choice(FEATURE_NORMS)] = "batch_norm"
 
 
 # --------------------------------------------------------------------------- training
@@ -304,7 +302,10 @@ class PolicyEnsemble:
     @classmethod
     def load(cls, path: str | Path) -> PolicyEnsemble:
         """Read what `save` wrote, to the CPU. Raises UserError if the file is anything else."""
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            content = read_content(Path(path))
+        except UserError as error:
+            raise named_error(Path(path), error) from error
         kind = content.get("format") if isinstance(content, dict) else None
         if kind not in (FORMAT, _FIRST_FORMAT):
             raise UserError(f"{path}: holds no policies of the format {FORMAT!r}")

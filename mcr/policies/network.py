@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mcr.errors import UserError
-from mcr.policies.heads import build_head
+from mcr.policies.heads import HEADS, build_head
+from mcr.runs.ranges import check_fields, choice, each, number, whole
 
 FEATURE_NORMS = ("none", "batch_norm", "layer_norm")
 
@@ -40,24 +41,18 @@ class PolicyConfig:
     epochs:         passes over the samples
     """
 
-    head: str = "mlp"
-    modes: int = 5
-    chunk: int = 1
-    hidden: list[int] = field(default_factory=lambda: [256, 256, 256])
-    dropout: float = 0.0
+    head: Annotated[str, choice(HEADS)] = "mlp"
+    modes: Annotated[int, whole(1)] = 5
+    chunk: Annotated[int, whole(1)] = 1
+    hidden: Annotated[list[int], each(whole(1))] = field(default_factory=lambda: [256, 256, 256])
+    dropout: Annotated[float, number(least=0, below=1)] = 0.0
     standardise_actions: bool = True
-    learning_rate: float = 1e-3
-    batch_size: int = 256
-    epochs: int = 100
+    learning_rate: Annotated[float, number(above=0)] = 1e-3
+    batch_size: Annotated[int, whole(1)] = 256
+    epochs: Annotated[int, whole(1)] = 100
 
     def __post_init__(self) -> None:
-        for name in ("chunk", "batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout={self.dropout} must lie in [0, 1)")
-        if self.learning_rate <= 0:
-            raise UserError(f"learning_rate={self.learning_rate} must be above 0")
+        check_fields(self, "policy.")
 
 
 class ActionNetwork(nn.Module):

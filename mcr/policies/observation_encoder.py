@@ -15,20 +15,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
 
-from mcr.errors import UserError, require_choice
+from mcr.errors import UserError
 from mcr.features.extraction import feature_shape
+from mcr.models.backbones import NETWORK_NAME
 from mcr.models.encoder import Encoder, ResNetEncoder
 from mcr.models.loading import load_model
-from mcr.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from mcr.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, MOST_PIXELS, Preprocessing
+from mcr.models.trainable import usual_preprocessing
 from mcr.models.untrained import build_untrained
 from mcr.policies.network import FEATURE_NORMS, Standardise
+from mcr.runs.ranges import ANY_TEXT, check_fields, choice, optional, whole
 
 POOLINGS = ("pooled", "spatial_softmax", "tokens")
 NORMALISATIONS = ("own", "imagenet")
@@ -42,8 +45,8 @@ class ObservationConfig:
     encoder:            what `load_model` takes; "" = torchvision's ImageNet weights
     pretrained_encoder: False = random weights, a baseline; `encoder` must then be ""
     rgb_model_name:     the network; "" = that of `encoder`, or resnet18
-    image_size:         pixels that the network gets; 0 = as the encoder was trained, or 224 for
-                        random weights
+    image_size:         pixels that the network gets; 0 = as the encoder was trained; for random
+                        weights 224, or what timm records
     normalisation:      of pixels: the encoder's "own", or "imagenet"
     freeze_encoder:     True = the encoder does not learn until `unfreeze` is called
     share_encoder:      True = one encoder for all cameras; False = one for each
@@ -56,26 +59,21 @@ class ObservationConfig:
     emb_dim:            width of the projection, a 2-layer MLP with LeakyReLU; 0 = no projection
     """
 
-    encoder: str = ""
+    encoder: Annotated[str, ANY_TEXT] = ""
     pretrained_encoder: bool = True
-    rgb_model_name: str = ""
-    image_size: int = 0
-    normalisation: str = "own"
+    rgb_model_name: Annotated[str, optional(NETWORK_NAME)] = ""
+    image_size: Annotated[int, whole(0, MOST_PIXELS)] = 0
+    normalisation: Annotated[str, choice(NORMALISATIONS)] = "own"
     freeze_encoder: bool = True
     share_encoder: bool = True
     grad_checkpointing: bool = False
-    crops: int = 0
-    pooling: str = "pooled"
-    feature_norm: str = "none"
-    emb_dim: int = 256
+    crops: Annotated[int, whole(0)] = 0
+    pooling: Annotated[str, choice(POOLINGS)] = "pooled"
+    feature_norm: Annotated[str, choice(FEATURE_NORMS)] = "none"
+    emb_dim: Annotated[int, whole(0)] = 256
 
     def __post_init__(self) -> None:
-        require_choice("normalisation", self.normalisation, NORMALISATIONS)
-        require_choice("pooling", self.pooling, POOLINGS)
-        require_choice("feature_norm", self.feature_norm, FEATURE_NORMS)
-        for name in ("image_size", "crops", "emb_dim"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)} must not be negative")
+        check_fields(self, "observations.")
         if self.encoder and not self.pretrained_encoder:
             raise UserError(
                 f"pretrained_encoder=False means random weights: leave out encoder={self.encoder}, "
@@ -254,8 +252,7 @@ class TokenAttention(nn.Module):
 def _load(config: ObservationConfig) -> Encoder:
     network = config.rgb_model_name or "resnet18"
     if not config.pretrained_encoder:
-        preprocessing = Preprocessing.for_size(config.image_size or 224)
-        return build_untrained(network, preprocessing)
+        return build_untrained(network, usual_preprocessing(network, config.image_size or None))
     encoder = load_model(config.encoder or f"torchvision:{network}")
     if config.rgb_model_name not in ("", encoder.backbone):
         raise UserError(

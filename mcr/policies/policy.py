@@ -19,6 +19,7 @@ from mcr.models.encoder import Encoder
 from mcr.models.layouts import Weights
 from mcr.models.loading import build_encoder
 from mcr.models.preprocessing import Preprocessing
+from mcr.models.tensor_files import read_content
 from mcr.policies.config import nest
 from mcr.policies.network import ActionNetwork, PolicyConfig
 from mcr.policies.observation_encoder import ObservationConfig, ObservationEncoder
@@ -135,8 +136,8 @@ def write_policy_file(path: Path, policy: Policy, content: dict[str, Any]) -> No
 def read_policy_file(path: Path) -> dict[str, Any]:
     """The content of a policy's file, in today's form. Raises UserError if it is anything else."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged files
+        content = read_content(path)
+    except UserError as error:
         raise UserError(f"{path}: unreadable policy ({error})") from error
     kind = content.get("format") if isinstance(content, dict) else None
     if kind == _FIRST_FORMAT:

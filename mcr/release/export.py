@@ -22,7 +22,6 @@ from torch import Tensor
 import mcr
 from mcr.errors import UserError
 from mcr.models.backbones import BACKBONES
-from mcr.models.catalogue import sha256
 from mcr.models.encoder import Encoder
 from mcr.models.layouts import (
     CONFIG_NAME,
@@ -34,9 +33,11 @@ from mcr.models.layouts import (
 from mcr.models.loading import build_encoder, load_model
 from mcr.models.preprocessing import Preprocessing
 from mcr.models.sources import read_source
+from mcr.models.tensor_files import sha256
 from mcr.release.golden_features import golden_features, golden_record
 from mcr.release.model_card import CARD_NAME, RECIPE_NAME, model_card, recipe
 from mcr.release.programs import PROGRAM_SUFFIXES, write_program
+from mcr.release.publication import public_facts
 from mcr.runs.atomic import atomic_path, reserve
 from mcr.runs.locks import exclusive
 
@@ -72,6 +73,7 @@ def export_encoder(
     """
     out = Path(os.path.abspath(Path(out).expanduser()))
     weights = _with_run(read_source(checkpoint))
+    weights = replace(weights, provenance=public_facts(weights.provenance))
     if ema:
         weights = _averaged(weights)
     _check_target(out, weights, force)
@@ -115,6 +117,11 @@ def _check_target(out: Path, weights: Weights, force: bool) -> None:
         raise UserError(
             f"{out}: a .pth is for torchvision's networks, not for {weights.backbone}; export to a "
             "folder instead"
+        )
+    if out.suffix == ".pth" and "fc.weight" in weights.tensors:
+        raise UserError(
+            f"{out}: upstream's layout leaves out the last layer `fc`, which is a part of "
+            f"{weights.backbone}'s features; export to a folder instead"
         )
     if out.suffix == ".pth" and weights.preprocessing != Preprocessing():
         raise UserError(
@@ -177,20 +184,21 @@ def _with_run(weights: Weights) -> Weights:
 
     RUN/checkpoints/step_....pt   the checkpoint
     RUN/metrics.jsonl             the last held-out metrics up to its step
-    RUN/launch.json               command and hardware
+    RUN/versions.json             the hardware
     """
-    step = weights.provenance.get("step")
-    run = weights.path.resolve().parents[1]
-    if step is None or weights.path.resolve().parent.name != "checkpoints":
+    step, folder = weights.provenance.get("step"), weights.path.resolve().parent
+    if step is None or folder.name != "checkpoints":
         return weights
+    run = folder.parent
     found: dict[str, Any] = {}
     if (run / "metrics.jsonl").is_file():
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         entries = [json.loads(line) for line in lines if line.endswith("\n")]  # complete ones
         held_out = [entry for entry in entries if entry["split"] == "val" and entry["step"] <= step]
         found |= {"results": held_out[-1]} if held_out else {}
-    if (run / "launch.json").is_file():
-        found["launch"] = json.loads((run / "launch.json").read_text(encoding="utf-8"))
+    if (run / "versions.json").is_file():
+        versions = json.loads((run / "versions.json").read_text(encoding="utf-8"))
+        found |= {"hardware": versions["device"]} if "device" in versions else {}
     return replace(weights, provenance=weights.provenance | found)
 
 

@@ -6,27 +6,45 @@ Downloading is in `models.hub`. Needs `pip install 'mcr[hub]'`.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 from mcr.errors import UserError, import_extra
 from mcr.models.layouts import CONFIG_NAME, WEIGHTS_NAME
 from mcr.release.export import EXPORT_FILES
+from mcr.release.publication import public_facts
 from mcr.release.verify import verify
+
+
+def describe_upload(folder: str | Path, repository: str, private: bool = False) -> str:
+    """Return what `push_to_hub` would publish: each file with its size, and all that is text.
+
+    Raises UserError if the folder is not an export, or holds more of a run than may be published.
+    """
+    folder = Path(folder).expanduser()
+    _require_export(folder)
+    whom = "whom you give access" if private else "everyone"
+    lines = [f"what {repository} on the Hub will show to {whom}:"]
+    files = [folder / name for name in EXPORT_FILES if (folder / name).is_file()]
+    lines += [f"  {file.name}  {file.stat().st_size:,} bytes" for file in files]
+    for file in files:
+        if file.name != WEIGHTS_NAME:
+            lines += [f"--- {file.name}", file.read_text(encoding="utf-8")]
+    return "\n".join(lines)
 
 
 def push_to_hub(folder: str | Path, repository: str, private: bool = False) -> str:
     """Upload the export in `folder` to `repository` ("organisation/name"); create it if needed.
 
+    `describe_upload` returns what is uploaded: the files of an export and no others.
     Returns "hf:organisation/name@revision", which `load_model` takes; it names the new commit.
-    Raises UserError if the folder is not an export, if the encoder fails `verify`, or if the Hub
-    refuses or cannot be reached.
+    Raises UserError if the folder is not an export, if it holds more of a run than may be
+    published, if the encoder fails `verify`, or if the Hub refuses or cannot be reached.
     """
     hub, errors = (import_extra(f"huggingface_hub{part}", "hub") for part in ("", ".errors"))
     folder = Path(folder).expanduser()
-    missing = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if not (folder / name).is_file()]
-    if missing:
-        raise UserError(f"{folder}: has no {missing[0]}; give a folder that `mcr export` wrote")
+    _require_export(folder)
     if not (verification := verify(folder)).ok:
         raise UserError(f"{folder}: not uploaded, because it fails verification:\n{verification}")
     api = hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
@@ -51,6 +69,20 @@ def push_to_hub(folder: str | Path, repository: str, private: bool = False) -> s
             raise
         raise UserError(f"{repository}: the Hub cannot be reached ({error}); try again") from error
     return f"hf:{repository}@{commit.oid}"
+
+
+def _require_export(folder: Path) -> None:
+    missing = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder}: has no {missing[0]}; give a folder that `mcr export` wrote")
+    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    facts = config.get("mcr", {}).get("training", {})
+    if public_facts(facts) != facts:
+        raise UserError(
+            f"{folder}: holds the command line or folders of its run, which an earlier version of "
+            f"mcr wrote into exports; export it again before it is published: mcr export {folder} "
+            "NEW"
+        )
 
 
 def _is_network_error(error: BaseException | None) -> bool:

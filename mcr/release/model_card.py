@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mcr.models.catalogue import identify, sha256
+from mcr.models.catalogue import identify
 from mcr.models.encoder import Encoder
 from mcr.models.layouts import Weights
+from mcr.models.tensor_files import sha256
 
 CARD_NAME = "README.md"
 RECIPE_NAME = "recipe.yaml"
@@ -15,7 +16,10 @@ _UNKNOWN = "not recorded in the file"
 
 
 def recipe(config: dict[str, Any]) -> str:
-    """Return a run's complete config as a recipe that training reads: JSON, which is also YAML."""
+    """Return a run's config as a recipe that training reads: JSON, which is also YAML.
+
+    config: complete but for places; see `publication`
+    """
     return json.dumps({"defaults": ["config", "_self_"], **config}, indent=2) + "\n"
 
 
@@ -67,11 +71,9 @@ divide by {list(p.std)}. The tensors have torchvision's names.
 def _training_table(weights: Weights, digest: str) -> str:
     training = weights.provenance
     dataset, config = training.get("dataset", {}), training.get("config", {})
-    launch = training.get("launch", {})
     return _table(
         {
             "data": dataset.get("name", _UNKNOWN),
-            "data.root": config.get("data", {}).get("root", _UNKNOWN),
             "data fingerprint": dataset.get("fingerprint", _UNKNOWN),
             "episodes": dataset.get("episodes", _UNKNOWN),
             "filters of episodes": _listed(config.get("data", {}).get("selection", {})),
@@ -79,8 +81,7 @@ def _training_table(weights: Weights, digest: str) -> str:
             "started from": _start(config),
             "weights": training.get("weights", "those of the last step"),
             "losses and weights": _listed(config.get("loss_weights", {})),
-            "started as": f"`{launch['command']}`" if "command" in launch else _UNKNOWN,
-            "hardware": launch.get("hardware", _UNKNOWN),
+            "hardware": training.get("hardware", _UNKNOWN),
             "read from": f"{weights.layout} `{weights.path.name}`",
             "software": _listed(training.get("versions", {})),
             "sha256 of the weights": digest,

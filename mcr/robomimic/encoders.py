@@ -37,7 +37,8 @@ class EncoderConv(ConvBase):
     weights:       what `load_model` takes: a path, a name of the catalogue, `hf:...`
     model_class:   a name of BACKBONES; needed if nothing else says which network it is
     freeze:        True = nothing learns, whatever `set_train` says; False = all layers learn, or
-                   those in `trainable`. Batch normalisation keeps its statistics in both cases.
+                   those in `trainable`. Pretrained batch normalisation keeps its statistics in
+                   both cases; that of random weights has live ones where it learns.
     trainable:     names of layers, as `load_model` takes them
     output:        "pooled", [D], for pool_class None; "spatial", the last map [D, h, w], for
                    SpatialSoftmax and other pool classes

@@ -11,6 +11,7 @@ import contextlib
 import multiprocessing
 import os
 import platform
+import resource
 import signal
 import sys
 import threading
@@ -27,6 +28,7 @@ from tqdm import tqdm
 from mcr.errors import UserError, require_choice
 
 EXECUTORS = ("local", "ray")  # the cores of this machine, or of a Ray cluster
+_LEAST_SHARE = 2**31  # bytes; an episode of DROID takes at most 0.5 GB
 
 
 def num_cores() -> int:
@@ -48,6 +50,47 @@ def processor() -> str:
     return f"{model}, {os.cpu_count()} cores"
 
 
+def memory_of_machine() -> int:
+    """Return the bytes of memory that the processes of this machine or container may use."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+    text = limit.read_text().strip() if limit.exists() else ""
+    return min(memory, int(text)) if text.isdecimal() else memory
+
+
+@contextlib.contextmanager
+def limited_memory(num_processes: int) -> Iterator[None]:
+    """Let an allocation fail in this process that is too large for one of `num_processes`.
+
+    Inside the block a process may add its share of half the machine's memory, at least 2 GiB, to
+    what it has now. More raises MemoryError, which costs the episode that asks for it, instead of a
+    signal of the system that ends the run. There is no limit on systems other than Linux.
+    """
+    previous = resource.getrlimit(resource.RLIMIT_DATA)
+    _limit_memory(num_processes)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, previous)
+
+
+def _limit_memory(num_processes: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    data = _data_bytes()
+    if data is not None:
+        limit = data + max(_LEAST_SHARE, memory_of_machine() // 2 // num_processes)
+        limit = limit if soft == resource.RLIM_INFINITY else min(limit, soft)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def _data_bytes() -> int | None:
+    """Return the bytes that RLIMIT_DATA counts in this process; None if the system does not say."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    found = [line for line in lines if line.startswith("VmData:")]
+    return int(found[0].split()[1]) * 2**10 if found else None
+
+
 @contextlib.contextmanager
 def process_pool(
     workers: int | None,
@@ -61,13 +104,14 @@ def process_pool(
     for. A killed worker, Ctrl-C and system errors such as a full disk are raised as a UserError
     whose message ends with `reassurance`.
 
+    A worker has the limit of `limited_memory`.
+
     initializer, initargs: what each worker calls first
     """
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: give at least 1")
-    pool = ProcessPoolExecutor(
-        workers or num_cores(), _Spawn(), _start_worker, (initializer, initargs)
-    )
+    workers = workers or num_cores()
+    pool = ProcessPoolExecutor(workers, _Spawn(), _start_worker, (workers, initializer, initargs))
     try:
         yield pool
     except BrokenProcessPool as error:
@@ -101,7 +145,8 @@ def ordered_map(
         with ray_cluster():
             yield from ray_map(function, items)
     elif workers == 1:
-        yield from map(function, items)
+        with limited_memory(1):
+            yield from map(function, items)
     else:
         with process_pool(workers) as pool:
             yield from pool.map(function, items)
@@ -143,7 +188,10 @@ class _Spawn(SpawnContext):
     Process = _Worker
 
 
-def _start_worker(initializer: Callable[..., None] | None, initargs: tuple) -> None:
+def _start_worker(
+    num_workers: int, initializer: Callable[..., None] | None, initargs: tuple
+) -> None:
+    _limit_memory(num_workers)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     if initializer:
         initializer(*initargs)

@@ -7,11 +7,11 @@ learning here and no torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 
-from mcr.errors import UserError, require_choice
+from mcr.runs.ranges import NAMES, check_fields, choice, whole
 
 LOOKS = ("fixed", "varied")
 
@@ -29,14 +29,12 @@ class PictureConfig:
     looks:        "fixed": the simulator's own; "varied": drawn for each scene, see `randomization`
     """
 
-    picture_size: int = 224
-    cameras: tuple[str, ...] = ()
-    looks: str = "fixed"
+    picture_size: Annotated[int, whole(1, 4096)] = 224
+    cameras: Annotated[tuple[str, ...], NAMES] = ()
+    looks: Annotated[str, choice(LOOKS)] = "fixed"
 
     def __post_init__(self) -> None:
-        if self.picture_size < 1:
-            raise UserError(f"picture_size={self.picture_size} must be at least 1")
-        require_choice("looks", self.looks, LOOKS)
+        check_fields(self)
 
 
 class Simulator(Protocol):

@@ -18,8 +18,6 @@ tensors and modules stay the same. `pretrainer.py` and `engine.py` call this.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -177,24 +175,3 @@ def average_running_statistics(network: nn.Module) -> None:
     together /= num_processes()
     for own, mean in zip(statistics, together.split([len(s) for s in statistics]), strict=True):
         own.copy_(mean)
-
-
-@contextlib.contextmanager
-def statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Keep the running statistics as they are: passes inside the block update copies of them.
-
-    For passes that are computed a second time, and for those that are not part of training.
-    """
-    kept = [
-        (layer, name, buffer)
-        for layer in network.modules()
-        if isinstance(layer, nn.BatchNorm2d)
-        for name, buffer in layer.named_buffers()
-    ]
-    for layer, name, buffer in kept:
-        setattr(layer, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for layer, name, buffer in kept:
-            setattr(layer, name, buffer)

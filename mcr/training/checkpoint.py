@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from mcr.errors import UserError
 from mcr.models.layouts import CHECKPOINT_FORMAT
+from mcr.models.tensor_files import read_content
 from mcr.runs.atomic import atomic_path
 
 _NAME = re.compile(r"step_(\d+)\.pt$")
@@ -43,11 +45,19 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint to the CPU. Raises UserError if it is damaged or of another kind."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged files
+        content = read_content(path)
+    except UserError as error:
         raise UserError(
             f"{path}: unreadable checkpoint ({error}); delete it to use an older one"
         ) from error
     if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
         raise UserError(f"{path}: not a training checkpoint of the format {CHECKPOINT_FORMAT!r}")
     return content
+
+
+def load_fitting(module: nn.Module, tensors: dict[str, Tensor]) -> list[str]:
+    """Load the tensors whose name and shape `module` knows. Returns the names of its other ones."""
+    own = module.state_dict()
+    fitting = {n: t for n, t in tensors.items() if n in own and own[n].shape == t.shape}
+    module.load_state_dict(fitting, strict=False)
+    return sorted(own.keys() - fitting.keys())

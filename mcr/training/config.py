@@ -6,12 +6,31 @@ them together, checks what concerns several parts, and says what a resumed run m
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 from mcr.data.loader import DataConfig
-from mcr.errors import UserError, require_choice
-from mcr.objectives import ObjectivesConfig
+from mcr.data.mixture import clip_counts, data_sets, weights, with_data_sets
+from mcr.errors import UserError
+from mcr.models.backbones import NETWORK_NAME
+from mcr.models.preprocessing import MOST_PIXELS
+from mcr.models.trainable import require_network
+from mcr.objectives import OBJECTIVES, ObjectivesConfig, check_weights
 from mcr.runs.options import RESUME
+from mcr.runs.ranges import (
+    ANY_TEXT,
+    DEVICE_OR_AUTO,
+    FOLDER_TO_WRITE,
+    NAME,
+    SEED,
+    check_fields,
+    choice,
+    named,
+    number,
+    whole,
+)
 from mcr.training.engine import PRECISIONS, EngineConfig
 from mcr.training.optimizer import OptimizerConfig
 
@@ -36,16 +55,15 @@ class ModelConfig:
                  about 1 / (1 - ema) steps. 0 = none
     """
 
-    backbone: str = "resnet50"
-    image_size: int = 224
+    backbone: Annotated[str, NETWORK_NAME] = "resnet50"
+    image_size: Annotated[int, whole(1, MOST_PIXELS)] = 224
     frozen_bn: bool = False
-    ghost_batch: int = 0
-    ema: float = 0.0
-    init: str = ""
+    ghost_batch: Annotated[int, whole(0)] = 0
+    ema: Annotated[float, number(least=0, below=1, note="such as 0.999")] = 0.0
+    init: Annotated[str, ANY_TEXT] = ""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ema < 1:
-            raise UserError(f"model.ema={self.ema} must be at least 0 and below 1, such as 0.999")
+        check_fields(self, "model.")
 
 
 @dataclass
@@ -73,24 +91,24 @@ class Config:
     keep_checkpoints:   number of newest checkpoints that are kept
     """
 
-    run_dir: str = "runs/mcr"
-    resume: str = "auto"
+    run_dir: Annotated[str, NAME] = "runs/mcr"
+    resume: Annotated[str, choice(RESUME)] = "auto"
     allow_config_change: bool = False
-    seed: int = 0
-    steps: int = 500_000
-    batch_size: int = 32
-    device: str = "auto"
-    precision: str = "auto"
+    seed: Annotated[int, SEED] = 0
+    steps: Annotated[int, whole(1)] = 500_000
+    batch_size: Annotated[int, whole(1)] = 32
+    device: Annotated[str, DEVICE_OR_AUTO] = "auto"
+    precision: Annotated[str, choice(PRECISIONS)] = "auto"
     deterministic: bool = False
     normalise_signals: bool = True
-    log_every: int = 50
-    validate_every: int = 2_000
-    pictures_every: int = 10_000
+    log_every: Annotated[int, whole(1)] = 50
+    validate_every: Annotated[int, whole(1)] = 2_000
+    pictures_every: Annotated[int, whole(0)] = 10_000
     log_wandb: bool = False
-    val_clips: int = 512
-    save_every: int = 2_000
-    keep_checkpoints: int = 3
-    loss_weights: dict[str, float] = field(
+    val_clips: Annotated[int, whole(0)] = 512
+    save_every: Annotated[int, whole(1)] = 2_000
+    keep_checkpoints: Annotated[int, whole(1)] = 3
+    loss_weights: Annotated[dict[str, float], named(OBJECTIVES, number(least=0))] = field(
         default_factory=lambda: {
             "dynamics_alignment": 1.0,
             "action_prediction": 1.0,
@@ -103,6 +121,9 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
     data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 # A resumed run may change these. They change how a run computes, not what.
@@ -139,25 +160,32 @@ RENAMED = {"data.views": "data.cameras"}
 def free_to_change(config: Config) -> set[str]:
     """Return the keys that a run may change when it is resumed with `config`."""
     # Under learning-rate decay, the number of steps changes what is computed.
-    return {*FREE_TO_CHANGE} - ({"steps"} if config.optimizer.decay_steps else set())
+    free = {*FREE_TO_CHANGE} - ({"steps"} if config.optimizer.decay_steps else set())
+    of_data = [key.removeprefix("data.") for key in free if key.startswith("data.")]
+    return free | {f"data.mix.{name}.{key}" for name in config.data.mix for key in of_data}
+
+
+def default_values(config: Config) -> dict[str, Any]:
+    """Return the options of a default run that has the same data sets as `config`."""
+    values = dataclasses.asdict(Config())
+    of_sets = dict.fromkeys(config.data.mix, DataConfig())
+    values["data"]["mix"] = with_data_sets(config.data, of_sets).mix if of_sets else {}
+    return values
 
 
 def check_config(config: Config, num_processes: int) -> None:
     """Raise UserError for values that cannot work for a run of `num_processes` processes."""
-    require_choice("resume", config.resume, RESUME)
-    require_choice("precision", config.precision, PRECISIONS)
-    if not config.data.root:
-        raise UserError("data.root is not set: give a data set, of any format in docs/data.md")
-    for name in (
-        "steps", "batch_size", "log_every", "validate_every", "save_every", "keep_checkpoints"
-    ):  # fmt: skip
-        if getattr(config, name) < 1:
-            raise UserError(f"{name}={getattr(config, name)} must be at least 1")
+    FOLDER_TO_WRITE.require("run_dir", config.run_dir)
+    data_sets(config.data)
     if config.optimizer.warmup_steps > config.steps:
         raise UserError(
             f"optimizer.warmup_steps={config.optimizer.warmup_steps} is more than the run's "
             f"steps={config.steps}: the rate would never be optimizer.lr"
         )
+    model = config.model
+    if not model.init or model.backbone != ModelConfig.backbone:
+        require_network(model.backbone, model.image_size)
+    check_weights(config.loss_weights)
     pieces = config.engine.accumulate * num_processes
     if config.batch_size % pieces:
         raise UserError(
@@ -166,12 +194,36 @@ def check_config(config: Config, num_processes: int) -> None:
         )
     if config.model.ghost_batch:
         _check_ghost_batch(config, config.batch_size // pieces)
+    for name, count in counts_of_clips(config).items():
+        _check_share(config, name, count, num_processes)
+
+
+def counts_of_clips(config: Config) -> dict[str, int]:
+    """Return the clips of each data set that are computed at a time, over all processes.
+
+    They do not depend on the number of processes. Raises UserError if there are none of a data set.
+    """
+    contrast, data = config.objectives.time_contrastive, config.data
+    multiple = math.lcm(data.mix_multiple, config.model.ghost_batch or 1, contrast.group or 1)
+    num_clips = config.batch_size // config.engine.accumulate
+    return clip_counts(weights(data), num_clips, multiple if data.mix else 1)
+
+
+def _check_share(config: Config, name: str, count: int, num_processes: int) -> None:
+    """Raise UserError if the processes cannot share the clips of a data set of a mixture."""
+    unit = num_processes * (config.model.ghost_batch or 1)
+    if name and count % unit:
+        raise UserError(
+            f"data.mix: the {count} clips of {name} in a batch do not divide by {num_processes} "
+            f"processes{' times model.ghost_batch' if config.model.ghost_batch else ''}; set "
+            f"data.mix_multiple={unit}"
+        )
 
 
 def _check_ghost_batch(config: Config, share: int) -> None:
     """share: the clips that one process computes at a time."""
     ghost, contrast = config.model.ghost_batch, config.objectives.time_contrastive
-    if ghost < 0 or share % ghost:
+    if share % ghost:
         raise UserError(
             f"model.ghost_batch={ghost} must divide the {share} clips that a process has at a time"
         )

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from inspect import signature
-from typing import Any
+from itertools import chain
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,17 +24,15 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from mcr.data.batch import Batch
+from mcr.data.batch import MixedBatch
 from mcr.errors import UserError, require_choice
+from mcr.models.backbones import contexts_of_passes, statistics_kept
 from mcr.models.blocks import blocks_of
 from mcr.runs.gather import num_processes
-from mcr.training.batch_norm import (
-    GlobalBatchNorm2d,
-    average_running_statistics,
-    statistics_kept,
-)
+from mcr.runs.ranges import check_fields, choice, whole
+from mcr.training.batch_norm import GlobalBatchNorm2d, average_running_statistics
 from mcr.training.distributed import World
-from mcr.training.optimizer import OptimizerConfig, build_optimizer, rate_groups
+from mcr.training.optimizer import OptimizerConfig, build_optimizer, rate_groups, step_unless
 from mcr.training.pretrainer import Pretrainer
 from mcr.training.weight_average import WeightAverage
 
@@ -64,17 +63,14 @@ class EngineConfig:
     compress_gradients: average gradients as bfloat16: half the traffic, but rounded
     """
 
-    accumulate: int = 1
+    accumulate: Annotated[int, whole(1)] = 1
     recompute: bool = False
-    compile: str = "auto"
-    bucket_mb: int = 25
+    compile: Annotated[str, choice(COMPILE_MODES)] = "auto"
+    bucket_mb: Annotated[int, whole(1)] = 25
     compress_gradients: bool = False
 
     def __post_init__(self) -> None:
-        require_choice("engine.compile", self.compile, COMPILE_MODES)
-        for name in ("accumulate", "bucket_mb"):
-            if getattr(self, name) < 1:
-                raise UserError(f"engine.{name}={getattr(self, name)} must be at least 1")
+        check_fields(self, "engine.")
         if self.recompute and self.compile not in ("auto", "off"):
             raise UserError(
                 "engine.recompute and engine.compile exclude each other: "
@@ -88,15 +84,15 @@ class Step:
 
     metrics:    scalars of this process's share of the batch: "loss" and those of the Pretrainer;
                 "gradient_norm" is that of the whole batch
-    embeddings: float32 [b, F, D] of the last part of this process's share
-    batch:      the part that they were computed from
+    embeddings: of each data set, float32 [b, F, D] of the last part of this process's share
+    batches:    the part that they were computed from
     flags:      float32 [3], the same on all processes; 1 where, on any process, (0) the loss was
                 not finite, (1) the gradient norm was not finite, (2) a stop was asked for
     """
 
     metrics: dict[str, Tensor]
-    embeddings: Tensor
-    batch: Batch
+    embeddings: dict[str, Tensor]
+    batches: MixedBatch
     flags: Tensor
 
 
@@ -122,12 +118,12 @@ class Engine:
         )
         groups = rate_groups(model, model.encoder, optimizer)
         self._scales = [group.scale for group in groups]
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        self.parameter_names = [[names[p] for p in group.parameters] for group in groups]
         self._clip_norm = optimizer.clip_norm
         self.optimizer = build_optimizer(groups, optimizer)
         self.set_rate(optimizer.lr)
-        # Fused Adam changes no weight while this is 1, as it is from the first non-finite step on.
-        self._broken = torch.zeros((), device=device)
-        self.optimizer.found_inf = self._broken
+        self._broken = torch.zeros((), device=device)  # 1 from the first non-finite step on
         self.average = WeightAverage(model.encoder, ema) if ema else None
         if config.recompute:
             recompute_blocks(model.encoder)
@@ -142,8 +138,14 @@ class Engine:
         for scale, group in zip(self._scales, self.optimizer.param_groups, strict=True):
             group["lr"] = scale * rate
 
-    def load_optimizer(self, state: dict[str, Any]) -> None:
-        """Restore the optimiser. Raises UserError if its parameters were grouped otherwise."""
+    def load_optimizer(self, state: dict[str, Any], names: list[list[str]] | None = None) -> None:
+        """Restore the optimiser. Raises UserError if its parameters were grouped otherwise.
+
+        names: the checkpoint's `parameter_names`, if its data sets may be others. Parameters that
+               it lacks, or that had another shape, then begin anew.
+        """
+        if names is not None:
+            state = self._fitting(state, names)
         found, wanted = len(state["param_groups"]), len(self._scales)
         if found != wanted:
             raise UserError(
@@ -152,7 +154,18 @@ class Engine:
             )
         self.optimizer.load_state_dict(state)
 
-    def step(self, parts: Iterable[Batch], wants_to_stop: bool = False) -> Step:
+    def _fitting(self, state: dict[str, Any], names: list[list[str]]) -> dict[str, Any]:
+        """Return the state of the parameters that still exist, in the order that they have now."""
+        known = dict(zip(chain(*names), range(sum(map(len, names))), strict=True))
+        parameters = dict(self.model.named_parameters())
+        fitting = {}
+        for number, name in enumerate(chain(*self.parameter_names)):
+            old = state["state"].get(known.get(name, -1))
+            if old is not None and old["exp_avg"].shape == parameters[name].shape:
+                fitting[number] = old
+        return {"state": fitting, "param_groups": self.optimizer.state_dict()["param_groups"]}
+
+    def step(self, parts: Iterable[MixedBatch], wants_to_stop: bool = False) -> Step:
         """Make one optimiser step with the next `config.accumulate` parts of the batch.
 
         A step whose loss or gradient is not finite on any process sets a flag and changes no
@@ -175,13 +188,13 @@ class Engine:
         flags = torch.stack([~metrics["loss"].isfinite(), ~norm.isfinite(), stop]).float()
         flags = self._world.any(flags)
         torch.maximum(self._broken, flags[:2].amax(), out=self._broken)
-        self.optimizer.step()
+        step_unless(self._broken, self.optimizer)
         average_running_statistics(self.model.encoder)
         if self.average:
             self.average.update()
         return Step(metrics | {"gradient_norm": norm}, embeddings, part, flags)
 
-    def _rehearse(self, part: Batch) -> None:
+    def _rehearse(self, part: MixedBatch) -> None:
         """Compute gradients once and discard them, before the first step of several processes.
 
         During its first backward pass, DistributedDataParallel learns the order in which gradients
@@ -195,7 +208,9 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
         self._is_rehearsed = True
 
-    def _add_gradients(self, part: Batch, is_last: bool) -> tuple[dict[str, Tensor], Tensor]:
+    def _add_gradients(
+        self, part: MixedBatch, is_last: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Add the gradients of a part; after the last part, average the sum over processes.
 
         Returns (metrics, embeddings).
@@ -207,14 +222,15 @@ class Engine:
             with self.autocast:
                 loss, metrics, embeddings = self._network(part)
             (loss / self._config.accumulate).backward()
-        return {"loss": loss.detach(), **metrics}, embeddings.detach()
+        detached = {name: of_set.detach() for name, of_set in embeddings.items()}
+        return {"loss": loss.detach(), **metrics}, detached
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+    def evaluate(self, batches: MixedBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return (metrics, embeddings) in eval mode. All processes must call this."""
         self.model.eval()
         with self.autocast:
-            loss, metrics, embeddings = self.model(batch)
+            loss, metrics, embeddings = self.model(batches)
         return {"loss": loss, **metrics}, embeddings
 
 
@@ -290,16 +306,9 @@ class _Recomputed(nn.Module):
             *inputs,
             use_reentrant=False,
             preserve_rng_state=False,  # nothing inside is random
-            context_fn=partial(_contexts_of_passes, self),
+            context_fn=partial(contexts_of_passes, self),
             **options,
         )
-
-
-def _contexts_of_passes(
-    block: nn.Module,
-) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
-    """The contexts of the block's first pass and of the second one, which computes it again."""
-    return contextlib.nullcontext(), statistics_kept(block)
 
 
 def _mean(of_parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -308,19 +317,20 @@ def _mean(of_parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([m[name] for m in of_parts]).mean(0) for name in of_parts[0]}
 
 
-def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Yield each batch on `device`. A GPU copies it while it computes the previous one."""
+def on_device(parts: Iterable[MixedBatch], device: torch.device) -> Iterator[MixedBatch]:
+    """Yield each part on `device`. A GPU copies it while it computes the previous one."""
     if device.type != "cuda":
-        yield from (batch.to(device) for batch in batches)
+        yield from ({name: batch.to(device) for name, batch in part.items()} for part in parts)
         return
     copies = torch.cuda.Stream(device)
-    for batch in batches:
+    for part in parts:
         with torch.cuda.stream(copies):
-            moved = batch.to(device)
+            moved = {name: batch.to(device) for name, batch in part.items()}
         computing = torch.cuda.current_stream(device)
         computing.wait_stream(copies)
-        for field in fields(moved):  # its memory is in use until the computation is done
-            getattr(moved, field.name).record_stream(computing)
+        for batch in moved.values():
+            for field in fields(batch):  # its memory is in use until the computation is done
+                getattr(batch, field.name).record_stream(computing)
         yield moved
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,25 +78,26 @@ class StepMonitor:
 
 
 def report_non_finite(
-    path: Path, status: StepStatus, losses: dict[str, float], batch: Batch
+    path: Path, status: StepStatus, losses: dict[str, float], batches: Sequence[Batch]
 ) -> str:
     """Write to `path` what is known of a step that was not finite. Returns a sentence about it.
 
-    losses: means over processes; batch: the whole batch, read again
+    losses: means over processes; batches: all clips of the step, read again
     """
     what = "loss" if status.bad_loss else "gradient norm"
-    clips = non_finite_clips(batch)
+    samples = sorted(number for batch in batches for number in batch.samples.tolist())
+    clips = sorted(number for batch in batches for number in non_finite_clips(batch))
     report: dict[str, Any] = {
         "step": status.number,
         "what": what,
         "losses": {name: str(value) for name, value in losses.items()},
-        "samples": batch.samples.tolist(),
+        "samples": samples,
         "clips_with_non_finite_signals": clips,
     }
     write_text(path, json.dumps(report, indent=1))
     return (
         f"the {what} at step {status.number} is not finite ({losses}); the weights are as they "
-        f"were before it; samples {batch.samples[0]}..{batch.samples[-1]}, clips with "
+        f"were before it; samples {samples[0]}..{samples[-1]}, clips with "
         f"non-finite signals: {clips}; see {path}"
     )
 

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from mcr.data.batch import NUM_FRAMES
+from mcr.data.batch import NUM_FRAMES, UNNAMED
 from mcr.data.frames import FrameReader
 from mcr.data.index import Index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
@@ -42,7 +42,10 @@ _GAP = 3  # white pixels between pictures
 
 
 class Painter:
-    """Draws the figures of a run and saves them in `folder` as step_<step>_<name>.png."""
+    """Draws the figures of a data set and saves them in `folder` as step_<step>_<name>.png.
+
+    The names of the figures begin with that of the data set, if it has one.
+    """
 
     def __init__(
         self,
@@ -52,15 +55,17 @@ class Painter:
         config: DataConfig,
         seed: int,
         frames: FrameReader | None = None,
+        name: str = UNNAMED,
     ):
         """Read everything that the figures show.
 
         episodes: the clips are drawn from these, and some of them are shown whole, as the first
                   camera saw them
         frames:   reads the frames; None = from the data set itself
+        name:     of the data set
         Raises UserError for unreadable frames, unless data.on_error="skip".
         """
-        self._folder = folder
+        self._folder, self._name = folder, name
         frames = frames or FrameReader(index)
         clips = ClipDataset(index, episodes, config, seed, VALIDATION, frames)
         self._batch = next(iter(ClipLoader(clips, replace(config, workers=0), NUM_CLIPS)))
@@ -72,7 +77,8 @@ class Painter:
     def draw(self, model: Pretrainer, step: int) -> dict[str, np.ndarray]:
         """Draw and save the figures. Returns {name: uint8 [H, W, 3]}."""
         with in_eval_mode(model):
-            figures = {"clips": self._draw_clips(model), "episodes": self._draw_episodes(model)}
+            drawn = {"clips": self._draw_clips(model), "episodes": self._draw_episodes(model)}
+        figures = {f"{self._name}_{kind}".lstrip("_"): drawn[kind] for kind in drawn}
         self._folder.mkdir(parents=True, exist_ok=True)
         pixels = {}
         for name, figure in figures.items():

@@ -3,12 +3,17 @@
 One encoder embeds the five frames of a clip. Three objectives make the embeddings hold what the
 robot does (dynamics alignment, action prediction) and the order of frames in time (time contrast).
 A fourth one, off by default, makes them hold what a teacher sees (distillation).
+
+Robots differ in their states and actions. So each data set has objectives of its own, with their
+heads, and its signals are normalised by its own statistics. Negatives are clips of the same data
+set, because a clip of another one could be told apart by its looks alone.
+
 After training, everything but the encoder is discarded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +21,15 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mcr.data.batch import NUM_FRAMES, Batch, Dimensions, TaughtBatch
+from mcr.data.batch import (
+    ALL_FRAMES,
+    NUM_FRAMES,
+    Batch,
+    Dimensions,
+    MixedBatch,
+    TaughtBatch,
+    labelled,
+)
 from mcr.models.backbones import freeze_batch_norm
 from mcr.models.crops import network_input
 from mcr.models.effective_rank import effective_rank
@@ -57,9 +70,11 @@ class SignalNormaliser(nn.Module):
 class Pretrainer(nn.Module):
     """The encoder with its objectives: the module that is optimised.
 
-    forward(batch) -> (loss, metrics, embeddings [B, F, D]); the loss is the weighted sum of
-    metrics["<objective>/loss"].
+    forward(batches) -> (loss, metrics, {data set: embeddings [B, F, D]}). The loss of a data set is
+    the weighted sum of metrics["<objective>/loss"], or of metrics["<data set>/<objective>/loss"] if
+    data sets have names. The whole loss is their mean over clips.
 
+    objectives:      by the same names
     teacher:         None = there is none; otherwise its features go into the batch
     compiled_encode: replaces `encode` in training; None = nothing is compiled
     """
@@ -70,15 +85,19 @@ class Pretrainer(nn.Module):
         preprocessing: Preprocessing,
         objectives: ObjectivesConfig,
         loss_weights: dict[str, float],
-        dimensions: Dimensions,
-        statistics: dict[str, dict[str, list[float]]] | None,
+        dimensions: Mapping[str, Dimensions],
+        statistics: Mapping[str, dict[str, dict[str, list[float]]]],
         frozen_bn: bool = False,
         ghost_batch: int = 0,
         teacher: Encoder | None = None,
+        places: Sequence[int] = ALL_FRAMES,
     ):
-        """statistics: see SignalNormaliser; None = raw states and actions (the `paper` recipe)
+        """dimensions: of each data set, by name
 
+        statistics: of each data set, see SignalNormaliser; raw states and actions for data sets
+                    that it lacks (the `paper` recipe)
         frozen_bn, ghost_batch: see ModelConfig
+        places: which of the five frames of a clip the batches hold
         teacher: whose features `distillation` matches; frozen, and in eval mode whatever happens
         """
         super().__init__()
@@ -88,31 +107,55 @@ class Pretrainer(nn.Module):
         if frozen_bn:
             freeze_batch_norm(self.encoder)
         elif ghost_batch:
-            use_ghost_batches(self.encoder, ghost_batch * NUM_FRAMES)
+            use_ghost_batches(self.encoder, ghost_batch * len(places))
         else:
             synchronise_batch_norm(self.encoder)
         embed_dim: Any = self.encoder.embed_dim
         self.teacher = teacher
-        dimensions = replace(dimensions, teacher=teacher.embed_dim if teacher else 0)
-        self.objectives = build_objectives(objectives, loss_weights, embed_dim, dimensions)
-        self.loss_weights = loss_weights
-        self.normalise = SignalNormaliser(statistics) if statistics else nn.Identity()
+        self.objectives = nn.ModuleDict()
+        for data_set, dims in dimensions.items():
+            dims = replace(dims, teacher=teacher.embed_dim if teacher else 0)
+            built = build_objectives(objectives, loss_weights, embed_dim, dims)
+            self.objectives.update({labelled(data_set, name): built[name] for name in built})
+        self.loss_weights = {name: loss_weights[name] for name in built}
+        self.data_sets = tuple(dimensions)
+        self.normalisers = nn.ModuleList(
+            SignalNormaliser(statistics[name]) if name in statistics else nn.Identity()
+            for name in self.data_sets
+        )
+        self._places = list(places)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        embeddings = self.embed(batch)
-        batch = self.prepare(batch)
+    def forward(self, batches: MixedBatch) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        embeddings = self.embed(batches)
+        num_clips = sum(len(batch) for batch in batches.values())
         metrics: dict[str, Tensor] = {}
-        loss = embeddings.new_zeros(())
-        for name, objective in self.objectives.items():
-            objective_loss, objective_metrics = objective(embeddings, batch)
-            loss = loss + self.loss_weights[name] * objective_loss
-            metrics[f"{name}/loss"] = objective_loss.detach()
-            metrics |= {f"{name}/{key}": value for key, value in objective_metrics.items()}
+        loss = torch.zeros((), device=next(iter(embeddings.values())).device)
+        for data_set, batch in batches.items():
+            losses, of_set = self.losses(data_set, embeddings[data_set], batch)
+            weighted = sum(self.loss_weights[name] * value for name, value in losses.items())
+            loss = loss + len(batch) / num_clips * weighted
+            metrics |= of_set
         return loss, metrics, embeddings
 
-    def prepare(self, batch: Batch) -> Batch:
+    def losses(
+        self, data_set: str, embeddings: Tensor, batch: Batch
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the loss of each objective on clips of one data set, and all metrics.
+
+        embeddings: float32 [B, F, D] of `batch`
+        """
+        batch = self.prepare(data_set, batch)
+        losses, metrics = {}, {}
+        for name in self.loss_weights:
+            label = labelled(data_set, name)
+            losses[name], of_objective = self.objectives[label](embeddings, batch)
+            metrics[f"{label}/loss"] = losses[name].detach()
+            metrics |= {f"{label}/{key}": value for key, value in of_objective.items()}
+        return losses, metrics
+
+    def prepare(self, data_set: str, batch: Batch) -> Batch:
         """Return what the objectives read: normalised signals, and the teacher's features."""
-        prepared = self.normalise(batch)
+        prepared = self.normalisers[self.data_sets.index(data_set)](batch)
         if self.teacher is None:
             return prepared
         return TaughtBatch(**vars(prepared), teacher_features=self._teacher_features(batch))
@@ -126,15 +169,29 @@ class Pretrainer(nn.Module):
         features = self.teacher.encode(inputs).float()
         return rearrange(features, "(b f) d -> b f d", f=NUM_FRAMES)
 
-    def embed(self, batch: Batch) -> Tensor:
-        """Return the embeddings of a batch's frames, float32 [B, F, D]."""
-        encode = (self.compiled_encode if self.training else None) or self.encode
-        embeddings = encode(batch.frames, batch.crops, batch.colors)
-        return rearrange(embeddings, "(b f) d -> b f d", f=NUM_FRAMES)
+    def embed(self, batches: MixedBatch) -> dict[str, Tensor]:
+        """Return the embeddings of the frames of each data set, float32 [B, F, D].
 
-    def encode(self, frames: Tensor, crops: Tensor, colors: Tensor) -> Tensor:
-        """Return the embeddings of stored frames, float32 [B * F, D]."""
-        return self.encoder(self.network_input(frames, crops, colors)).float()
+        Those of frames that were not read are NaN.
+        """
+        encode = (self.compiled_encode if self.training else None) or self.encode
+        pictures = [(b.frames, b.crops, b.colors) for b in batches.values()]
+        embeddings = rearrange(encode(pictures), "(b g) d -> b g d", g=len(self._places))
+        if len(self._places) < NUM_FRAMES:
+            read = embeddings
+            embeddings = read.new_full((len(read), NUM_FRAMES, read.shape[-1]), float("nan"))
+            embeddings[:, self._places] = read
+        parts = embeddings.split([len(batch) for batch in batches.values()])
+        return dict(zip(batches, parts, strict=True))
+
+    def encode(self, pictures: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+        """Return the embeddings of stored frames, float32 [sum of B * G, D].
+
+        pictures: frames, crops and colours of each data set. They pass the encoder together, so
+                  that batch norm sees all of them.
+        """
+        inputs = [self.network_input(*of_set) for of_set in pictures]
+        return self.encoder(inputs[0] if len(inputs) == 1 else torch.cat(inputs)).float()
 
     def network_input(self, frames: Tensor, crops: Tensor, colors: Tensor | None = None) -> Tensor:
         """Call `crops.network_input` for this encoder. All tensors are on its device."""
@@ -143,37 +200,45 @@ class Pretrainer(nn.Module):
 
 
 @torch.no_grad()
-def embedding_health(embeddings: Tensor) -> dict[str, Tensor]:
-    """Return measures of a collapse of the embeddings, float32 [B, F, D], of all processes.
+def embedding_health(embeddings: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return measures of a collapse of the embeddings of each data set, of all processes.
+
+    embeddings: float32 [B, F, D] of each data set; NaN where a frame was not read
 
     embedding/spread: mean over the dimensions of their standard deviation over the images; 0 if all
         images look alike
     embedding/effective_rank: see `models.effective_rank`; of the first 1,024 images, which bounds
         its cost
     """
-    everyones, _ = gather_rows(rearrange(embeddings, "b f d -> (b f) d"))
-    return {
-        "embedding/spread": everyones.std(0).mean(),
-        "embedding/effective_rank": effective_rank(everyones[:1024]),
-    }
+    health = {}
+    for data_set, of_set in embeddings.items():
+        is_read = ~of_set[0, :, 0].isnan()
+        everyones, _ = gather_rows(rearrange(of_set[:, is_read], "b f d -> (b f) d"))
+        label = labelled(data_set, "embedding")
+        health[f"{label}/spread"] = everyones.std(0).mean()
+        health[f"{label}/effective_rank"] = effective_rank(everyones[:1024])
+    return health
 
 
-def embedding_gradients(model: Pretrainer, embeddings: Tensor, batch: Batch) -> dict[str, Tensor]:
+def embedding_gradients(
+    model: Pretrainer, embeddings: Mapping[str, Tensor], batches: MixedBatch
+) -> dict[str, Tensor]:
     """How strongly each objective changes the embeddings: {"<objective>/embedding_gradient": norm}.
 
     The norm is that of the gradient of the weighted loss with respect to the embedding of an image,
     summed over images. Because the loss is a mean over images, this is the mean norm for the loss
     of a single image.
 
-    embeddings: float32 [B, F, D] of `batch`
+    embeddings: float32 [B, F, D] of each data set of `batches`
     This runs the heads once more, but not the encoder, and changes no gradient. It draws random
     numbers as a step does. All processes must call it.
     """
-    batch = model.prepare(batch)
-    embeddings = embeddings.detach().requires_grad_()
     norms = {}
-    for name, objective in model.objectives.items():
-        loss, _ = objective(embeddings, batch)
-        (gradient,) = torch.autograd.grad(model.loss_weights[name] * loss, embeddings)
-        norms[f"{name}/embedding_gradient"] = gradient.norm(dim=-1).sum()
+    for data_set, batch in batches.items():
+        of_set = embeddings[data_set].detach().requires_grad_()
+        losses, _ = model.losses(data_set, of_set, batch)
+        for name, loss in losses.items():
+            (gradient,) = torch.autograd.grad(model.loss_weights[name] * loss, of_set)
+            label = labelled(data_set, name)
+            norms[f"{label}/embedding_gradient"] = gradient.norm(dim=-1).sum()
     return norms

@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mcr.data.batch import NUM_FRAMES
-from mcr.data.loader import ClipLoader, worker_errors
+from mcr.data.batch import UNNAMED
+from mcr.data.loader import MixtureLoader, worker_errors
 from mcr.errors import UserError
 from mcr.models.encoder import Encoder
 from mcr.models.fingerprint import encoder_fingerprint
@@ -40,16 +40,24 @@ from mcr.models.preprocessing import Preprocessing
 from mcr.models.trainable import read_start, usual_preprocessing
 from mcr.runs.atomic import remove_all_leftovers
 from mcr.runs.devices import choose_device
-from mcr.runs.hydra_command import hydra_command
+from mcr.runs.hydra_command import HydraCommand
 from mcr.runs.locks import exclusive_folder
 from mcr.runs.options import check_resume, require_same_config
 from mcr.training.checkpoint import (
     checkpoint_path,
     list_checkpoints,
     load_checkpoint,
+    load_fitting,
     save_checkpoint,
 )
-from mcr.training.config import RENAMED, Config, ModelConfig, check_config, free_to_change
+from mcr.training.config import (
+    RENAMED,
+    Config,
+    ModelConfig,
+    check_config,
+    default_values,
+    free_to_change,
+)
 from mcr.training.distributed import World
 from mcr.training.engine import Engine, Step, compile_mode, make_deterministic, on_device
 from mcr.training.monitor import NonFinite, StepMonitor, StepStatus, report_non_finite
@@ -59,6 +67,7 @@ from mcr.training.progress import Meter, TrainingLog, mean_of, to_numbers
 from mcr.training.run_folder import hardware, save_description, versions
 from mcr.training.summary import write_summary
 from mcr.training.training_data import TrainingData
+from mcr.training.training_set import TrainingSet, places_to_read
 
 
 def train(config: Config) -> Path:
@@ -106,10 +115,10 @@ class Run:
         self.step = 0
         self.stopped_by_signal = False
         self._teacher_fingerprint = ""
-        self._painter: Painter | None = None  # opened when it first draws
+        self._painters: list[Painter] = []  # opened when they first draw
         checkpoint = self._newest_checkpoint()
         if checkpoint:
-            self._require_same_data(checkpoint)
+            self.data.require_same(checkpoint["dataset"], str(self.folder))
         self.model = self._build_model(checkpoint)
         self.engine = self._build_engine()
         if world.is_main:
@@ -140,11 +149,12 @@ class Run:
             preprocessing=self._preprocessing(start, checkpoint),
             objectives=config.objectives,
             loss_weights=config.loss_weights,
-            dimensions=self.data.clips.dimensions,
+            dimensions=self.data.dimensions,
             statistics=self.data.statistics,
             frozen_bn=config.model.frozen_bn,
             ghost_batch=config.model.ghost_batch,
             teacher=teacher,
+            places=places_to_read(config),
         )
         if start:
             fill(model.encoder, start)
@@ -228,6 +238,7 @@ class Run:
         checkpoint = load_checkpoint(newest)
         self._take_backbone(checkpoint["encoder_config"]["backbone"])
         if not self.config.allow_config_change:
+            self._require_same_data_sets(checkpoint)
             require_same_config(
                 self.folder,
                 checkpoint["config"],
@@ -235,23 +246,31 @@ class Run:
                 free_to_change(self.config),
                 RENAMED,
                 "choose another run_dir, or set allow_config_change=true to go on regardless",
-                dataclasses.asdict(Config()),
+                default_values(self.config),
             )
         return checkpoint
 
-    def _require_same_data(self, checkpoint: dict[str, Any]) -> None:
-        if not self.data.is_same(checkpoint["dataset"]):
-            old, new = checkpoint["dataset"], self.data.identity()
+    def _require_same_data_sets(self, checkpoint: dict[str, Any]) -> None:
+        """Raise UserError if the run has other data sets than when it wrote `checkpoint`."""
+        old, new = checkpoint["config"]["data"].get("mix") or {}, self.config.data.mix
+        if {*old} != {*new}:
+            before, now = (", ".join(sorted(mix)) or "one data.root" for mix in (old, new))
             raise UserError(
-                f"{self.folder} was trained on other data (fingerprint {old['fingerprint'][:12]}, "
-                f"frames {old.get('frames', 'as recorded')}; {self.data.index.source} has "
-                f"{new['fingerprint'][:12]}, {new['frames']}); choose another run_dir"
+                f"{self.folder} was begun with the data sets {before}; now there are {now}. Choose "
+                "another run_dir, or set allow_config_change=true to go on with its encoder and "
+                "with the heads of the data sets that stay"
             )
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         self.model.encoder.load_state_dict(checkpoint["encoder"])
-        self.model.objectives.load_state_dict(checkpoint["objectives"])
-        self.engine.load_optimizer(checkpoint["optimizer"])
+        if self.config.allow_config_change and "parameter_names" in checkpoint:
+            new = load_fitting(self.model.objectives, checkpoint["objectives"])
+            self.engine.load_optimizer(checkpoint["optimizer"], checkpoint["parameter_names"])
+            if new:
+                self.world.say(f"begin anew: {', '.join(new)}")
+        else:
+            self.model.objectives.load_state_dict(checkpoint["objectives"])
+            self.engine.load_optimizer(checkpoint["optimizer"])
         if self.engine.average:
             self.engine.average.load_state_dict(
                 checkpoint.get("encoder_ema") or checkpoint["encoder"]
@@ -271,8 +290,9 @@ class Run:
             "encoder_config": model.preprocessing.encoder_config(self.config.model.backbone),
             "objectives": model.objectives.state_dict(),
             "optimizer": self.engine.optimizer.state_dict(),
+            "parameter_names": self.engine.parameter_names,
             "config": dataclasses.asdict(self.config),
-            "statistics": self.data.statistics or {},
+            "statistics": self.data.statistics.get(UNNAMED, self.data.statistics),
             "dataset": self.data.identity(),
             "versions": versions(),
         }
@@ -306,7 +326,7 @@ class Run:
             step = self.engine.step(islice(parts, config.engine.accumulate), self.stopped_by_signal)
             monitor.add(self.step, step)
             self.step += 1
-            meter.count(config.batch_size * NUM_FRAMES)
+            meter.count(config.batch_size * self.data.num_frames)
             if log:
                 log.advance()
             is_last = self.step == config.steps
@@ -349,16 +369,15 @@ class Run:
         """Report on rank 0 which samples a step that was not finite was computed from."""
         if not self.world.is_main:
             return ""
-        first = status.number * self.config.batch_size
-        batch = self.data.clips.load(list(range(first, first + self.config.batch_size))).batch
-        assert batch is not None  # it has been read before
-        return report_non_finite(self.folder / "non_finite.json", status, losses, batch)
+        parts = self.data.batches_of(status.number)
+        batches = [batch for part in parts for batch in part.values()]
+        return report_non_finite(self.folder / "non_finite.json", status, losses, batches)
 
     def _log_training(
-        self, log: TrainingLog | None, step: Step, loader: ClipLoader, meter: Meter
+        self, log: TrainingLog | None, step: Step, loader: MixtureLoader, meter: Meter
     ) -> None:
         skipped = torch.full((), float(loader.num_errors * self.world.size), device=self.device)
-        gradients = embedding_gradients(self.model, step.embeddings, step.batch)
+        gradients = embedding_gradients(self.model, step.embeddings, step.batches)
         metrics = self.world.mean(step.metrics | gradients | {"skipped_samples": skipped})
         metrics |= embedding_health(step.embeddings)
         if log:
@@ -366,28 +385,46 @@ class Run:
             log.write(self.step, "train", to_numbers(metrics) | rate | meter.read())
 
     def validate(self, log: TrainingLog | None) -> None:
-        """Log the metrics of the held-out clips; they are the same for any number of processes."""
-        if self.data.validation is None:
+        """Log the metrics of the held-out clips; they are the same for any number of processes.
+
+        Each data set is evaluated alone. The loss is the mean of theirs over clips as in training.
+        """
+        validated = [s for s in self.data.sets.values() if s.validation is not None]
+        if not validated:
             return
-        torch.manual_seed(self.config.seed)  # does not affect training, which seeds every step
-        results = []
-        for batch in on_device(self.data.validation, self.device):
-            metrics, embeddings = self.engine.evaluate(batch)
-            results.append(to_numbers(self.world.mean(metrics) | embedding_health(embeddings)))
+        metrics: dict[str, float] = {}
+        loss = 0.0
+        for data_set in validated:
+            of_set = self._validate(data_set)
+            loss += of_set.pop("loss") * data_set.num_clips
+            metrics |= of_set
         if log:
-            log.write(self.step, "val", mean_of(results))
+            loss /= sum(data_set.num_clips for data_set in validated)
+            log.write(self.step, "val", {"loss": loss, **metrics})
+
+    def _validate(self, data_set: TrainingSet) -> dict[str, float]:
+        torch.manual_seed(self.config.seed)  # does not affect training, which seeds every step
+        assert data_set.validation is not None
+        parts = ({data_set.name: batch} for batch in data_set.validation)
+        results = []
+        for part in on_device(parts, self.device):
+            metrics, embeddings = self.engine.evaluate(part)
+            results.append(to_numbers(self.world.mean(metrics) | embedding_health(embeddings)))
+        return mean_of(results)
 
     def draw(self, log: TrainingLog | None) -> None:
         """Draw the pictures of this step on rank 0. This does not affect training."""
         config = self.config
         if log is None or not config.pictures_every:
             return
-        if self._painter is None:
-            folder, index = self.folder / "pictures", self.data.index
-            self._painter = Painter(
-                folder, index, self.data.shown, config.data, config.seed, self.data.frames()
-            )
-        log.pictures(self.step, self._painter.draw(self.model, self.step))
+        folder = self.folder / "pictures"
+        if not self._painters:
+            self._painters = [
+                Painter(folder, s.index, s.shown, s.config, config.seed, s.frames(), s.name)
+                for s in self.data.sets.values()
+            ]
+        for painter in self._painters:
+            log.pictures(self.step, painter.draw(self.model, self.step))
 
 
 def seed_draws(seed: int, step: int) -> None:
@@ -396,15 +433,27 @@ def seed_draws(seed: int, step: int) -> None:
     torch.manual_seed(high << 32 | low)
 
 
-def main() -> None:
-    """`mcr train`, `python -m mcr.training.train`."""
-    hydra_command(_train_or_stop, Config, schema="config", recipe="mcr", renamed=RENAMED)
-
-
 def _train_or_stop(config: Config) -> None:
     path = train(config)
     if path.name < checkpoint_path(path.parent, config.steps).name:
         sys.exit(0)  # a signal that stops this run stops a sweep, too
+
+
+def _check(config: Config) -> None:
+    world = World.of_environment()
+    check_config(config, world.size)
+    choose_device(config.device, world.local_rank if world.size > 1 else None)
+
+
+# `mcr train`, `python -m mcr.training.train`
+main = HydraCommand(
+    _train_or_stop, Config, schema="config", recipe="mcr", renamed=RENAMED, check=_check
+)
+
+
+def check_options(arguments: list[str], processes: int) -> None:
+    """Raise UserError if a run of several processes with these arguments cannot work."""
+    main.check(arguments, lambda config: check_config(config, processes))
 
 
 if __name__ == "__main__":

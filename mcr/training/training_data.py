@@ -1,163 +1,119 @@
-"""What a pre-training run opens: the index, the episodes to train on, and the held-out ones.
+"""The data of a pre-training run: its data sets, and batches of clips from all of them.
 
 `train.py` opens it before it builds the network, and never changes it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from mcr.data.batch import Dimensions
-from mcr.data.frames import FrameReader
-from mcr.data.index import Index, open_index
-from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
-from mcr.data.pack import Pack, open_pack, slowdown
-from mcr.data.sampling import TRAIN, VALIDATION
-from mcr.data.selection import Episodes, least_frames, select_episodes, split_sessions
-from mcr.data.statistics import space_statistics
+from mcr.data.batch import UNNAMED, Dimensions, MixedBatch
+from mcr.data.loader import MixtureLoader
+from mcr.data.mixture import data_sets, with_data_sets
 from mcr.errors import UserError
-from mcr.training.config import Config
+from mcr.training.config import Config, counts_of_clips
 from mcr.training.distributed import World
+from mcr.training.training_set import TrainingSet, places_to_read
 
 
 class TrainingData:
-    """The data of one run.
+    """The data sets of one run, by name. A run without `data.mix` has one, which is UNNAMED.
 
-    config:     the options with what follows from the data filled in: cameras, state_keys and
-                selection.min_frames
-    index:      of the whole data set
-    clips:      the clips to train on
-    validation: loads the held-out clips, the same ones every time; None = no validation
-    shown:      the episodes that pictures show: held-out ones if there are any
-    statistics: {"state" | "action": {"mean", "std", ...}} of the whole data set; None if the
-                signals are not to be normalised
+    sets:       in the order in which their clips lie in a batch
+    config:     the options with what follows from the data filled in, see TrainingSet
+    num_frames: frames of a clip that are read
     report:     lines that say what is trained on
     """
 
     def __init__(self, config: Config, world: World):
         """Every process calls this. Raises UserError if the data cannot be used."""
-        self._world = world
-        self.index = world.in_turn(
-            lambda: open_index(
-                config.data.root, config.data.index or None, schema=config.data.schema or None
-            )
+        self._world, self._run = world, config
+        counts = counts_of_clips(config)
+        self.sets = {
+            name: self._open(name, data, counts[name])
+            for name, data in data_sets(config.data).items()
+        }
+        self.config = with_data_sets(config.data, {n: s.config for n, s in self.sets.items()})
+        self.num_frames = len(places_to_read(config))
+        self.report = [line for part in self.sets.values() for line in self._report(part)]
+
+    def _open(self, name: str, data: Any, num_clips: int) -> TrainingSet:
+        try:
+            return TrainingSet(name, data, num_clips, self._run, self._world)
+        except UserError as error:
+            raise UserError(f"data.mix.{name}: {error}" if name else str(error)) from error
+
+    def _report(self, part: TrainingSet) -> list[str]:
+        if not part.name:
+            return part.report
+        share = part.num_clips / sum(p.num_clips for p in self.sets.values())
+        return [f"{part.name}: {share:.1%} of the clips", *part.report]
+
+    @property
+    def dimensions(self) -> dict[str, Dimensions]:
+        return {name: part.clips.dimensions for name, part in self.sets.items()}
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """The statistics of each data set, empty if signals are not to be normalised."""
+        return {name: s.statistics for name, s in self.sets.items() if s.statistics is not None}
+
+    def loader(self, first_sample: int, pin_memory: bool) -> MixtureLoader:
+        """Load this process's share of the training clips from number `first_sample` on.
+
+        Each batch is a part that a step is computed in. There is no end.
+        """
+        world = self._world
+        return self._loader(
+            first_sample, pin_memory=pin_memory, rank=world.rank, world_size=world.size
         )
-        self.config = data = resolved(config.data, self.index)
-        self._batch = config.batch_size // config.engine.accumulate
-        self._pack = self._open_pack()
-        episodes, choices = select_episodes(self.index, data.selection)
-        training, held_out = split_sessions(self.index, episodes, data.selection.val_fraction)
-        parts = f"{len(training)} episodes to train on, {len(held_out)} held out by session"
-        if data.selection.val_fraction and not len(held_out):
-            parts += "; all are of one recording session, so none can be held out"
-        spaces = (
-            f"cameras {', '.join(data.cameras)}; state {' + '.join(data.state_keys) or 'none'}; "
-            f"action {' + '.join(self.index.action) or 'none'}"
+
+    def batches_of(self, step: int) -> Iterator[MixedBatch]:
+        """Read all clips of a step again, in this process."""
+        run = self._run
+        loader = self._loader(step * run.batch_size, num_samples=run.batch_size, workers=0)
+        yield from loader
+
+    def _loader(self, first_sample: int, workers: int | None = None, **options: Any):
+        data = self.config if workers is None else replace(self.config, workers=workers)
+        return MixtureLoader(
+            {name: part.clips for name, part in self.sets.items()},
+            {name: part.num_clips for name, part in self.sets.items()},
+            data,
+            first_sample,
+            **options,
         )
-        self.report = [f"{self.index.source} ({self.index.kind})", *choices, parts, spaces]
-        world.say("data: " + "\n  ".join(self.report))
-        self.num_episodes = len(training)
-        self.shown = held_out if len(held_out) else training
-        self.clips = self._clips(training, data, config.seed)
-        _require_signals(self.index, self.clips.dimensions, config.loss_weights)
-        self.validation = None
-        if len(held_out) and config.val_clips:
-            # Validation is rare and short, so this process reads the clips itself.
-            data = dataclasses.replace(data, workers=0)
-            clips = self._clips(held_out, data, config.seed, VALIDATION)
-            self.validation = self._loader(clips, data, num_samples=config.val_clips)
-        self.statistics = world.in_turn(self._statistics) if config.normalise_signals else None
 
-    def _open_pack(self) -> Pack | None:
-        """The pack of data whose frames are not addressable, made if need be."""
-        if self.index.is_addressable:
-            return None
-        if self.config.pack:
-            return self._world.in_turn(lambda: open_pack(self.index))
-        if self._world.is_main:
-            print(
-                "data.pack=false: frames are decoded as they are drawn, which takes about "
-                f"{slowdown(self.index):.0f} times as long as from a pack",
-                flush=True,
-            )
-        return None
-
-    def _clips(
-        self, episodes: Episodes, data: DataConfig, seed: int, stream: int = TRAIN
-    ) -> ClipDataset:
-        return ClipDataset(self.index, episodes, data, seed, stream, self.frames())
-
-    def frames(self) -> FrameReader:
-        """A new reader of the frames. Every process and every thread needs one of its own."""
-        return FrameReader(self.index, self._pack)
+    # --- identity
 
     def identity(self) -> dict[str, Any]:
         """What dataset.json and checkpoints say about the data."""
+        identities = {name: part.identity() for name, part in self.sets.items()}
+        if UNNAMED in identities:
+            return identities[UNNAMED]
+        fingerprints = [each["fingerprint"] for each in identities.values()]
         return {
-            "name": self.index.source.name,
-            "fingerprint": self.index.fingerprint,
-            "frames": self._pack.description if self._pack else "as recorded",
-            "episodes": self.num_episodes,
+            "name": " + ".join(identities),
+            "fingerprint": hashlib.sha256(" ".join(fingerprints).encode()).hexdigest(),
+            "episodes": sum(each["episodes"] for each in identities.values()),
+            "mix": identities,
         }
 
-    def is_same(self, identity: dict[str, Any]) -> bool:
-        """Is this the data of a checkpoint, whose `identity` is given?
+    def require_same(self, identity: dict[str, Any], where: str) -> None:
+        """Raise UserError if a data set of the run is not the one that a checkpoint knows.
 
-        Checkpoints of version 0.2 know a fingerprint of the signals alone.
+        identity: of the checkpoint's data
         """
-        own = self.identity()
-        known = {self.index.fingerprint, self.index.signals_fingerprint}
-        same_frames = identity.get("frames", own["frames"]) == own["frames"]
-        return identity["fingerprint"] in known and same_frames
-
-    def loader(self, first_sample: int, pin_memory: bool) -> ClipLoader:
-        """Load the training clips from number `first_sample` on, without end."""
-        return self._loader(
-            self.clips, self.config, first_sample=first_sample, pin_memory=pin_memory
-        )
-
-    def _loader(self, clips: ClipDataset, data: DataConfig, **options: Any) -> ClipLoader:
-        """This process's share of the clips, in the parts that a step is computed in."""
-        world = self._world
-        return ClipLoader(
-            clips, data, self._batch, rank=world.rank, world_size=world.size, **options
-        )
-
-    def _statistics(self) -> dict[str, dict[str, list[float]]]:
-        spaces = {"state": self.clips.state_space, "action": self.clips.action_space}
-        return {name: space_statistics(self.index, space) for name, space in spaces.items()}
-
-
-def resolved(data: DataConfig, index: Index) -> DataConfig:
-    """Fill in what follows from the data: the schema's cameras and state, the least length.
-
-    A run saves these values, so it is resumed with them even if a default or a schema changes.
-    """
-    least = data.selection.min_frames or least_frames(index)
-    return dataclasses.replace(
-        data,
-        cameras=list(data.cameras or index.default_cameras),
-        state_keys=list(data.state_keys or index.state),
-        selection=dataclasses.replace(data.selection, min_frames=least),
-    )
-
-
-def _require_signals(
-    index: Index, dimensions: Dimensions, loss_weights: Mapping[str, float]
-) -> None:
-    """Raise UserError if an objective needs actions or states that the data lacks."""
-    lacking = {
-        "action_prediction": dimensions.action == 0,
-        "dynamics_alignment": dimensions.action + dimensions.state == 0,
-    }
-    needing = [name for name in lacking if lacking[name] and loss_weights.get(name, 0) > 0]
-    if needing:
-        fix = " ".join(f"loss_weights.{name}=0" for name in needing)
-        raise UserError(
-            f"{index.source}: no signal is called action, which {' and '.join(needing)} "
-            f"{'needs' if len(needing) == 1 else 'need'}; its signals are "
-            f"{', '.join(index.signal_names) or 'none'}. Name it in a schema, data.schema="
-            f"my_robot.yaml with action: [...], or train the other losses alone: {fix}"
-        )
+        known = identity.get("mix", {UNNAMED: identity})
+        for name, part in self.sets.items():
+            if name in known and not part.is_same(known[name]):
+                old, new = known[name], part.identity()
+                raise UserError(
+                    f"{where} was trained on other data{name and f' called {name}'} (fingerprint "
+                    f"{old['fingerprint'][:12]}, frames {old.get('frames', 'as recorded')}; "
+                    f"{part.index.source} has {new['fingerprint'][:12]}, {new['frames']}); choose "
+                    "another run_dir"
+                )

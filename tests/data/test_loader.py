@@ -100,7 +100,7 @@ def test_the_stream_does_not_depend_on_processes_or_restarts(shards):
 
 
 def test_a_batch_that_does_not_divide_is_refused(shards):
-    with pytest.raises(UserError, match="does not divide"):
+    with pytest.raises(UserError, match="do not divide"):
         first_batches(shards, rank=0, world_size=4)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mcr.data.batch import UNNAMED
 from mcr.data.index import Index, open_index
 from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
 from mcr.data.other_data import read_other_data
@@ -345,14 +346,15 @@ def test_normalising_changes_the_losses_that_see_signals(data_sets):
     index = data_sets["reference"]
     clips, batch = first_batch(index, 4, rotation="6d")
     losses = []
-    for statistics in (None, statistics_of(index, clips)):
+    for statistics in ({}, {UNNAMED: statistics_of(index, clips)}):
         torch.manual_seed(0)
         weights = dict.fromkeys(OBJECTIVES, 1.0) | {"distillation": 0.0}
         size = Preprocessing.for_size(32)
         model = Pretrainer(
-            "resnet18", size, ObjectivesConfig(), weights, batch.dimensions, statistics
+            "resnet18", size, ObjectivesConfig(), weights, {UNNAMED: batch.dimensions}, statistics
         )
-        losses.append({key: float(v) for key, v in model(batch)[1].items() if "/loss" in key})
+        metrics = model({UNNAMED: batch})[1]
+        losses.append({key: float(v) for key, v in metrics.items() if "/loss" in key})
     raw, normalised = losses
     for name in ("dynamics_alignment/loss", "action_prediction/loss"):
         assert abs(raw[name] - normalised[name]) > 1e-3

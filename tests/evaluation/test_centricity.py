@@ -339,10 +339,13 @@ def run_script(monkeypatch, capsys, tmp_path):
 def test_command_takes_encoders_from_results(run_script, weights, demonstrations):
     files = [demonstrations(f"{task}.hdf5", {"task": f"suite/{task}"}) for task in "xy"]
     rows = [
-        {"encoder": f"net {n}", "source": path, "task": "suite/x", "successes": n, "trials": 4}
+        {"encoder": f"net {n}", "source": path, "weights": "ab", "successes": n}
         for n, path in enumerate(weights)
     ]
-    rows.append({"encoder": "blind", "source": "", "task": "suite/x", "successes": 0, "trials": 4})
+    rows.append({"encoder": "blind", "source": "", "weights": "", "successes": 0})
+    # its encoder has learnt since, so that the maps of the source are not those of the policy
+    rows.append({"encoder": "from scratch", "source": weights[0], "weights": "", "successes": 4})
+    rows = [row | {"task": "suite/x", "trials": 4} for row in rows]
     pd.DataFrame(rows).to_csv("results.csv", index=False)
     code, out, err = run_script(
         "--results", "results.csv", "--frames", 2, "--demonstrations", *files

@@ -1,7 +1,11 @@
 """The offline suite: each score by hand or by naive loops, then all scores of a real encoder."""
 
+import json
+
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
 from mcr.data.frames import FrameReader
@@ -10,9 +14,17 @@ from mcr.data.selection import SelectionConfig
 from mcr.errors import UserError
 from mcr.evaluation.feature_health import dead_share, mean_cosine
 from mcr.evaluation.intervals import bootstrap, jackknife
-from mcr.evaluation.offline import SCORES, offline_scores, order_score, probe_score, ridge_answers
-from mcr.evaluation.recorded_frames import Frames, OfflineConfig, read_frames
+from mcr.evaluation.offline import (
+    SCORES,
+    evaluate_offline,
+    offline_scores,
+    order_score,
+    probe_score,
+    ridge_answers,
+)
+from mcr.evaluation.recorded_frames import Frames, OfflineConfig, held_out_sessions, read_frames
 from mcr.evaluation.retrieval import camera_ranks, retrieval_scores
+from mcr.evaluation.seen_sessions import seen_sessions
 from mcr.models.loading import load_model
 from mcr.models.untrained import write_untrained
 
@@ -220,6 +232,62 @@ def test_one_camera_has_no_retrieval(encoder, index, monkeypatch):
     assert {"state_ridge", "temporal_order", "effective_rank_high"} <= set(scores)
 
 
+def provenance(index, **selection):
+    """What the export of an encoder that was trained on the data says."""
+    return {
+        "dataset": {"fingerprint": index.fingerprint},
+        "config": {"data": {"selection": {"val_fraction": 0.1, "min_frames": 40} | selection}},
+    }
+
+
+def test_seen_sessions_are_those_that_were_not_held_out_in_training(index):
+    sessions = set(index.table["session"])
+    names = index.table.loc[index.table["session"] == min(sessions), "name"]
+    seen = seen_sessions(provenance(index), index)
+    assert 0 < len(sessions - seen) < len(sessions)
+    few = seen_sessions(provenance(index, episodes=list(names), val_fraction=0.0), index)
+    assert few == {min(sessions)}
+    # what a newer version of mcr adds, and lists that are not at hand, leave nothing out
+    more = {"keep_ranges": "gone.json", "episodes": ["gone.txt"], "new": 1}
+    assert seen_sessions(provenance(index, **more), index) == seen
+    mixed = {"dataset": {"mix": {"a": {"fingerprint": "ab"}, "b": provenance(index)["dataset"]}}}
+    mixed["config"] = {"data": {"mix": {"b": {"selection": {"val_fraction": 0.1}}}}}
+    assert seen_sessions(mixed, index)
+    unknown = {"dataset": {"fingerprint": index.signals_fingerprint}}
+    assert seen_sessions(unknown, index) == sessions
+    other = provenance(index) | {"dataset": {"fingerprint": "ab"}}
+    assert seen_sessions(other, index) == seen_sessions({}, index) == set()
+
+
+def test_an_encoder_that_has_seen_held_out_sessions_is_marked(
+    encoder, index, sample, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("mcr.evaluation.probes.MLP_STEPS", 1)
+    config = OfflineConfig(max_episodes=4, frames_per_episode=3, num_seeds=1)
+    path = write_untrained(tmp_path / "pretrained.pt", image_size=32, seed=4)
+    content = torch.load(path) | provenance(index)
+    torch.save({k: v for k, v in content.items() if k != "untrained"}, path)
+    torch.save(content | {"dataset": {"fingerprint": "ab"}}, tmp_path / "foreign.pt")
+    named = [f"mine={path}", f"foreign={tmp_path / 'foreign.pt'}"]
+    text = evaluate_offline(named, str(sample), tmp_path, config, data_index=str(index.path))
+    held_out = held_out_sessions(index, config)
+    seen = len(held_out & seen_sessions(provenance(index), index))
+    assert 0 < seen < len(held_out)
+    assert f"mine (seen): pretrained on {seen} of the {len(held_out)} held-out sessions" in text
+    assert "| mine (seen) |" in text and "| foreign |" in text and "| untrained " in text
+    rows = pd.read_csv(tmp_path / "results.csv")
+    assert set(rows["set"]) == {"development"}
+    assert set(rows.loc[rows["encoder"] == "mine", "seen"]) == {seen}
+    assert set(rows.loc[rows["encoder"] != "mine", "seen"]) == {0}
+    protocol = json.loads((tmp_path / "protocol.json").read_text())
+    assert protocol["cameras"] == list(index.default_cameras[:2]) and protocol["num_seeds"] == 1
+    again = evaluate_offline(named, str(sample), tmp_path, config, data_index=str(index.path))
+    assert again == text
+    other = OfflineConfig(["wrist_image_left"], max_episodes=4, frames_per_episode=3, num_seeds=2)
+    with pytest.raises(UserError, match=r"another protocol \(cameras=.* num_seeds=1, not 2\)"):
+        evaluate_offline(named, str(sample), tmp_path, other, data_index=str(index.path))
+
+
 @pytest.mark.parametrize(
     ("config", "complaint"),
     [
@@ -234,5 +302,5 @@ def test_bad_configuration(encoder, index, config, complaint):
 
 
 def test_counts_that_leave_nothing_to_compare_are_refused():
-    with pytest.raises(UserError, match="frames_per_episode=1 must be at least 2"):
+    with pytest.raises(UserError, match="frames_per_episode=1 must be a whole number of at"):
         OfflineConfig(frames_per_episode=1)

@@ -8,6 +8,8 @@ from PIL import Image
 from mcr.errors import UserError
 from mcr.evaluation.results import MEAN, Results, success_rates, to_markdown
 
+AB = {"weights": "ab"}
+
 
 def rows(encoder: str, task: str, successes: list[int], trials: int = 10, weights: str = "ab"):
     return [
@@ -71,21 +73,36 @@ def test_added_rows_are_read_again(tmp_path):
     lines = (tmp_path / "results.csv").read_text().splitlines()
     assert [line.split(",")[-2:] for line in lines[1:]] == [["1", "10"], ["2", "10"], ["3", "10"]]
     again = Results(tmp_path, {"rollouts": 10})
-    assert again.has("ours", "ab", "a") and again.has("ours", "ab", "b")
-    assert not again.has("ours", "ab", "c") and not again.has("other", "ab", "a")
+    assert again.has("ours", AB, "a") and again.has("ours", AB, "b")
+    assert not again.has("ours", AB, "c") and not again.has("other", AB, "a")
     assert again.rows["successes"].tolist() == [1, 2, 3]
 
 
 def test_rows_without_weights_are_recognised(tmp_path):
     Results(tmp_path, {}).add(rows("proprioception only", "a", [1], weights=""))
-    assert Results(tmp_path, {}).has("proprioception only", "", "a")
+    assert Results(tmp_path, {}).has("proprioception only", {"weights": ""}, "a")
 
 
 def test_other_weights_under_the_same_name_are_refused(tmp_path):
     results = Results(tmp_path, {})
     results.add(rows("ours", "a", [1]))
     with pytest.raises(UserError, match=r"'ours' are of other weights \(ab, not cd\).*NAME=PATH"):
-        results.has("ours", "cd", "a")
+        results.has("ours", {"weights": "cd"}, "a")
+
+
+def test_other_preprocessing_under_the_same_name_is_refused(tmp_path):
+    results = Results(tmp_path, {})
+    results.add([row | {"preprocessing": "resize 256"} for row in rows("ours", "a", [1])])
+    assert results.has("ours", AB | {"preprocessing": "resize 256"}, "a")
+    with pytest.raises(UserError, match=r"other preprocessing \(resize 256, not resize 232\)"):
+        results.has("ours", AB | {"preprocessing": "resize 232"}, "a")
+
+
+def test_remarks_stand_below_the_table(tmp_path):
+    results = Results(tmp_path, {})
+    results.add(rows("ours", "a", [1, 2]))
+    text = results.write_report(success_rates(results.rows), percent=True, remarks="ours: tired.")
+    assert text.endswith("|\n\nours: tired.\n") and (tmp_path / "results.md").read_text() == text
 
 
 def test_another_protocol_is_refused(tmp_path):

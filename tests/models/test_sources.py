@@ -172,12 +172,20 @@ def test_torchvision_offline(folder, published):
         mcr.load_model("torchvision:resnet18")
 
 
-def test_torchvision_classifiers_as_files(published, tmp_path, monkeypatch):
+def test_torchvision_classifiers_as_files(published, tmp_path, monkeypatch, caplog):
+    """Preprocessing is decided by what the file holds, not by how it is called."""
     path, _ = published
     monkeypatch.setattr(RESNET18.value, "transforms", transforms_of_another_kind)
-    assert mcr.load_model(path).preprocessing.resize == 232  # known by the name of the file
+    assert mcr.load_model(path).preprocessing.resize == 232
     renamed = path.rename(tmp_path / "mine.pth")
-    assert mcr.load_model(renamed).preprocessing == Preprocessing()
+    assert mcr.load_model(renamed).preprocessing.resize == 232
+    assert not caplog.records
+    torch.manual_seed(1)
+    torch.save(torchvision.models.resnet18().state_dict(), path)  # others under the known name
+    assert mcr.load_model(path).preprocessing == Preprocessing()
+    (record,) = caplog.records
+    assert "is none of the classifiers that torchvision publishes" in record.getMessage()
+    assert "resized to 256 and cropped to 224" in record.getMessage()
 
 
 def transforms_of_another_kind():

@@ -67,5 +67,5 @@ def test_explained_variance_is_0_for_the_mean_and_1_for_the_truth():
 
 @pytest.mark.parametrize("size", ["feature_dim", "hidden_dim"])
 def test_empty_layers_are_refused(size):
-    with pytest.raises(UserError, match=f"{size}=0 must be at least 1"):
+    with pytest.raises(UserError, match=f"{size}=0 must be a whole number of at least 1"):
         ActionPredictionConfig(**{size: 0})

@@ -229,8 +229,8 @@ def test_one_clip_has_no_others():
     [
         ({"similarity": "cosin"}, "did you mean 'cosine'"),
         ({"form": "logsoftmax"}, "did you mean 'log_softmax'"),
-        ({"temperature": 0.0}, "temperature=0.0 must be positive"),
-        ({"temperature": math.nan}, "temperature=nan must be positive"),
+        ({"temperature": 0.0}, "temperature=0.0 must be a finite number above 0"),
+        ({"temperature": math.nan}, "temperature=nan must be a finite number above 0"),
     ],
 )
 def test_bad_options_are_refused(option, message):

@@ -145,7 +145,7 @@ def test_random_resnet50_saturates_the_epsilon_form(make_batch, make_embeddings)
     ("option", "message"),
     [
         ({"negatives": "pairs"}, "did you mean 'pair'"),
-        ({"hidden_dim": 0}, "hidden_dim=0 must be at least 1"),
+        ({"hidden_dim": 0}, "hidden_dim=0 must be a whole number of at least 1"),
         ({"form": "epsilonn"}, "did you mean 'epsilon'"),
     ],
 )

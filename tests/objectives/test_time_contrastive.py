@@ -99,7 +99,7 @@ def test_one_clip_needs_no_negatives_or_more_clips(make_batch, make_embeddings):
     ("option", "message"),
     [
         ({"negatives": "permute"}, "did you mean 'permutation'"),
-        ({"num_negatives": -1}, "num_negatives=-1 must be 0 or more"),
+        ({"num_negatives": -1}, "num_negatives=-1 must be a whole number of at least 0"),
         ({"similarity": "l1"}, "did you mean 'l2'"),
     ],
 )

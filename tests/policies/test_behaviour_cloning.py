@@ -124,8 +124,17 @@ def changed_layers(before, after):
     return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
 
 
+def as_if_trained(untrained, path):
+    """The same weights in a file that does not say that they are random."""
+    content = torch.load(untrained)
+    assert content.pop("untrained")
+    torch.save(content, path)
+    return path
+
+
 def test_the_second_stage_unfreezes_layer_by_layer(desk, tmp_path):
     options = {"fine_tune_epochs": 3, "unfreeze_every": 2, "fine_tune_learning_rate": 1e-4}
+    options["encoder"] = str(as_if_trained(desk / "encoder.pt", tmp_path / "trained.pt"))
     run = Cloning(config(desk, tmp_path / "run", **options, epochs=2), tmp_path)
     start, seen, original = encoder_tensors(run.policy), [], run._train_epoch
 
@@ -213,9 +222,16 @@ def test_an_encoder_learns_from_random_weights(desk, tmp_path, capsys):
         proprioception=False,
     )
     before = encoder_tensors(Cloning(scratch, tmp_path).policy)
-    policy = load_policy(train(scratch))
+    path = train(scratch)
+    policy = load_policy(path)
     assert "encoder in the loop: it learns" in capsys.readouterr().out
-    assert {"conv1", "layer1", "layer4"} <= changed_layers(before, encoder_tensors(policy))
+    after = encoder_tensors(policy)
+    assert {"conv1", "layer1", "layer4"} <= changed_layers(before, after)
+    # live batch statistics, which the saved policy keeps, and the policy's own rate
+    assert after["bn1.num_batches_tracked"] == 3
+    assert not torch.equal(after["layer4.1.bn2.running_var"], torch.ones(512))
+    saved = torch.load(path)
+    assert [group["lr"] for group in saved["optimizer"]["param_groups"]] == [1e-3, 1e-3]
     assert policy.act({CAMERA: np.full((1, SIZE, SIZE, 3), 99, np.uint8)}).shape == (1, 2)
 
 
@@ -257,8 +273,8 @@ def test_bad_input(desk, tmp_path):
             {"fine_tune_epochs": 1, "freeze_encoder": False},
             "leave out observations.freeze_encoder=False",
         ),
-        ({"unfreeze_every": -1}, "unfreeze_every=-1 must not be negative"),
-        ({"save_every": 0}, "save_every=0 must be at least 1"),
+        ({"unfreeze_every": -1}, "unfreeze_every=-1 must be a whole number of at least 0"),
+        ({"save_every": 0}, "save_every=0 must be a whole number of at least 1"),
         ({"pooling": "pool"}, "did you mean 'pooled'"),
         ({"cameras": ["front"]}, "no camera 'front'; did you mean 'front_image'"),
         ({"device": "cuda:77"}, "device=cuda:77 cannot be used"),
@@ -285,6 +301,29 @@ def test_a_run_continues_only_with_its_own_config(desk, tmp_path):
     torch.save({"format": "else"}, path)
     with pytest.raises(UserError, match="holds no policy"):
         load_policy(path)
+
+
+def test_a_run_continues_only_with_its_own_pictures(desk, tmp_path):
+    """Repainting changes no signal, so nothing but the fingerprint tells."""
+    data = tmp_path / "demos.hdf5"
+    shutil.copy(desk / "demos.hdf5", data)
+    options = {"data": str(data), "feature_cache": "", "workers": 1, "save_every": 1}
+    train(config(desk, tmp_path / "run", epochs=1, **options))
+    with h5py.File(data, "a") as file:
+        file[f"data/demo_3/obs/{CAMERA}"][2] = 0
+    with pytest.raises(UserError, match="run was begun with other demonstrations .fingerprint"):
+        train(config(desk, tmp_path / "run", epochs=1, **options))
+
+
+def test_random_weights_that_learnt_slowly_are_not_trained_further(desk, tmp_path):
+    options = {"encoder": "", "pretrained_encoder": False, "image_size": SIZE, "save_every": 1}
+    options |= {"freeze_encoder": False, "epochs": 2}
+    run = Cloning(config(desk, tmp_path, **options), tmp_path)
+    run.begin_stage().optimizer.param_groups[1]["lr"] *= 0.1  # as an earlier version did
+    run.epoch = 1
+    run.save()
+    with pytest.raises(UserError, match="begun by an earlier version, in which random weights"):
+        train(config(desk, tmp_path, **options))
 
 
 def flat_policy(path):

@@ -132,7 +132,7 @@ def test_bad_input(tmp_path):
             {"low_dim": ["eef_position"]},
             "no signal 'eef_position' for .*low_dim.* 'eef_pos'",
         ),
-        ({"val_fraction": 1.0}, "val_fraction=1.0 must lie in"),
+        ({"val_fraction": 1.0}, "val_fraction=1.0 must be a finite number of at least 0"),
     ):
         with pytest.raises(UserError, match=complaint):
             opened(path, **options)

@@ -11,7 +11,7 @@ from torch import nn
 
 import mcr
 from mcr.errors import UserError
-from mcr.models.preprocessing import IMAGENET_MEAN
+from mcr.models.preprocessing import IMAGENET_MEAN, Preprocessing
 from mcr.models.untrained import write_untrained
 from mcr.policies.observation_encoder import (
     ObservationConfig,
@@ -206,6 +206,13 @@ def test_normalisation_is_the_encoders_own_or_imagenets(tmp_path):
     assert imagenet.encoder.preprocessing.mean == IMAGENET_MEAN
 
 
+def test_random_weights_see_pictures_as_the_trained_network_does():
+    pytest.importorskip("timm")
+    own = build(rgb_model_name="timm:test_resnet", image_size=0).encoder.preprocessing
+    assert (own.image_size, own.resize) == (160, 168)  # what timm records
+    assert build(image_size=0).encoder.preprocessing == Preprocessing()
+
+
 def test_another_input_size(weights):
     options = {"encoder": weights, "pretrained_encoder": True}
     module = build(**options, image_size=64)
@@ -221,9 +228,12 @@ def test_bad_input(weights):
         ({"pooling": "softmax"}, "did you mean 'spatial_softmax'"),
         ({"normalisation": "image_net"}, "did you mean 'imagenet'"),
         ({"feature_norm": "layernorm"}, "did you mean 'layer_norm'"),
-        ({"crops": -1}, "crops=-1 must not be negative"),
+        ({"crops": -1}, "crops=-1 must be a whole number of at least 0"),
         ({"encoder": weights}, "pretrained_encoder=False means random weights: leave out encoder"),
-        ({"rgb_model_name": "resnet19"}, "backbone='resnet19' is unknown; did you mean 'resnet1"),
+        (
+            {"rgb_model_name": "resnet19"},
+            "name='resnet19' is unknown; did you mean 'resnet1",
+        ),
         (
             {"encoder": weights, "pretrained_encoder": True, "rgb_model_name": "resnet50"},
             "is a resnet18: leave out rgb_model_name=resnet50",

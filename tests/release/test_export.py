@@ -15,7 +15,10 @@ from safetensors.torch import load_file
 
 import mcr
 from mcr.errors import UserError
-from mcr.release.export import export_encoder
+from mcr.models.layouts import Weights
+from mcr.models.preprocessing import Preprocessing
+from mcr.models.untrained import write_untrained
+from mcr.release.export import _with_run, export_encoder
 from mcr.runs import atomic
 
 REPOSITORY = Path(__file__).parents[2]
@@ -70,6 +73,21 @@ def test_upstreams_layout_is_refused_where_it_would_mislead(checkpoint, save, tm
     assert mcr.load_model(tmp_path / "out").pretrained_cfg["input_size"] == (3, 112, 112)
 
 
+def test_a_last_layer_has_no_place_in_upstreams_layout(tmp_path):
+    """VIP's features are those of `fc`, which a .pth leaves out."""
+    path = write_untrained(tmp_path / "vip.pt", "resnet50_fc1024", image_size=224)
+    with pytest.raises(UserError, match=r"leaves out the last layer `fc`.* export to a folder"):
+        export_encoder(path, tmp_path / "vip.pth")
+    assert names(tmp_path) == ["vip.pt"]
+
+
+def test_weights_may_lie_in_the_topmost_folder():
+    weights = Weights(
+        Path("/weights.pt"), "mcr training checkpoint", {}, "resnet18", Preprocessing(), {"step": 1}
+    )
+    assert _with_run(weights) is weights
+
+
 def test_nothing_is_overwritten_without_force(source, tmp_path):
     for out in (tmp_path / "out", tmp_path / "out.pth"):
         export_encoder(source, out)
@@ -106,7 +124,7 @@ def test_other_formats_are_refused(source, tmp_path):
 
 
 def test_facts_from_the_folder_of_the_run_are_added(checkpoint, tmp_path):
-    """The last held-out metrics up to the checkpoint, the command, the whole config."""
+    """The last held-out metrics up to the checkpoint, the hardware, the whole config."""
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     torch.save(checkpoint, run / "checkpoints" / "step_00001200.pt")
@@ -117,20 +135,49 @@ def test_facts_from_the_folder_of_the_run_are_added(checkpoint, tmp_path):
     entries += [{"step": 1800, "split": "val", "contrast/accuracy": 0.9}]  # after the checkpoint
     log = "".join(f"{json.dumps(entry)}\n" for entry in entries)
     (run / "metrics.jsonl").write_text(log + '{"step": 24')  # a killed writer's last line
-    launch = {"command": "mcr-train steps=1200", "hardware": "an abacus"}
-    (run / "launch.json").write_text(json.dumps(launch))
+    (run / "versions.json").write_text(json.dumps({"torch": "2.6.0", "device": "an abacus"}))
     out = export_encoder(run / "checkpoints" / "step_00001200.pt", tmp_path / "out").path
     assert names(out) == ["README.md", "config.json", "model.safetensors", "recipe.yaml"]
     card = (out / "README.md").read_text()
-    for fact in ("| contrast/accuracy | 0.875 |", "`mcr-train steps=1200`", "| an abacus |"):
+    for fact in ("| contrast/accuracy | 0.875 |", "| an abacus |"):
         assert fact in card
     assert '--config-path "$PWD/out" --config-name recipe' in card
     recipe = OmegaConf.load(out / "recipe.yaml")
-    assert recipe.pop("defaults") == ["config", "_self_"] and recipe == checkpoint["config"]
+    assert recipe.pop("defaults") == ["config", "_self_"]
+    assert recipe == checkpoint["config"] | {"data": {}}  # without data.root
     again = export_encoder(out, tmp_path / "again").path
     for name in ("config.json", "recipe.yaml"):
         assert (again / name).read_text() == (out / name).read_text()
     assert "| contrast/accuracy | 0.875 |" in (again / "README.md").read_text()
+
+
+def test_an_export_tells_nothing_of_people_and_folders(checkpoint, tmp_path):
+    home = "/home/lovelace/private-arm"
+    run = tmp_path / "lovelace" / "private-arm"
+    (run / "checkpoints").mkdir(parents=True)
+    checkpoint["config"] |= {
+        "run_dir": f"{home}/runs/a",
+        "data": {
+            "root": f"{home}/droid",
+            "selection": {"keep_ranges": f"{home}/keep.json", "labs": ["AUTOLab"]},
+            "mix": {"mine": {"root": f"{home}/mine", "schema": f"{home}/arm.yaml"}},
+        },
+        "model": {"init": "hf:org/name"},
+        "objectives": {"distillation": {"teacher": "C:\\lovelace\\private-arm\\big.pt"}},
+    }
+    torch.save(checkpoint, run / "checkpoints" / "step_00001200.pt")
+    launch = {"command": f"mcr train data.root={home}/droid", "folder": home, "data": [home]}
+    (run / "launch.json").write_text(json.dumps(launch))
+    out = export_encoder(run / "checkpoints" / "step_00001200.pt", tmp_path / "out").path
+    for file in out.iterdir():
+        assert b"private-arm" not in file.read_bytes() and b"lovelace" not in file.read_bytes(), (
+            file
+        )
+    config = json.loads((out / "config.json").read_text())["mcr"]["training"]["config"]
+    assert config["objectives"]["distillation"]["teacher"] == "big.pt"
+    assert config["model"]["init"] == "hf:org/name" and config["seed"] == 0
+    assert config["data"]["selection"] == {"keep_ranges": "keep.json", "labs": ["AUTOLab"]}
+    assert config["data"]["mix"] == {"mine": {"schema": "arm.yaml"}}
 
 
 def test_a_failing_export_leaves_the_old_one(source, tmp_path, monkeypatch):

@@ -6,8 +6,10 @@ switched off.
 
 from __future__ import annotations
 
+import argparse
 import base64
 import hashlib
+import io
 import json
 from urllib.parse import unquote, urlsplit
 
@@ -15,6 +17,7 @@ import pytest
 import torch
 
 import mcr
+from mcr.commands import export as export_command
 from mcr.errors import UserError
 from mcr.models.backbones import build_backbone
 from mcr.release.export import export_encoder
@@ -127,6 +130,47 @@ def test_an_upload_is_loaded_again(hub, folder):
     assert torch.equal(mcr.load_model(address)(images), mcr.load_model(folder)(images))
     verification = mcr.verify(address)
     assert verification.ok and "as exported" in str(verification)
+
+
+def export(*arguments: str) -> None:
+    """`mcr export` in this process."""
+    parser = argparse.ArgumentParser()
+    export_command.add_arguments(parser)
+    export_command.run(parser.parse_args(arguments))
+
+
+def test_an_upload_is_shown_before_it_happens(hub, small_checkpoint, tmp_path, monkeypatch, capsys):
+    command = [str(small_checkpoint), str(tmp_path / "out"), "--force", "--push", "lab/encoder"]
+    with pytest.raises(UserError, match="nothing was uploaded: look at .* add --yes"):
+        export(*command)  # nobody is at the terminal
+    monkeypatch.setattr("sys.stdin", Terminal("no\n"))
+    with pytest.raises(UserError, match="nothing was uploaded; .*out is kept"):
+        export(*command)
+    assert hub.requests == []
+    shown = capsys.readouterr().out
+    for name in ("README.md", "config.json", "recipe.yaml"):
+        assert (tmp_path / "out" / name).read_text() in shown
+    assert "show to everyone" in shown and "model.safetensors  44," in shown
+    export(*command, "--yes")
+    monkeypatch.setattr("sys.stdin", Terminal("y\n"))
+    export(*command, "--private")
+    assert capsys.readouterr().out.count("uploaded:  mcr.load_model") == 2
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_an_export_of_an_earlier_version_is_not_published(hub, folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["mcr"]["training"]["launch"] = {"command": "mcr train data.root=/home/ada/droid"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="holds the command line or folders of its run"):
+        mcr.push_to_hub(folder, "lab/encoder")
+    assert hub.requests == []
+    again = export_encoder(folder, folder.with_name("again")).path
+    assert mcr.push_to_hub(again, "lab/encoder").startswith("hf:lab/encoder@")
 
 
 def test_an_untrained_encoder_is_not_uploaded(hub, tmp_path):

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from mcr.models.untrained import write_untrained
 
@@ -29,11 +30,14 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def encoder_path(tmp_path_factory) -> str:
-    """An export of a small ResNet-18 with random weights."""
+    """An export of a small ResNet-18 that does not say that its weights are random."""
     from mcr.release.export import export_encoder
 
     folder = tmp_path_factory.mktemp("encoder")
     checkpoint = write_untrained(folder / "checkpoint.pt", "resnet18", SIZE)
+    content = torch.load(checkpoint)
+    del content["untrained"]
+    torch.save(content, checkpoint)
     export_encoder(checkpoint, folder / "my_encoder")
     return str(folder / "my_encoder")
 

@@ -175,6 +175,14 @@ def test_unfrozen_layers_learn_and_statistics_stay(encoder_path):
     assert torch.equal(backbone.encoder.layer4[0].bn1.running_mean, statistics)
 
 
+def test_random_weights_that_learn_have_live_statistics():
+    for freeze in (True, False):
+        backbone = MCRConv(mcr_model_class="resnet18", pretrained=False, freeze=freeze).train()
+        backbone(PICTURES)
+        moved = backbone.encoder.bn1.num_batches_tracked.item()
+        assert moved == (0 if freeze else 1)
+
+
 @pytest.mark.parametrize("source", ["encoder_path", "vit_path"])
 def test_unfrozen_without_layers_is_all_of_it(source, request):
     backbone = EncoderConv(weights=request.getfixturevalue(source), freeze=False)

@@ -1,10 +1,10 @@
 """One training step of a ResNet-18 on eight made-up clips, in one process or in several."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 
-from mcr.data.batch import Batch, Dimensions
+from mcr.data.batch import UNNAMED, Batch, Dimensions, MixedBatch
 from mcr.models.preprocessing import Preprocessing
 from mcr.objectives import ObjectivesConfig
 from mcr.objectives.dynamics_alignment import DynamicsAlignmentConfig
@@ -18,6 +18,26 @@ from mcr.training.train import seed_draws
 CPU = torch.device("cpu")
 ALONE = World()
 NUM_CLIPS = 8
+MIXTURE = {"a": Dimensions(14, 7, 3), "b": Dimensions(5, 2, 4)}  # half of the clips of each
+
+
+def mixed_batch() -> MixedBatch:
+    """`whole_batch()` with its second half turned into another robot's."""
+    whole = whole_batch()
+    halves = [
+        Batch(**{f.name: getattr(whole, f.name)[part] for f in fields(whole)})
+        for part in torch.arange(NUM_CLIPS).chunk(2)
+    ]
+    dims, generator = MIXTURE["b"], torch.Generator().manual_seed(5)
+    other = replace(
+        halves[1],
+        frames=halves[1].frames[..., 4:, 8:],
+        crops=torch.tensor([1.0, 2.0, 30.0, 36.0]).repeat(NUM_CLIPS // 2, 5, 1),
+        actions=halves[1].actions[..., : dims.action],
+        window_states=torch.randn(NUM_CLIPS // 2, 2, 4, dims.state, generator=generator),
+        window_actions=torch.randn(NUM_CLIPS // 2, 2, 3, dims.action, generator=generator),
+    )
+    return {"a": halves[0], "b": other}
 
 
 def whole_batch() -> Batch:
@@ -38,12 +58,19 @@ def whole_batch() -> Batch:
     )
 
 
-def share_of(batch: Batch, world: World, num_parts: int = 1) -> list[Batch]:
+def share_of(batch: Batch, world: World, num_parts: int = 1) -> list[MixedBatch]:
     """The clips that the process of `world` computes, for each part of the batch."""
-    clips = torch.arange(NUM_CLIPS).reshape(num_parts, world.size, -1)[:, world.rank]
-    return [
-        Batch(**{f.name: getattr(batch, f.name)[part] for f in fields(batch)}) for part in clips
-    ]
+    return shares_of({UNNAMED: batch}, world, num_parts)
+
+
+def shares_of(batches: MixedBatch, world: World, num_parts: int = 1) -> list[MixedBatch]:
+    """The same for the clips of several data sets."""
+    parts: list[MixedBatch] = [{} for _ in range(num_parts)]
+    for name, batch in batches.items():
+        clips = torch.arange(len(batch)).reshape(num_parts, world.size, -1)[:, world.rank]
+        for part, chosen in zip(parts, clips, strict=True):
+            part[name] = Batch(**{f.name: getattr(batch, f.name)[chosen] for f in fields(batch)})
+    return parts
 
 
 def make_engine(
@@ -57,6 +84,7 @@ def make_engine(
     num_negatives=3,
     optimizer=None,
     ema=0.0,
+    dimensions=None,
     **options,
 ) -> Engine:
     torch.manual_seed(0)
@@ -68,8 +96,8 @@ def make_engine(
             time_contrastive=TimeContrastiveConfig(group=group, num_negatives=num_negatives),
         ),
         {"dynamics_alignment": 1.0, "action_prediction": 1.0, "time_contrastive": 1.0},
-        Dimensions(14, 7, 3),
-        statistics=None,
+        dimensions or {UNNAMED: Dimensions(14, 7, 3)},
+        statistics={},
         **options,
     )
     if precision == "float64":  # rounding to float32 may switch a ReLU off
@@ -81,19 +109,24 @@ def make_engine(
     return Engine(model, engine, optimizer, precision, device, world, ema)
 
 
-def one_step(world: World, batch: Batch | None = None, **options) -> dict:
+def one_step(world: World, batch: Batch | MixedBatch | None = None, **options) -> dict:
     """Make one step on `batch` or `whole_batch()`. Returns metrics, gradients, statistics, ..."""
+    batch = batch or whole_batch()
+    batches = batch if isinstance(batch, dict) else {UNNAMED: batch}
+    if len(batches) > 1:
+        options["dimensions"] = MIXTURE
     engine = make_engine(world, **options)
     seed_draws(0, 0)
-    batch = (batch or whole_batch()).to(engine.device)
-    step = engine.step(share_of(batch, world, (options.get("engine") or EngineConfig()).accumulate))
-    gathered, _ = gather_rows(step.embeddings)
+    batches = {name: batch.to(engine.device) for name, batch in batches.items()}
+    parts = shares_of(batches, world, (options.get("engine") or EngineConfig()).accumulate)
+    step = engine.step(parts)
+    gathered = torch.cat([gather_rows(of_set)[0] for of_set in step.embeddings.values()])
     return {
         "metrics": world.mean(step.metrics) | embedding_health(step.embeddings),
         "gradients": {n: p.grad.clone() for n, p in engine.model.named_parameters()},
         "buffers": {n: b.clone() for n, b in engine.model.named_buffers()},
         "embeddings": gathered,
-        "evaluation": world.mean(engine.evaluate(share_of(batch, world)[0])[0]),
+        "evaluation": world.mean(engine.evaluate(shares_of(batches, world)[0])[0]),
     }
 
 

@@ -7,26 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 
-from mcr.runs.options import flatten, recipes_folder
+from mcr.runs.options import flatten
 from mcr.training.checkpoint import list_checkpoints, load_checkpoint
-from mcr.training.config import Config
 from mcr.training.run_folder import load_config
+from tests.recipes import recipe
 from tests.waiting import PATIENCE_S, wait_for
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = sorted(path.stem for path in (ROOT / "cfgs" / "ablation").glob("*.yaml"))
-
-
-def recipe(name: str, *overrides: str) -> Config:
-    ConfigStore.instance().store(name="config", node=Config)
-    with initialize_config_dir(str(recipes_folder()), version_base="1.3"):
-        config = OmegaConf.to_object(compose(name, overrides=list(overrides)))
-    assert isinstance(config, Config)
-    return config
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -37,6 +26,14 @@ def test_each_variant_changes_something_and_has_its_own_folder(name):
     changed = {key for key, value in flatten(variant).items() if value != flatten(full)[key]}
     assert (changed > {"run_dir", "seed"}) == (name != "full")
     assert "steps" not in changed or name == "untrained"
+
+
+def test_variants_of_the_simulation_recipe_have_folders_of_their_own():
+    assert recipe("simulation").run_dir == "runs/simulation/full/seed0"
+    variant = recipe("simulation", "ablation=no_time_contrastive", "seed=3")
+    assert variant.run_dir == "runs/simulation/no_time_contrastive/seed3"
+    assert variant.loss_weights["time_contrastive"] == 0
+    assert recipe("simulation", "run_dir=mine").run_dir == "mine"
 
 
 def test_the_paper_variant_has_all_of_the_papers_choices_of_method():

@@ -6,25 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 
 from mcr.errors import UserError
-from mcr.runs.options import check_overrides, config_difference, flatten, recipes_folder
+from mcr.runs.options import check_overrides, config_difference, flatten
 from mcr.training.config import FREE_TO_CHANGE, RENAMED, Config, free_to_change
 from mcr.training.engine import OptimizerConfig
+from tests.recipes import recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.stem for path in (ROOT / "cfgs").glob("*.yaml") if path.stem != "bc")
-
-
-def recipe(name) -> Config:
-    ConfigStore.instance().store(name="config", node=Config)
-    with initialize_config_dir(str(recipes_folder()), version_base="1.3"):
-        config = OmegaConf.to_object(compose(name))
-    assert isinstance(config, Config)
-    return config
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -11,7 +11,7 @@ import torch
 from torchvision.transforms import functional as transforms
 
 import mcr
-from mcr.data.batch import TaughtBatch
+from mcr.data.batch import UNNAMED, TaughtBatch
 from mcr.errors import UserError
 from mcr.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from mcr.models.untrained import write_untrained
@@ -49,7 +49,8 @@ def test_the_teacher_sees_the_students_crops_at_its_own_size(taught, teacher):
     config = taught(val_clips=0)
     run = Run(config, World(), torch.device("cpu"))
     batch = next(iter(run.data.loader(first_sample=0, pin_memory=False)))
-    prepared = run.model.prepare(batch)
+    batch = batch[UNNAMED]
+    prepared = run.model.prepare(UNNAMED, batch)
     assert isinstance(prepared, TaughtBatch) and prepared.teacher_features.shape == (4, 5, 512)
     top, left, height, width = batch.crops[2, 1].int().tolist()
     crop = transforms.resized_crop(

@@ -23,9 +23,10 @@ import torch
 from torch import nn
 
 from mcr.errors import UserError
+from mcr.models.backbones import statistics_kept
 from mcr.runs.gather import gather_rows
 from mcr.runs.options import flatten
-from mcr.training.batch_norm import statistics_kept, synchronise_batch_norm
+from mcr.training.batch_norm import synchronise_batch_norm
 from mcr.training.checkpoint import list_checkpoints, load_checkpoint
 from mcr.training.config import Config
 from mcr.training.distributed import World
@@ -36,6 +37,7 @@ from tests.training.one_step import (
     CPU,
     distance,
     make_engine,
+    mixed_batch,
     one_step,
     share_of,
     whole_batch,
@@ -48,6 +50,9 @@ STEPS = {  # name -> options of `one_step`
     "ghost": {"ghost_batch": 2, "group": 2},
     "parts": {"engine": EngineConfig(accumulate=2, recompute=True, bucket_mb=1)},
     "compressed": {"engine": EngineConfig(compress_gradients=True)},
+    "mixture": {"batch": mixed_batch()},
+    "mixture in parts": {"batch": mixed_batch(), "engine": EngineConfig(accumulate=2)},
+    "mixture of ghosts": {"batch": mixed_batch(), "ghost_batch": 2, "group": 2},
 }
 
 
@@ -186,7 +191,7 @@ def one() -> dict:
 # --------------------------------------------------------------------------- comparisons
 
 
-@pytest.mark.parametrize("name", ["global", "ghost", "parts"])
+@pytest.mark.parametrize("name", sorted(STEPS.keys() - {"compressed"}))
 def test_losses_metrics_and_gradients_are_those_of_one_process(two, one, name):
     for result in two:
         for part in ("metrics", "gradients", "buffers", "embeddings", "evaluation"):
@@ -194,9 +199,19 @@ def test_losses_metrics_and_gradients_are_those_of_one_process(two, one, name):
             if part == "embeddings":
                 mine, expected = {"": mine}, {"": expected}
             assert distance(mine, expected) < 1e-5, part
-    assert two[0][name]["metrics"]["time_contrastive/chance"] == pytest.approx(
-        1 / 5 if name != "ghost" else 1 / 3
-    )
+
+
+def test_negatives_come_from_all_processes_but_not_from_other_ghost_batches_or_data_sets(two):
+    chances = {
+        name: {key: float(v) for key, v in two[0][name]["metrics"].items() if "ive/chance" in key}
+        for name in STEPS
+    }
+    assert chances["global"] == {"time_contrastive/chance": pytest.approx(1 / 5)}
+    assert chances["ghost"] == {"time_contrastive/chance": pytest.approx(1 / 3)}
+    mixed = "a/time_contrastive/chance", "b/time_contrastive/chance"
+    assert chances["mixture"] == dict.fromkeys(mixed, pytest.approx(1 / 5))  # 3 other clips
+    assert chances["mixture in parts"] == dict.fromkeys(mixed, pytest.approx(1 / 3))
+    assert chances["mixture of ghosts"] == dict.fromkeys(mixed, pytest.approx(1 / 3))
 
 
 def test_compressed_gradients_are_close(two, one):

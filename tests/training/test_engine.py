@@ -7,6 +7,7 @@ import weakref
 import pytest
 import torch
 
+from mcr.data.batch import UNNAMED
 from mcr.errors import UserError
 from mcr.training.distributed import World
 from mcr.training.engine import (
@@ -71,7 +72,7 @@ def test_recomputing_keeps_fewer_tensors():
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            engine.model(whole_batch())
+            engine.model({UNNAMED: whole_batch()})
         return sum(tensors.values())
 
     parameters = sum(p.nbytes for p in make_engine(ALONE).model.parameters())
@@ -85,7 +86,7 @@ def test_a_network_is_freed_with_its_engine(recompute):
     gc.disable()
     try:
         engine = make_engine(ALONE, engine=EngineConfig(recompute=recompute))
-        engine.step([whole_batch()])
+        engine.step([{UNNAMED: whole_batch()}])
         weight = weakref.ref(engine.model.encoder.layer1[0].conv1.weight)
         del engine
         assert weight() is None

@@ -127,9 +127,12 @@ def test_an_average_that_begins_in_a_continued_run_begins_at_its_weights(tiny):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"model.ema": 1.0}, "model.ema=1.0 must be at least 0 and below 1"),
+        ({"model.ema": 1.0}, "model.ema=1.0 must be a finite number of at least 0 and below 1"),
         ({"optimizer.warmup_steps": 5}, "optimizer.warmup_steps=5 is more than the run's steps=4"),
-        ({"optimizer.warmup_steps": -5}, "optimizer.warmup_steps=-5 must be finite and not"),
+        (
+            {"optimizer.warmup_steps": -5},
+            "warmup_steps=-5 must be a whole number of at least 0",
+        ),
     ],
 )
 def test_bad_values_are_refused_in_a_sentence(tiny, overrides, message):

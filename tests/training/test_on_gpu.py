@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from mcr.data.batch import Batch
+from mcr.data.batch import UNNAMED, Batch
 from mcr.models.crops import crop_resize_batched, network_input
 from mcr.training.batch_norm import _FusedGlobalNorm, _global_norm
 from mcr.training.checkpoint import load_checkpoint
@@ -132,12 +132,13 @@ def test_a_bfloat16_step_is_near_that_of_float32(record_property):
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"recompute": True}])
 def test_nothing_in_a_step_makes_the_host_wait(options):
     engine = make_engine(ALONE, engine=EngineConfig(**options), device=GPU, precision="bf16")
-    batch, monitor = whole_batch().pin_memory(), StepMonitor(GPU)
+    parts = [{UNNAMED: whole_batch().pin_memory()}] * options.get("accumulate", 1)
+    monitor = StepMonitor(GPU)
     for number in range(4):
         if number == 2:  # the first steps allocate and choose kernels
             torch.cuda.set_sync_debug_mode("error")
         try:
-            monitor.add(number, engine.step(on_device([batch] * options.get("accumulate", 1), GPU)))
+            monitor.add(number, engine.step(on_device(parts, GPU)))
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert [status.number for status in monitor.finished(wait=True)] == [0, 1, 2, 3]
@@ -152,7 +153,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_reported():
             batch.actions[3, 0, 0] = torch.nan
             sound = copy.deepcopy(engine.model.state_dict())
             moments = copy.deepcopy(engine.optimizer.state_dict()["state"])
-        monitor.add(number, engine.step(on_device([batch.pin_memory()], GPU)))
+        monitor.add(number, engine.step(on_device([{UNNAMED: batch.pin_memory()}], GPU)))
         statuses += monitor.finished(wait=False)
     statuses += monitor.finished(wait=True)
     assert [s.number for s in statuses if s.bad_loss] == [2]
@@ -184,7 +185,7 @@ def test_recomputing_needs_less_memory_for_the_same_gradient(record_property):
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
             torch.manual_seed(0)
-            engine.step([batch])
+            engine.step([{UNNAMED: batch}])
             if number == 0:
                 gradients.append({n: p.grad.cpu() for n, p in engine.model.named_parameters()})
         kept.append(after_forward[-1] - before)
@@ -216,7 +217,9 @@ def test_the_copy_stream_never_hands_out_a_batch_too_early_or_too_late():
         batches = (
             replace(template, frames=pool[number % 16]).pin_memory() for number in range(2000)
         )
-        moved = (b.to(GPU) for b in batches) if wait else on_device(batches, GPU)
+        parts = ({UNNAMED: batch} for batch in batches)
+        early = (part[UNNAMED] for part in on_device(parts, GPU))
+        moved = (b.to(GPU) for b in batches) if wait else early
         found = []
         for batch in moved:
             if wait:
@@ -355,7 +358,7 @@ def test_compiled_steps_are_those_of_eager(mode, record_property):
         losses = []
         for batch in itertools.repeat(uncropped_batch().to(GPU), 4):
             torch.manual_seed(0)
-            step = engine.step([batch])
+            step = engine.step([{UNNAMED: batch}])
             losses.append(step.metrics["loss"].item())
             if len(losses) == 1:
                 gradients = {n: p.grad.cpu() for n, p in engine.model.named_parameters()}

@@ -8,9 +8,17 @@ import pytest
 import torch
 from torch import nn
 
+from mcr.data.batch import UNNAMED
 from mcr.errors import UserError
 from mcr.models.backbones import build_backbone
-from mcr.training.optimizer import OptimizerConfig, build_optimizer, rate_groups
+from mcr.training.optimizer import (
+    KINDS,
+    OptimizerConfig,
+    RateGroup,
+    build_optimizer,
+    rate_groups,
+    step_unless,
+)
 from mcr.training.weight_average import WeightAverage
 from tests.training.one_step import ALONE, CPU, make_engine, whole_batch
 
@@ -33,6 +41,40 @@ def test_the_rate_falls_by_half_a_cosine():
 
 def test_warm_up_and_decay_multiply_where_they_overlap():
     assert rates(4, warmup_steps=2, decay_steps=4) == [0.25, 0.375, 0.25, 0.125]
+
+
+# ---- steps that are not finite
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_broken_step_changes_nothing(kind, device):
+    """It pins what torch does not document; see `step_unless`."""
+    layer, broken = nn.Linear(3, 2).to(device), torch.zeros((), device=device)
+    groups = [RateGroup(1.0, 0.1, list(layer.parameters()))]
+    optimizer = build_optimizer(groups, OptimizerConfig(kind=kind, weight_decay=0.1))
+
+    def state():
+        moments = [tensor for of_one in optimizer.state.values() for tensor in of_one.values()]
+        return [tensor.clone() for tensor in (*layer.parameters(), *moments)]
+
+    def changed_by_a_step(gradient: float) -> list[bool]:
+        before = state()
+        for parameter in layer.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        step_unless(broken, optimizer)
+        return [not torch.equal(a, b) for a, b in zip(before, state(), strict=True)]
+
+    step_unless(broken, optimizer)  # without gradients
+    for parameter in layer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    step_unless(broken, optimizer)  # makes the moments
+    assert len(state()) == 2 + 2 * 3 and all(changed_by_a_step(0.5))
+    broken.fill_(1)
+    for gradient in (0.5, math.nan, math.inf):
+        assert not any(changed_by_a_step(gradient))
+    broken.fill_(0)
+    assert all(changed_by_a_step(0.5))
 
 
 # ---- groups
@@ -114,13 +156,13 @@ def test_the_first_step_of_each_kind(kind, expected):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"warmup_steps": -1}, "optimizer.warmup_steps=-1 must be finite and not negative"),
+        ({"warmup_steps": -1}, "optimizer.warmup_steps=-1 must be a whole number of at least 0"),
         ({"decay_steps": -1}, "optimizer.decay_steps=-1"),
         ({"clip_norm": -0.5}, "optimizer.clip_norm=-0.5"),
         ({"kind": "adamx"}, "did you mean 'adam"),
         ({"decay": "cosin"}, "did you mean 'cosine'"),
-        ({"backbone_lr_scale": 0.0}, "backbone_lr_scale=0.0 must be above 0"),
-        ({"layer_decay": 1.5}, "layer_decay=1.5 must be above 0 and at most 1"),
+        ({"backbone_lr_scale": 0.0}, "backbone_lr_scale=0.0 must be a finite number above 0"),
+        ({"layer_decay": 1.5}, "layer_decay=1.5 must be a finite number above 0 and at most 1"),
     ],
 )
 def test_bad_options_are_refused(options, message):
@@ -148,11 +190,11 @@ def test_a_rate_of_the_encoder_reaches_its_group():
 def test_long_gradients_are_clipped_and_short_ones_are_not():
     plain = engine_with()
     torch.manual_seed(1)
-    norm = plain.step([whole_batch()]).metrics["gradient_norm"].item()
+    norm = plain.step([{UNNAMED: whole_batch()}]).metrics["gradient_norm"].item()
     for limit, expected in ((norm / 4, norm / 4), (norm * 4, norm)):
         engine = engine_with(clip_norm=limit)
         torch.manual_seed(1)
-        step = engine.step([whole_batch()])
+        step = engine.step([{UNNAMED: whole_batch()}])
         assert step.metrics["gradient_norm"].item() == pytest.approx(norm, rel=1e-5)
         assert gradients(engine).norm().item() == pytest.approx(expected, rel=1e-5)
         direction = torch.nn.functional.cosine_similarity(
@@ -194,7 +236,7 @@ def test_the_engine_averages_after_each_step():
     engine = make_engine(ALONE, ema=0.5, precision="fp32")
     name = "conv1.weight"
     before = engine.model.encoder.conv1.weight.detach().clone()
-    engine.step([whole_batch()])
+    engine.step([{UNNAMED: whole_batch()}])
     after = engine.model.encoder.conv1.weight.detach()
     torch.testing.assert_close(engine.average.state_dict()[name], (before + after) / 2)
     assert engine.average.state_dict()[name].device == CPU

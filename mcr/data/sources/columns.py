@@ -7,6 +7,7 @@ The sources `lerobot.py` and `media.py` read their tables with it. Parquet needs
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from einops import rearrange
 
+from mcr.data.regular_files import read_bytes
 from mcr.errors import import_extra
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ def read_csv(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     import pandas as pd  # 30 MB and a second, which a worker that reads shards does not need
 
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(io.BytesIO(read_bytes(path)))
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"is no readable table ({error})") from error
     if table.empty:

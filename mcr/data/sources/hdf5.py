@@ -21,11 +21,12 @@ import google_crc32c
 from mcr.data import hdf5
 from mcr.data.episode import Episode, Origin, Pictures
 from mcr.data.hdf5 import natural_order, open_hdf5, readable
+from mcr.data.regular_files import status
 from mcr.data.schema import LANGUAGES, Schema, names_of
 from mcr.data.sources import hdf5_layout as layout
-from mcr.data.sources.hdf5_frames import DAMAGE, Hdf5Decoder, episode_cameras, sentence
+from mcr.data.sources.hdf5_frames import Hdf5Decoder, episode_cameras
 from mcr.data.sources.schema_check import Keys, choose_schema
-from mcr.data.sources.source import WORTH_PROCESSES
+from mcr.data.sources.source import DAMAGE, WORTH_PROCESSES, sentence
 from mcr.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,17 +84,20 @@ class Hdf5Source:
         ]
 
     def _sizes(self) -> list[tuple[str, int]]:
-        return [(name, (self.root / name).stat().st_size) for name in self._files]
+        return [(name, status(self.root / name).st_size) for name in self._files]
 
     def is_small(self) -> bool:
         return sum(size for _, size in self._sizes()) < WORTH_PROCESSES
 
     def stamp(self) -> dict[str, int]:
         """Sizes and dates: a file can be changed in place."""
-        statuses = {name: (self.root / name).stat() for name in self._files}
+        statuses = {name: status(self.root / name) for name in self._files}
         lines = (f"{name} {s.st_size} {s.st_mtime_ns}\n" for name, s in statuses.items())
         checksum = google_crc32c.value("".join(lines).encode("utf-8", "surrogateescape"))
         return {"files": checksum, "bytes": sum(s.st_size for s in statuses.values())}
+
+    def lacks(self) -> list[str]:
+        return []
 
     def decoder(self) -> Hdf5Decoder:
         return Hdf5Decoder(self.root, self.schema)
@@ -122,7 +126,12 @@ def _choose(
         try:
             with open_hdf5(root / file) as opened, readable(root / file):
                 for key in layout.find_episodes(opened):
-                    return _complete(path, opened, opened[key or "/"], name, schema)
+                    try:
+                        return _complete(path, opened, layout.find(opened, key), name, schema)
+                    except UserError:
+                        raise
+                    except DAMAGE:  # reading the episode says so
+                        continue
         except UserError as error:
             problem = str(error)
     raise UserError(problem if str(path) in problem else f"{path}: {problem}")
@@ -227,7 +236,9 @@ class Episodes:
                     yield f"{self.path}, {group or 'the file'}: {sentence(error)}"
 
     def _read(self, file: h5py.File, key: str, split: str, checksum: int) -> Episode:
-        group = file[key or "/"]
+        group = layout.find(file, key)
+        if not layout.is_group(group):
+            raise ValueError("is no group, nor a link to one")
         data_sets = layout.list_data_sets(group)
         cameras = episode_cameras(group, data_sets, self.schema)
         if not cameras:

@@ -14,6 +14,7 @@ from mcr.data import pictures
 from mcr.data.hdf5 import open_hdf5
 from mcr.data.schema import Schema, names_of
 from mcr.data.sources import hdf5_layout as layout
+from mcr.data.sources.source import DAMAGE, sentence
 from mcr.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,16 +22,6 @@ if TYPE_CHECKING:
 
 _BYTES_PER_READ, _FRAMES_PER_READ = 2**26, 64
 _OPEN_FILES = 8
-
-# What reading a damaged file raises.
-DAMAGE = (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError)
-
-
-def sentence(error: BaseException) -> str:
-    """Return what a damaged file says; its KeyErrors quote, other errors may say nothing."""
-    if isinstance(error, UserError | ValueError) and str(error):
-        return str(error)
-    return f"cannot be read ({error or type(error).__name__})"
 
 
 def episode_cameras(
@@ -87,7 +78,7 @@ class Hdf5Decoder:
         return self._files[file]
 
     def _data_set(self, opened: h5py.File, key: str, group: str, camera: str) -> h5py.Dataset:
-        place = opened[group or "/"]
+        place = layout.find(opened, group)
         if key not in self._cameras:
             self._cameras[key] = episode_cameras(place, layout.list_data_sets(place), self._schema)
         return place[self._cameras[key][camera]]

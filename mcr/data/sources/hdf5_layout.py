@@ -6,14 +6,16 @@ data set inside the group of its episode.
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mcr.data import pictures
-from mcr.data.hdf5 import natural_order
+from mcr.data.hdf5 import natural_order, open_hdf5
+from mcr.data.regular_files import parse_json
 from mcr.data.schema import LANGUAGES, Schema, is_large, short_name
 
 if TYPE_CHECKING:
@@ -23,8 +25,7 @@ _OBSERVATIONS = ("obs", "observation", "observations")
 _ROLES = (*_OBSERVATIONS, "action", "actions", "action_dict")
 _NO_EPISODES = ("mask",)  # robomimic's names of the episodes of a split
 TEXTS = (*LANGUAGES, "language", "language_raw", "instruction", "task", "text", "problem_info")
-MAX_FRAME_BYTES = 2**28
-_MAX_NUMBERS = 2**28  # of one signal of one episode
+_MAX_NUMBERS = 2**26  # of one signal of one episode
 
 
 def find_episodes(file: h5py.File) -> list[str]:
@@ -34,9 +35,9 @@ def find_episodes(file: h5py.File) -> list[str]:
     the file                 ALOHA: it holds data sets, or observations
     all groups of the file   otherwise
     """
-    if names := _groups_in(file.get("data")):
+    if names := _groups_in(find(file, "data")):
         return [f"data/{name}" for name in names]
-    if any(name in _OBSERVATIONS or is_data_set(file.get(name)) for name in file):
+    if any(name in _OBSERVATIONS or is_data_set(find(file, name)) for name in file):
         return [""]
     return [name for name in _groups_in(file) if name not in _NO_EPISODES]
 
@@ -44,7 +45,46 @@ def find_episodes(file: h5py.File) -> list[str]:
 def _groups_in(group: Any) -> list[str]:
     if not is_group(group):
         return []
-    return sorted((name for name in group if is_group(group.get(name))), key=natural_order)
+    # What cannot be opened counts, so that reading it says so.
+    is_one = (_is_link(group, name) or not is_data_set(group.get(name)) for name in group)
+    return sorted(itertools.compress(group, is_one), key=natural_order)
+
+
+def find(group: h5py.Group, key: str, most_links: int = 8) -> Any:
+    """Return the group or data set at a path inside of a group; None if there is none.
+
+    Links are followed one by one, because HDF5 itself would open any file or pipe that one names.
+
+    Raises ValueError for a link that leads in a circle or to another folder, and UserError for one
+    to a file that is not readable.
+    """
+    item: Any = group
+    for name in filter(None, key.split("/")):
+        if not is_group(item):
+            return None
+        if not _is_link(item, name):
+            item = item.get(name)
+            continue
+        link = item.get(name, getlink=True)
+        if most_links == 0:
+            raise ValueError(f"{name} is one of too many links that follow each other")
+        if hasattr(link, "filename"):
+            item = find(_linked_file(item, link.filename), link.path, most_links - 1)
+        else:
+            start = item.file if link.path.startswith("/") else item
+            item = find(start, link.path, most_links - 1)
+    return item
+
+
+def _is_link(group: h5py.Group, name: str) -> bool:
+    return hasattr(group.get(name, getlink=True), "path")
+
+
+def _linked_file(group: h5py.Group, name: str) -> h5py.File:
+    """Open the file of a link, which must lie beside the file that holds the link."""
+    if Path(name).name != name:
+        raise ValueError(f"a link leads to {name!r}; only files beside this one are opened")
+    return open_hdf5(Path(group.file.filename).with_name(name))
 
 
 def is_group(item: Any) -> bool:
@@ -63,10 +103,18 @@ def list_data_sets(group: h5py.Group) -> dict[str, h5py.Dataset]:
         parts = key.split("/")
         is_other = parts[0] in _NO_EPISODES or any(p.startswith("next_") for p in parts)
         if is_data_set(item) and not is_other and not key.endswith("_mask"):
+            _require_own_values(key, item)
             found[key] = item
 
     group.visititems(visit)
     return found
+
+
+def _require_own_values(key: str, values: h5py.Dataset) -> None:
+    """Raise ValueError if values lie in other files, which could be any, or a pipe."""
+    is_virtual = values.is_virtual and any(s.file_name != "." for s in values.virtual_sources())
+    if values.external or is_virtual:
+        raise ValueError(f"{key} keeps its values in other files, which are not read")
 
 
 # --------------------------------------------------------------------------- pictures
@@ -133,7 +181,7 @@ def picture_size(key: str, values: h5py.Dataset) -> tuple[int, int]:
             f"{key} holds {values.dtype} {shape}, which are no pictures; store them as uint8 "
             "[T, H, W, 3], or as the bytes of JPEG or PNG files"
         )
-    if not 0 < size[0] * size[1] * 3 <= MAX_FRAME_BYTES:
+    if not 0 < size[0] * size[1] <= pictures.MAX_PIXELS:
         raise ValueError(f"{key} has pictures of {size[0]} x {size[1]} pixels")
     return size
 
@@ -179,18 +227,18 @@ def read_text(group: h5py.Group, key: str) -> str | None:
     for value in _values(group, key):
         text = _as_text(value)
         if text is not None and key == "problem_info":  # LIBERO: JSON that holds the instruction
-            text = _as_text(json.loads(text).get("language_instruction"))
+            text = _as_text(parse_json(text).get("language_instruction"))
         if text is not None:
             return text
     return None
 
 
 def _values(group: h5py.Group, key: str) -> Iterator[Any]:
-    item = group.get(key)
+    item = find(group, key)
     if is_data_set(item) and (item.ndim == 0 or len(item)):
         yield item[()] if item.ndim == 0 else item[0]
     above, _, name = key.rpartition("/")
-    place = group.get(above) if above else group
+    place = find(group, above)
     while is_group(place) or is_data_set(place):
         if name in place.attrs:
             yield place.attrs[name]
@@ -223,10 +271,10 @@ def read_flag(group: h5py.Group, key: str) -> bool:
 
 def control_frequency(file: h5py.File) -> float:
     """Return the steps per second of robomimic's env_args, 0 if the file does not say it."""
-    data = file.get("data")
+    data = find(file, "data")
     raw = data.attrs.get("env_args") if is_group(data) else None
     try:
-        arguments = json.loads(raw) if isinstance(raw, str | bytes) else {}
+        arguments = parse_json(raw) if isinstance(raw, str | bytes) else {}
         return float(arguments.get("env_kwargs", {}).get("control_freq") or 0)
     except (ValueError, TypeError, AttributeError):
         return 0.0
@@ -236,7 +284,7 @@ def read_splits(file: h5py.File) -> dict[str, str]:
     """Return name of an episode -> "train" or "valid", from robomimic's mask/train, mask/valid."""
     splits = {}
     for split in ("train", "valid"):
-        names = file.get(f"mask/{split}")
+        names = find(file, f"mask/{split}")
         if is_data_set(names) and names.ndim == 1:
             for name in names[()]:
                 splits[name.decode() if isinstance(name, bytes) else str(name)] = split

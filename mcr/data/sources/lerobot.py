@@ -21,12 +21,13 @@ from typing import ClassVar
 import google_crc32c
 
 from mcr.data.episode import Episode
+from mcr.data.regular_files import status
 from mcr.data.schema import LANGUAGES, Schema, is_large, names_of
 from mcr.data.sources.columns import is_bookkeeping
 from mcr.data.sources.lerobot_episode import TASK, EpisodeReader, Layout, LerobotDecoder
 from mcr.data.sources.lerobot_meta import Entry, Meta
 from mcr.data.sources.schema_check import Keys, choose_schema
-from mcr.data.sources.source import WORTH_PROCESSES
+from mcr.data.sources.source import DAMAGE, WORTH_PROCESSES, sentence
 from mcr.errors import UserError
 
 _EPISODES_PER_PART = 32
@@ -54,6 +55,7 @@ class LerobotSource:
             schema, hz=schema.hz or meta.fps, language=schema.language or named or (TASK,)
         )
         self.cameras = dict(schema.cameras) or {n: k for k, n in names_of(keys.cameras).items()}
+        self._num_listed, self._num_stated = len(meta.entries), meta.num_episodes
         self._entries = [e for e in meta.entries if not schema.splits or e.split in schema.splits]
         self._layout = Layout(
             root=path,
@@ -78,6 +80,12 @@ class LerobotSource:
                 parts.append([])
             parts[-1].append(entry)
         return [Episodes(self._layout, tuple(part)) for part in parts]
+
+    def lacks(self) -> list[str]:
+        listed, stated = self._num_listed, self._num_stated
+        if stated in (None, listed):
+            return []
+        return [f"meta/info.json states {stated} episodes, of which {listed} are listed"]
 
     def is_small(self) -> bool:
         return self.stamp()["bytes"] < WORTH_PROCESSES
@@ -138,7 +146,7 @@ def _files(root: Path) -> Iterator[tuple[str, int]]:
         for folder, _, names in os.walk(root / part):
             for name in names:
                 path = Path(folder, name)
-                yield path.relative_to(root).as_posix(), path.stat().st_size
+                yield path.relative_to(root).as_posix(), status(path).st_size
 
 
 @dataclass(frozen=True)
@@ -158,5 +166,5 @@ class Episodes:
             for entry in self.entries:
                 try:
                     yield reader.read(entry)
-                except (ValueError, OSError) as error:
-                    yield f"{reader.file}: {entry.name}: {error}"
+                except DAMAGE as error:
+                    yield f"{reader.file}: {entry.name}: {sentence(error)}"

@@ -18,6 +18,7 @@ from mcr.data.episode import Episode, Origin, Pictures
 from mcr.data.schema import Schema
 from mcr.data.sources.columns import ParquetTable, is_numeric, to_numbers
 from mcr.data.sources.lerobot_meta import Entry
+from mcr.data.sources.source import DAMAGE, sentence
 from mcr.data.sources.video import (
     FRAME_TOLERANCE,
     VideoReaders,
@@ -260,9 +261,9 @@ class LerobotDecoder:
                     frame = self._stored(entry, feature, step)
                 else:
                     frame = self._from_video(entry, feature, step)
-            except ValueError as error:
+            except DAMAGE as error:
                 place = f"{self._layout.root / file}: {entry.name}, {camera}, step {step}"
-                raise UserError(f"{place}: {error}") from error
+                raise UserError(f"{place}: {sentence(error)}") from error
             yield frame
 
     def _from_video(self, entry: Entry, feature: str, step: int) -> np.ndarray:

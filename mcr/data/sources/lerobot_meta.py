@@ -10,17 +10,20 @@ Whether the files are there is not checked here.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mcr.data.regular_files import parse_json, read_json, read_text
 from mcr.data.sources.columns import ParquetTable
+from mcr.data.sources.source import DAMAGE, sentence
 from mcr.errors import UserError
 
 _NUMBERS = ("float", "int", "uint", "bool")
+_TEMPLATE = re.compile(r"([^{}]|\{[a-z_]+(:0?\d{1,2}d?)?\}){0,1000}")
 _PLACES = ("stats/", "meta/", "data/", "videos/")
 
 
@@ -61,6 +64,7 @@ class Meta:
     texts:   keys of texts in the parquet files
     tasks:   task_index -> instruction
     splits:  name -> (first episode, episode behind the last)
+    num_episodes: as stated; None if it is not
     """
 
     version: tuple[int, int]
@@ -72,6 +76,7 @@ class Meta:
     tasks: dict[int, str]
     splits: dict[str, tuple[int, int]]
     entries: tuple[Entry, ...] = field(repr=False)
+    num_episodes: int | None = None
 
     @classmethod
     def read(cls, root: Path) -> Meta:
@@ -83,7 +88,7 @@ class Meta:
             features = {str(key): dict(value) for key, value in info["features"].items()}
             kinds = {key: str(feature["dtype"]) for key, feature in features.items()}
             numbers = {
-                key: math.prod(features[key].get("shape") or [1])
+                key: math.prod(map(int, features[key].get("shape") or [1]))
                 for key, kind in kinds.items()
                 if kind.startswith(_NUMBERS)
             }
@@ -92,7 +97,9 @@ class Meta:
                 for name, text in dict(info.get("splits") or {}).items()
                 for first, _, behind in [str(text).partition(":")]
             }
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            stated = info.get("total_episodes")
+            stated = None if stated is None else int(stated)
+        except DAMAGE as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{path}: is damaged ({error!r})") from error
@@ -111,6 +118,7 @@ class Meta:
             tasks=_tasks(root, version),
             splits=splits,
             entries=tuple(files.entries(root)),
+            num_episodes=stated,
         )
 
 
@@ -133,7 +141,7 @@ def _version(path: Path, info: dict[str, Any]) -> tuple[int, int]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: is no readable JSON ({error})") from error
     if not isinstance(content, dict):
@@ -143,9 +151,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(read_text(path).splitlines(), 1):
             if line.strip():
-                row = json.loads(line)
+                row = parse_json(line)
                 if not isinstance(row, dict):
                     raise ValueError(f"line {number} is no mapping")
                 yield row
@@ -159,8 +167,8 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
         with contextlib.closing(ParquetTable(path)) as table:
             names = [name for name in table.names if not name.startswith("stats/")]
             return table.read(names, 0, table.num_rows).to_pylist() if table.num_rows else []
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
+    except DAMAGE as error:
+        raise UserError(f"{path}: {sentence(error)}") from error
 
 
 def _tasks(root: Path, version: tuple[int, int]) -> dict[int, str]:
@@ -194,7 +202,7 @@ class _Files:
         for path, row in self._rows(root):
             try:
                 entry = self._entry(row)
-            except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            except DAMAGE as error:
                 problem = str(error) if isinstance(error, UserError) else repr(error)
                 raise UserError(f"{path}: has a damaged row: {problem}") from error
             if entry.index in known:
@@ -254,7 +262,10 @@ class _Files:
 
     def _file(self, template: str, values: dict[str, Any]) -> str:
         """Fill in the template of a path, which is not trusted. Raises UserError if it leaves."""
-        file = str(self.info[template]).format_map(values)
+        text = str(self.info[template])
+        if not _TEMPLATE.fullmatch(text):  # a width of a billion digits is a format, too
+            raise UserError(f"{template}={text!r} is no template of a path")
+        file = text.format_map(values)
         parts = PurePosixPath(file).parts
         if not parts or file.startswith("/") or ".." in parts or "\\" in file:
             raise UserError(f"{template}={self.info[template]!r} leads out of the data set")

@@ -33,6 +33,7 @@ import numpy as np
 from mcr.data import pictures
 from mcr.data.episode import Episode, Origin, Pictures
 from mcr.data.hdf5 import natural_order
+from mcr.data.regular_files import read_bytes, status
 from mcr.data.schema import LANGUAGES, Schema, is_large, names_of, short_name
 from mcr.data.sources import video
 from mcr.data.sources.columns import is_bookkeeping, join_columns, joined_name, read_table
@@ -47,6 +48,7 @@ from mcr.data.sources.media_files import (
     walk,
 )
 from mcr.data.sources.schema_check import Keys, choose_schema
+from mcr.data.sources.source import DAMAGE, sentence
 from mcr.errors import UserError
 
 _TEXTS = (*LANGUAGES, "text", "task")
@@ -91,7 +93,7 @@ class MediaSource:
     def _rate(self) -> float:
         """Return the frames per second of the first readable video; 0 if there is none."""
         for path in self._videos():
-            with contextlib.suppress(ValueError):  # reading the episodes names a damaged video
+            with contextlib.suppress(*DAMAGE):  # reading the episodes names a damaged video
                 reader = video.VideoReader(path)
                 reader.close()
                 return reader.rates[0] if reader.rates else 0.0
@@ -115,7 +117,7 @@ class MediaSource:
             for name in names:
                 if not (is_video(name) or is_table(name) or is_picture(name)):
                     continue
-                about = (self.root / folder / name).stat()
+                about = status(self.root / folder / name)
                 if is_picture(name):
                     num_pictures += 1
                 else:
@@ -123,6 +125,9 @@ class MediaSource:
                 line = os.fsencode(f"{folder} {name} {about.st_size} {about.st_mtime_ns}\n")
                 checksum = google_crc32c.extend(checksum, line)
         return {"files": checksum, "bytes": num_bytes, "pictures": num_pictures}
+
+    def lacks(self) -> list[str]:
+        return []
 
     def decoder(self, threads: int = 0) -> MediaDecoder | None:
         """threads: of each video's decoder; 0 = as many as there are cores"""
@@ -135,7 +140,7 @@ def _columns(root: Path, recordings: list[Recording]) -> tuple[list[str], list[s
     """Return the keys of signals and of texts in the first readable table."""
     for recording in recordings:
         if len(recording.tables) == 1:
-            with contextlib.suppress(ValueError, OSError):  # reading the episodes names it
+            with contextlib.suppress(*DAMAGE):  # reading the episodes names it
                 numbers, texts = read_table(root / recording.tables[0])
                 return list(join_columns(numbers)), list(texts)
     return [], []
@@ -162,8 +167,8 @@ class Recordings:
         for recording in self.recordings:
             try:
                 yield self._episode(recording)
-            except (ValueError, OSError) as error:
-                yield f"{recording.key}: {error}"
+            except DAMAGE as error:
+                yield f"{recording.key}: {sentence(error)}"
 
     def _episode(self, recording: Recording) -> Episode:
         """Raises ValueError if the files of an episode are damaged, or do not fit each other."""
@@ -251,9 +256,7 @@ def _read_folder(root: Path, folder: str) -> tuple[Pictures, int]:
     for name in names:
         path = root / folder / name
         try:
-            if not path.is_file():
-                raise ValueError("is no regular file")
-            data = path.read_bytes()
+            data = read_bytes(path)
             found = pictures.size_of(data)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
@@ -291,8 +294,8 @@ class MediaDecoder:
         for step in steps:
             try:
                 frame = self._frame(place, step)
-            except (ValueError, IndexError) as error:
-                problem = f"episode {key}, {camera}, step {step}: {error}"
+            except DAMAGE as error:
+                problem = f"episode {key}, {camera}, step {step}: {sentence(error)}"
                 raise UserError(f"{self._root / place}: {problem}") from error
             yield frame
 
@@ -301,7 +304,7 @@ class MediaDecoder:
             reader = self._videos.open(self._root / place)
             return reader.frame(float(reader.times[step]), _EXACT_S)
         names = _picture_names(self._root / place)
-        return pictures.decode((self._root / place / names[step]).read_bytes())
+        return pictures.decode(read_bytes(self._root / place / names[step]))
 
     def close(self) -> None:
         """Close the videos."""

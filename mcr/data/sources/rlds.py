@@ -22,7 +22,7 @@ from mcr.data.schema import LANGUAGES, Schema, is_large, names_of
 from mcr.data.sources.rlds_features import Field, Layout, read_fields
 from mcr.data.sources.rlds_shards import Split, find_splits, read_name
 from mcr.data.sources.schema_check import Keys, choose_schema
-from mcr.data.sources.source import WORTH_PROCESSES
+from mcr.data.sources.source import DAMAGE, WORTH_PROCESSES
 from mcr.data.tf_example import parse_example
 from mcr.data.tfrecord import BadRecord, Record, read_records
 from mcr.errors import UserError
@@ -96,6 +96,11 @@ class RldsSource:
             for split in self.splits
             for number in split.missing
         ]
+
+    def lacks(self) -> list[str]:
+        missing = self.missing()
+        numbers = ", ".join(missing[:10]) + ", ..." * (len(missing) > 10)
+        return [f"{len(missing):,} shards are not in the folder: {numbers}"] if missing else []
 
     def is_small(self) -> bool:
         return sum(self.stamp().values()) < WORTH_PROCESSES
@@ -292,7 +297,7 @@ class Shard:
         try:
             example = parse_example(buffer, start, end)  # type: ignore[arg-type]
             return self.layout.origin(example, self._fallback(number), self.split)
-        except (ValueError, IndexError):
+        except DAMAGE:
             return None
 
 

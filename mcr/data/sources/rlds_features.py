@@ -12,7 +12,6 @@ every step. Sequences inside a step, audio and tensors in another encoding are n
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,9 @@ import numpy as np
 
 from mcr.data import pictures
 from mcr.data.episode import FLAGS, Episode, Origin, Pictures
+from mcr.data.regular_files import read_json
 from mcr.data.schema import RecordingSchema
+from mcr.data.sources.source import DAMAGE, sentence
 from mcr.data.tf_example import Feature
 from mcr.data.tfrecord import BadRecord, Record
 from mcr.errors import UserError
@@ -66,7 +67,7 @@ class Field:
 def read_fields(path: Path) -> list[Field]:
     """Read `features.json`. Raises UserError if it does not describe episodes of steps."""
     try:
-        features = json.loads(path.read_text(encoding="utf-8"))["featuresDict"]["features"]
+        features = read_json(path)["featuresDict"]["features"]
         if STEPS not in features:
             raise ValueError(f"no feature {STEPS!r}; it has {', '.join(features)}")
         fields = [
@@ -76,7 +77,7 @@ def read_fields(path: Path) -> list[Field]:
                 feature["sequence"]["feature"] if name == STEPS else feature, name
             )
         ]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except DAMAGE as error:
         raise UserError(
             f"{path}: does not describe RLDS episodes ({type(error).__name__}: {error}); download "
             "it again, or write it with tensorflow_datasets"
@@ -161,8 +162,8 @@ class Layout:
                 payload=record.payload or b"",
                 payload_offset=record.offset,
             )
-        except (ValueError, IndexError) as error:
-            raise BadRecord(record.path, record.offset, str(error)) from error
+        except DAMAGE as error:
+            raise BadRecord(record.path, record.offset, sentence(error)) from error
 
     def _length(self, example: Mapping[str, Feature], cameras: list[str]) -> int:
         """Return the number of steps: that of a flag, or of a camera's frames."""

@@ -9,15 +9,18 @@ their files, and how many records each shard holds. Without it, shards have TFDS
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mcr.data.regular_files import read_json
+from mcr.data.sources.source import DAMAGE
 from mcr.errors import UserError
 
+_MAX_SHARDS = 2**17
+_MAX_RECORDS = 2**17  # of a shard; a wrong number must not fill the memory with lost episodes
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _PARTS = {
     "DATASET": r"(?P<dataset>.+?)",
@@ -96,6 +99,10 @@ def _splits(root: Path, stated: list[_Stated]) -> Iterator[Split]:
             name, dataset, number, total = match
             if not path.is_file():
                 raise UserError(f"{path}: is no regular file; download the shard again")
+            if total > _MAX_SHARDS:
+                raise UserError(
+                    f"{path}: its name tells of {total:,} shards; at most {_MAX_SHARDS:,} are read"
+                )
             files = found.setdefault(name, {})
             files.setdefault((dataset, total), {})[number] = path
     for name, files in found.items():
@@ -129,6 +136,8 @@ def _pattern(split: _Stated) -> re.Pattern[str]:
     """Return a pattern of the names of a split's files."""
     parts = {**_PARTS, "SPLIT": re.escape(split.name)}
     pieces = []
+    if split.template.count("{DATASET}") > 2:  # many of them match in too many ways
+        raise ValueError("it names the data set more than twice")
     for position, piece in enumerate(re.split(r"\{(\w+)\}", split.template)):
         pieces.append(parts[piece] if position % 2 else re.escape(piece))
         if position % 2:
@@ -141,12 +150,22 @@ def _read_info(root: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        info = read_json(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a TFDS dataset_info.json ({error})") from error
     if not isinstance(info, dict) or "splits" not in info:
         raise UserError(f"{path}: not a TFDS dataset_info.json (it names no splits)")
     return info
+
+
+def _check_numbers(stated: list[_Stated]) -> None:
+    """Raise ValueError for numbers of records or shards that no data set has."""
+    for split in stated:
+        if len(split.lengths) > _MAX_SHARDS:
+            raise ValueError(f"{split.name} has {len(split.lengths):,} shards")
+        for length in split.lengths:
+            if not 0 <= length <= _MAX_RECORDS:
+                raise ValueError(f"a shard of {split.name} has {length:,} records")
 
 
 def _read_stated(root: Path) -> list[_Stated]:
@@ -161,7 +180,8 @@ def _read_stated(root: Path) -> list[_Stated]:
             )
             for split in info.get("splits", ())
         ]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        _check_numbers(stated)
+    except DAMAGE as error:
         raise UserError(f"{path}: not a TFDS dataset_info.json ({error})") from error
     if info.get("fileFormat", "tfrecord") != "tfrecord":
         raise UserError(
@@ -170,7 +190,7 @@ def _read_stated(root: Path) -> list[_Stated]:
     for split in stated:
         try:
             _pattern(split)
-        except (KeyError, re.error) as error:
+        except (KeyError, ValueError, re.error) as error:
             raise UserError(
                 f"{path}: the filepathTemplate {split.template!r} is none of TFDS's ({error})"
             ) from error

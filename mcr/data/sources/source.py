@@ -18,8 +18,30 @@ import numpy as np
 
 from mcr.data.episode import Episode
 from mcr.data.schema import Schema
+from mcr.errors import UserError
 
 WORTH_PROCESSES = 2**28  # bytes of data; fewer are indexed sooner than processes start
+
+# What reading a damaged file raises, by way of the libraries that read it. It costs one episode.
+DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def sentence(error: BaseException) -> str:
+    """Return what a damaged file says. Errors of libraries quote a key or may say nothing."""
+    if isinstance(error, MemoryError):
+        return "needs more memory than this process may use"
+    if isinstance(error, UserError | ValueError) and str(error):
+        return str(error)
+    return f"cannot be read ({type(error).__name__}: {error})"
 
 
 class Part(Protocol):
@@ -93,6 +115,9 @@ class Source(Protocol):
 
     def stamp(self) -> dict[str, int]:
         """Return values that change if the data set changes. This is cheap."""
+
+    def lacks(self) -> list[str]:
+        """Return a sentence for what is missing of the data set as a whole, such as shards."""
 
     def decoder(self) -> Decoder | None:
         """Return a decoder of the pictures; None if frames are byte ranges or files."""

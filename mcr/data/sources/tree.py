@@ -22,9 +22,11 @@ import google_crc32c
 
 from mcr.data.episode import Episode
 from mcr.data.other_data import OTHER_DATA
+from mcr.data.regular_files import shown
 from mcr.data.schema import LANGUAGES, Schema, find_schema, short_name
 from mcr.data.sources.schema_check import Keys, choose_schema
-from mcr.data.sources.tree_episode import EpisodeReader, camera_folders, shown
+from mcr.data.sources.source import DAMAGE, sentence
+from mcr.data.sources.tree_episode import EpisodeReader, camera_folders
 
 _EPISODES_PER_PART = 64
 _LOOKED_AT = 1000  # folders in which a pickle is looked for
@@ -81,6 +83,9 @@ class TreeSource:
             "files": _stamp_files([self.root / name for name in self._names[::stride]]),
         }
 
+    def lacks(self) -> list[str]:
+        return []
+
     def decoder(self) -> None:
         return None
 
@@ -117,7 +122,7 @@ def _list_cameras(root: Path, names: list[str]) -> list[str]:
     """Return the cameras of a tree, sorted, from a sample of its episodes."""
     cameras: set[str] = set()
     for name in names[:: max(1, len(names) // _EPISODES_LISTED)]:
-        with contextlib.suppress(OSError, ValueError):  # reading the episode says so
+        with contextlib.suppress(*DAMAGE):  # reading the episode says so
             cameras |= {*camera_folders(root / name)}
     return sorted(cameras)
 
@@ -125,7 +130,7 @@ def _list_cameras(root: Path, names: list[str]) -> list[str]:
 def _first_readable(root: Path, names: list[str], schema: Schema | None) -> Episode | None:
     reader = EpisodeReader(root, schema or Schema(), {})
     for name in names[:_EPISODES_LISTED]:
-        with contextlib.suppress(OSError, ValueError):  # reading the episode says so
+        with contextlib.suppress(*DAMAGE):  # reading the episode says so
             return reader.read(name)
     return None
 
@@ -180,8 +185,8 @@ class Folders:
         for name in self.names:
             try:
                 episode = self.reader.read(name)
-            except (OSError, ValueError) as error:
-                yield f"{shown(str(self.reader.root / name))}: {error}"
+            except DAMAGE as error:
+                yield f"{shown(str(self.reader.root / name))}: {sentence(error)}"
                 continue
             splits = self.reader.schema.splits
             if not splits or (episode.origin.split or "train") in splits:

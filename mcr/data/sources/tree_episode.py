@@ -22,6 +22,7 @@ from mcr.data import pictures
 from mcr.data.episode import FLAGS, Episode, Origin, Pictures
 from mcr.data.hdf5 import natural_order
 from mcr.data.other_data import OTHER_DATA, date_of, default_session, read_other_data
+from mcr.data.regular_files import read_bytes, read_text, shown
 from mcr.data.schema import LANGUAGES, RecordingSchema, Schema, is_large, names_of, short_name
 from mcr.errors import UserError
 
@@ -81,7 +82,7 @@ class EpisodeReader:
                     sizes[entry.name] = status.st_size
         try:
             names = order_frames(sizes)
-            first = (folder / names[0]).read_bytes()
+            first = read_bytes(folder / names[0])
             size = pictures.size_of(first)
         except ValueError as error:
             raise ValueError(f"{camera}: {error}") from error
@@ -110,11 +111,6 @@ class EpisodeReader:
             elif not is_large(array[:1].size) or name in named:
                 signals[name] = array.reshape(len(array), -1) if array.ndim > 2 else array
         return signals
-
-
-def shown(name: str) -> str:
-    """Return the name of a file for a message, even if it is not UTF-8."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 # --------------------------------------------------------------------------- cameras
@@ -224,6 +220,8 @@ def stack(key: str, rows: Any) -> np.ndarray | None:
     """
     if len(rows) and all(row is None or isinstance(row, str | bytes) for row in rows):
         return None  # upstream writes None for what a data set lacks
+    if any(map(_holds_text, rows)):  # NumPy would give every row the length of the longest text
+        raise ValueError(f"{key} has rows that are no numbers (texts)")
     try:
         array = np.asarray(rows)
     except ValueError as error:
@@ -234,16 +232,23 @@ def stack(key: str, rows: Any) -> np.ndarray | None:
         return array.astype(np.float32)
 
 
+def _holds_text(row: Any) -> bool:
+    if isinstance(row, list | tuple):
+        return any(map(_holds_text, row))
+    return isinstance(row, str | bytes) or isinstance(row, np.ndarray) and row.dtype.kind in "SU"
+
+
 def _read_text(path: Path) -> str:
     """Return the text of a file, "" if there is none. Raises ValueError if it is not UTF-8."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return ""
-    if not path.is_file():
-        raise ValueError(f"{path.parent.name}/{path.name} is no regular file")
+    place = f"{path.parent.name}/{path.name}"
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path.parent.name}/{path.name} is not UTF-8: {error}") from error
+        raise ValueError(f"{place} is not UTF-8: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{place} {error}") from error
 
 
 def _origin(folder: str, data: dict[Any, Any], recording: RecordingSchema) -> Origin:

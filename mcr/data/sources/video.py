@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import google_crc32c
 import numpy as np
 
+from mcr.data.pictures import MAX_PIXELS
 from mcr.errors import import_extra
 
 if TYPE_CHECKING:
     from av.container import InputContainer
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v")
-_MAX_PIXELS = 2**27  # of a frame; a damaged header must not allocate gigabytes
 _MAX_OPEN = 8  # videos that `VideoReaders` keeps open
 _BYTES_PER_READ = 1 << 22
 _SHORT_WAY_S = 1.0  # a frame that lies this far ahead is reached without a seek
@@ -140,7 +140,7 @@ class VideoReader:
         self.num_missing = 0
         self.size = (self._stream.height, self._stream.width)
         height, width = self.size
-        if not 0 < height * width <= _MAX_PIXELS:
+        if not 0 < height * width <= MAX_PIXELS:
             raise ValueError(f"is a video of {height} x {width} pixels")
         # The time stamps in AVI are not those of the frames, so these are counted.
         self._is_counted = "avi" in self._container.format.name

@@ -356,7 +356,7 @@ def test_random_pickles_are_sentences(own):
     path = own / "episode_002" / OTHER_DATA
     sound = path.read_bytes()
     generator = np.random.default_rng(0)
-    for _ in range(200):
+    for _ in range(60):
         damaged = bytearray(sound)
         for position in generator.integers(0, len(sound), 3):
             damaged[position] = generator.integers(256)

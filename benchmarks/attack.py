@@ -1,0 +1,110 @@
+#!/usr/bin/env python
+"""Attacks every reader of files with thousands of hostile ones, and counts what happens.
+
+    python benchmarks/attack.py [--cases 10000] [--seed 0] [--workers 2] [--campaigns tree rlds ...]
+
+A case is a sound file or data set that was damaged: flipped bits, missing and inserted blocks,
+absurd values, code in pickles, pipes and devices in the place of files. `mcr` must read it, or less
+of it with a named problem, or refuse it in a sentence (`UserError`). A table counts the cases of
+each campaign; the exit code is 1 if any case ended in another way. `--case tree:17` repeats one
+case and shows what it does. `benchmarks/attacks/` holds the campaigns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone, not installed
+
+from attacks import CAMPAIGNS
+from attacks.running import BAD, GOOD, Result, run_campaign
+
+from mcr.errors import UserError, command_line, require_choice
+from mcr.runs.processes import processor, progress_bar
+
+_CASES_PER_RUN = 400
+
+
+def main() -> int:
+    arguments = _parse()
+    if arguments.case:
+        return _repeat(arguments.case, arguments.seed, arguments.seconds)
+    for name in arguments.campaigns:
+        require_choice("--campaigns", name, CAMPAIGNS)
+    if arguments.cases < 1 or arguments.workers < 1:
+        raise UserError("--cases and --workers must be at least 1")
+    began = time.monotonic()
+    share = -(-arguments.cases // len(arguments.campaigns))
+    tasks = [
+        (name, range(first, min(first + _CASES_PER_RUN, share)))
+        for first in range(0, share, _CASES_PER_RUN)
+        for name in arguments.campaigns
+    ]
+    results = {name: Result() for name in arguments.campaigns}
+    with (
+        progress_bar(None, "attacks", "case", share * len(arguments.campaigns)) as bar,
+        ThreadPoolExecutor(arguments.workers) as pool,
+    ):
+        runs = [
+            (
+                name,
+                pool.submit(
+                    run_campaign, name, cases, arguments.seed, arguments.seconds, bar.update
+                ),
+            )
+            for name, cases in tasks
+        ]
+        for name, run in runs:
+            results[name].counts += run.result().counts
+            results[name].failures += run.result().failures
+    print(f"{processor()}, seed {arguments.seed}, {time.monotonic() - began:.0f} s")
+    _print_table(results)
+    return int(any(result.failures for result in results.values()))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--cases", type=int, default=10_000, help="of all campaigns together")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2, help="cases that run at the same time")
+    parser.add_argument("--campaigns", nargs="+", default=list(CAMPAIGNS), help="those to run")
+    parser.add_argument("--seconds", type=float, default=60.0, help="that a case may take")
+    parser.add_argument("--case", default="", help="repeat one case, for example tree:17")
+    return parser.parse_args()
+
+
+def _repeat(case: str, seed: int, seconds: float) -> int:
+    name, _, number = case.partition(":")
+    require_choice("--case", name, CAMPAIGNS)
+    result = run_campaign(name, range(int(number), int(number) + 1), seed, seconds, lambda: None)
+    print(dict(result.counts))
+    for failure in result.failures:
+        print(*failure)
+    return int(bool(result.failures))
+
+
+def _print_table(results: dict[str, Result]) -> None:
+    names = ("cases", *GOOD, *BAD)
+    print("| campaign | " + " | ".join(names) + " |")
+    print("|---" * (len(names) + 1) + "|")
+    total = Result()
+    for name, result in results.items():
+        _print_row(name, result)
+        total.counts += result.counts
+    _print_row("all", total)
+    for name, result in results.items():
+        for case, outcome, detail in result.failures[:20]:
+            print(f"\n{name}:{case} {outcome}: {detail[:300]}\n{detail[-1500:]}")
+
+
+def _print_row(name: str, result: Result) -> None:
+    counts = [result.counts[outcome] for outcome in (*GOOD, *BAD)]
+    print(f"| {name} | " + " | ".join(f"{count:,}" for count in (sum(counts), *counts)) + " |")
+
+
+if __name__ == "__main__":
+    command_line(main)()
