@@ -7,8 +7,6 @@ the run can count it and go on, or stop with one sentence.
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from mcr.data.batch import ALL_FRAMES, UNNAMED, Batch, Dimensions, MixedBatch
 from mcr.data.frames import FrameReader
 from mcr.data.index import Index
+from mcr.data.loader_faults import watched
 from mcr.data.sampling import TRAIN, SamplingConfig, draw_samples
 from mcr.data.selection import Episodes, SelectionConfig
 from mcr.data.spaces import ACTION_SPACES, ROTATIONS, action_space, signal_space
@@ -308,15 +307,18 @@ class MixtureLoader:
             collate_fn=_as_loaded,
             num_workers=workers,
             prefetch_factor=config.prefetch if workers else None,
-            timeout=config.timeout_s if workers else 0,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # the default one would shift the model's random stream
             worker_init_fn=_outlive_sigterm,
         )
 
     def __iter__(self) -> Iterator[MixedBatch]:
-        """Yield batches. Raises UserError at the first unreadable frame, or at too many of them."""
-        for loaded in self._loader:
+        """Yield batches.
+
+        Raises UserError at the first unreadable frame, or at too many of them, and if a loader
+        process dies, or hangs for data.timeout_s.
+        """
+        for loaded in watched(self._loader, self._config.timeout_s):
             yield {name: self._checked(part) for name, part in loaded.items()}
 
     def _checked(self, loaded: Loaded) -> Batch:
@@ -348,40 +350,6 @@ class ClipLoader:
         """Yield batches. Raises UserError at the first unreadable frame, or at too many of them."""
         for batches in self._mixture:
             yield batches[UNNAMED]
-
-
-@contextlib.contextmanager
-def worker_errors() -> Iterator[None]:
-    """Raise UserError if a loader process dies or hangs while this block runs.
-
-    torch reports a death wherever this process is at that moment, so the block is the whole loop
-    that uses the batches.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader "):
-            raise
-        _kill_children()
-        what = (
-            "the loader processes gave no batch within data.timeout_s; does the disk of the data, "
-            "or its network file system, still answer?"
-            if "timed out" in str(error)
-            else "a loader process was killed, by the system if memory ran out (then lower "
-            "data.workers or data.prefetch);"
-        )
-        raise UserError(f"{what} The same command goes on from the last checkpoint") from error
-
-
-def _kill_children() -> None:
-    """Kill the loader processes. A stopped one would not end by itself, nor let this one end."""
-    previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report each as an error
-    try:
-        for process in multiprocessing.active_children():
-            process.kill()
-            process.join()
-    finally:
-        signal.signal(signal.SIGCHLD, previous)
 
 
 _GRACE_S = 60

@@ -30,7 +30,8 @@ import numpy as np
 import torch
 
 from mcr.data.batch import UNNAMED
-from mcr.data.loader import MixtureLoader, worker_errors
+from mcr.data.loader import MixtureLoader
+from mcr.data.loader_faults import worker_errors
 from mcr.errors import UserError
 from mcr.models.encoder import Encoder
 from mcr.models.fingerprint import encoder_fingerprint
