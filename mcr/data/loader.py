@@ -148,6 +148,7 @@ class ClipDataset:
             state=self.state_space.size,
             action=self.action_space.size,
             window=self._config.sampling.window,
+            chunk=self._config.sampling.action_chunk,
         )
 
     def load(self, samples: list[int], frames: Tensor | None = None) -> Loaded:
@@ -219,13 +220,13 @@ class ClipDataset:
                 unreadable[position] = str(error)
         starts = index.starts[rows]
         windows = starts[:, None, None] + draw.windows
-        actions = starts[:, None] + draw.steps
+        chunks = starts[:, None, None] + draw.chunks
         signals = index.signals
         return {
             "frames": frames,
             "crops": draw.crops[:, self._places],
             "colors": draw.colors[:, self._places],
-            "actions": self.action_space.read(signals, actions),
+            "actions": rearrange(self.action_space.read(signals, chunks), "n f k a -> n f (k a)"),
             "window_states": self.state_space.read(signals, windows),
             "window_actions": self.action_space.read(signals, windows[..., :-1]),
         }, unreadable

@@ -156,6 +156,7 @@ class Run:
             ghost_batch=config.model.ghost_batch,
             teacher=teacher,
             places=places_to_read(config),
+            balance_losses=config.balance_losses,
         )
         if start:
             fill(model.encoder, start)
@@ -271,6 +272,7 @@ class Run:
                 self.world.say(f"begin anew: {', '.join(new)}")
         else:
             self.model.objectives.load_state_dict(checkpoint["objectives"])
+            self.model.balances.load_state_dict(checkpoint.get("balances", {}))
             self.engine.load_optimizer(checkpoint["optimizer"])
         if self.engine.average:
             self.engine.average.load_state_dict(
@@ -297,6 +299,8 @@ class Run:
             "dataset": self.data.identity(),
             "versions": versions(),
         }
+        if self.config.balance_losses:
+            content["balances"] = self.model.balances.state_dict()
         if self._teacher_fingerprint:
             content["teacher"] = self._teacher_fingerprint
         if self.engine.average:
