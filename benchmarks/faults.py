@@ -42,7 +42,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from tqdm import tqdm
@@ -319,56 +319,96 @@ def spoil(tree: Path) -> None:
             next(episode.glob("*/0.*g")).write_bytes(b"no picture")
 
 
-def scenes(desk: Path) -> dict[str, Scene]:
-    """All commands, in folders of their own below `desk`."""
-    shards, videos = copy(SHARDS, desk / "shards"), copy(VIDEOS, desk / "videos")
+def prepare(desk: Path) -> None:
+    """Make what the commands work on: shards, videos, trees, weights, an earlier export."""
+    shards, many = copy(SHARDS, desk / "shards"), desk / "many"
+    copy(VIDEOS, desk / "videos")
     for seed in (0, 1):
         in_child(functools.partial(write_weights, desk / f"weights_{seed}.pth", seed))
-    wait(fork(["index", str(shards)], desk / "prepare.log"), _PATIENCE_S)
-    wait(fork(["extract", str(shards), str(desk / "tree")], desk / "prepare.log"), _PATIENCE_S)
+
+    def mcr_command(*arguments: object) -> None:
+        log = desk / "prepare.log"
+        if wait(fork([str(word) for word in arguments], log), _PATIENCE_S):
+            raise RuntimeError(f"a preparation failed:\n{log.read_text()}")
+
+    mcr_command("index", shards)
+    mcr_command("extract", shards, desk / "tree")
     write_few(desk / "tree", desk / "few")
-    wait(fork(["index", str(desk / "few")], desk / "prepare.log"), _PATIENCE_S)
-    many = desk / "many"
+    mcr_command("index", desk / "few")
+    mcr_command("export", desk / "weights_1.pth", desk / "earlier")
     many.mkdir()
     for episode in entries(desk / "tree"):
         for number in range(6):
             copy(episode, many / f"{episode.name}_{number}")
     spoil(many)
-    place = {
-        name: desk / name
-        for name in ("extract", "index", "pack", "train", "features", "export", "clean")
-    }
 
-    def scene(name: str, arguments: Sequence[str], **rest: object) -> Scene:
-        return Scene(name, place[name], [str(word) for word in arguments], **rest)  # type: ignore[arg-type]
 
-    tree, run = place["extract"] / "tree", place["train"] / "run"
-    index, packed = place["index"] / "index", place["pack"] / "x.pack"
-    cache, out = place["features"] / "cache", place["export"] / "encoder"
-    dirty, rejected = place["clean"] / "tree", place["clean"] / "rejected"
-    small = ["--workers", 1, "--batch-size", 4, "--engine", "torch"]
-    return {
-        "extract": scene(
+def scene(desk: Path, name: str, arguments: Sequence[object], **rest: Any) -> Scene:
+    return Scene(name, desk / name, [str(word) for word in arguments], **rest)
+
+
+def scenes(desk: Path) -> dict[str, Scene]:
+    """All commands, in folders of their own below `desk`, which `prepare` has filled."""
+    every = [*recordings_scenes(desk), *encoder_scenes(desk)]
+    return {each.name: each for each in every}
+
+
+def recordings_scenes(desk: Path) -> list[Scene]:
+    """The commands that make something of recordings."""
+    tree, index = desk / "extract" / "tree", desk / "index" / "index"
+    packed, packed_index = desk / "pack" / "x.pack", desk / "pack" / "x.index"
+    dirty, rejected = desk / "clean" / "tree", desk / "clean" / "rejected"
+    return [
+        scene(
+            desk,
             "extract",
-            ["extract", shards, tree, "--workers", 2],
+            ["extract", desk / "shards", tree, "--workers", 2],
             published=lambda: entries(tree),
             compared=lambda: digests(tree),
         ),
-        "index": scene(
+        scene(
+            desk,
             "index",
-            ["index", shards, "--index", index],
+            ["index", desk / "shards", "--index", index],
             published=lambda: [index],
             compared=lambda: digests(index),
         ),
-        "pack": scene(
+        scene(
+            desk,
             "pack",
-            ["index", videos, "--index", place["pack"] / "x.index", "--pack", "--workers", 2],
-            published=lambda: [place["pack"] / "x.index", *packed.glob("*_*.npy")],
+            [
+                "index",
+                desk / "videos",
+                "--index",
+                desk / "pack" / "x.index",
+                "--pack",
+                "--workers",
+                2,
+            ],
+            published=lambda: [packed_index, *packed.glob("*_*.npy")],
             compared=lambda: digests(packed),
         ),
-        "train": scene(
+        scene(
+            desk,
+            "clean",
+            ["clean", dirty, "--quarantine", rejected, "--workers", 2],
+            prepare=lambda: copy(desk / "many", dirty),
+            published=lambda: [*entries(dirty), *entries(rejected)],
+            compared=lambda: digests(dirty, rejected),
+        ),
+    ]
+
+
+def encoder_scenes(desk: Path) -> list[Scene]:
+    """The commands that make something of, or with, an encoder."""
+    run, cache = desk / "train" / "run", desk / "features" / "cache"
+    out = desk / "export" / "encoder"
+    small = ["--workers", 1, "--batch-size", 4, "--engine", "torch"]
+    return [
+        scene(
+            desk,
             "train",
-            ["train", f"run_dir={run}", f"data.root={shards}", *TRAINING],
+            ["train", f"run_dir={run}", f"data.root={desk / 'shards'}", *TRAINING],
             published=lambda: entries(run / "checkpoints"),
             compared=lambda: (
                 {str(path): content(path) for path in entries(run / "checkpoints")}
@@ -376,27 +416,22 @@ def scenes(desk: Path) -> dict[str, Scene]:
             ),
             look=content,
         ),
-        "features": scene(
+        scene(
+            desk,
             "features",
             ["features", desk / "weights_0.pth", desk / "few", cache, *small],
             published=lambda: [cache],
             compared=lambda: digests(cache),
         ),
-        "export": scene(
+        scene(
+            desk,
             "export",
             ["export", desk / "weights_0.pth", out, "--force"],
             prepare=lambda: shutil.copytree(desk / "earlier", out),
             published=lambda: [out],
             compared=lambda: digests(out),
         ),
-        "clean": scene(
-            "clean",
-            ["clean", dirty, "--quarantine", rejected, "--workers", 2],
-            prepare=lambda: copy(many, dirty),
-            published=lambda: [*entries(dirty), *entries(rejected)],
-            compared=lambda: digests(dirty, rejected),
-        ),
-    }
+    ]
 
 
 # --------------------------------------------------------------------------- the campaign
@@ -545,10 +580,8 @@ def main() -> int:
     rows: dict[str, Row] = {}
     with tempfile.TemporaryDirectory() as folder:
         desk = Path(folder)
+        prepare(desk)
         everything = scenes(desk)
-        earlier = ["export", str(desk / "weights_1.pth"), str(desk / "encoder")]
-        wait(fork(earlier, desk / "prepare.log"), _PATIENCE_S)
-        (desk / "encoder").rename(desk / "earlier")
         for name in arguments.only or everything:
             chance = random.Random(f"{arguments.seed} {name}")
             rows[name] = run_campaign(everything[name], arguments.kills, chance, desk / "earlier")

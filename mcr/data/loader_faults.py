@@ -10,11 +10,9 @@ import multiprocessing
 import signal
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn
-
-from torch.utils.data import DataLoader
 
 from mcr.errors import UserError
 
@@ -30,8 +28,8 @@ class _NoBatch(Exception):
     """The time limit is over."""
 
 
-def watched(loader: DataLoader, timeout_s: float) -> Iterator[Any]:
-    """Yield the batches of a loader.
+def watched(loader: Iterable[Any], timeout_s: float) -> Iterator[Any]:
+    """Yield the batches of a loader, which is torch's.
 
     Raises UserError if its processes give none for `timeout_s` seconds, and if one has died. The
     time is limited in the main thread only, where Python handles signals.
