@@ -36,13 +36,14 @@ def main() -> int:
         return _repeat(arguments.case, arguments.seed, arguments.seconds)
     for name in arguments.campaigns:
         require_choice("--campaigns", name, CAMPAIGNS)
-    if arguments.cases < 1 or arguments.workers < 1:
-        raise UserError("--cases and --workers must be at least 1")
+    if arguments.cases < 1 or arguments.workers < 1 or arguments.first < 0:
+        raise UserError("--cases and --workers must be at least 1, and --first at least 0")
     began = time.monotonic()
     share = -(-arguments.cases // len(arguments.campaigns))
+    behind = arguments.first + share
     tasks = [
-        (name, range(first, min(first + _CASES_PER_RUN, share)))
-        for first in range(0, share, _CASES_PER_RUN)
+        (name, range(first, min(first + _CASES_PER_RUN, behind)))
+        for first in range(arguments.first, behind, _CASES_PER_RUN)
         for name in arguments.campaigns
     ]
     results = {name: Result(name) for name in arguments.campaigns}
@@ -64,6 +65,7 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--cases", type=int, default=10_000, help="of all campaigns together")
+    parser.add_argument("--first", type=int, default=0, help="number of each campaign's first case")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="cases that run at the same time")
     parser.add_argument("--campaigns", nargs="+", default=list(CAMPAIGNS), help="those to run")
