@@ -25,6 +25,7 @@ from mcr.errors import UserError
 from mcr.evaluation.offline import OfflineConfig, evaluate_offline
 from mcr.evaluation.success_rates import Protocol, evaluate_in_simulation
 from mcr.policies.ensemble import EnsembleConfig
+from mcr.runs.locks import exclusive_folder
 from mcr.simulation.simulator import LOOKS, PictureConfig
 from mcr.simulation.tasks import SUITES
 
@@ -109,10 +110,9 @@ def _add_simulation(group: argparse._ArgumentGroup) -> None:
 
 def run(options: argparse.Namespace) -> None:
     out = Path(options.out or f"evaluation_{options.suite}")
-    if options.suite == OFFLINE:
-        text = _evaluate_offline(options, out)
-    else:
-        text = _evaluate_in_simulation(options, out)
+    evaluate = _evaluate_offline if options.suite == OFFLINE else _evaluate_in_simulation
+    with exclusive_folder(out, "choose another --out"):
+        text = evaluate(options, out)
     print(f"\n{text}\n{out}: results.csv, results.md, results.png")
 
 

@@ -29,6 +29,7 @@ from mcr.data.sources.tree_episode import is_picture
 from mcr.data.tree_writing import PARTIAL_PREFIX
 from mcr.errors import UserError, require_choice
 from mcr.runs.atomic import atomic_path, remove
+from mcr.runs.locks import LOCK_NAME
 from mcr.runs.processes import KILLED, process_pool, progress_bar
 
 _LEAST_FRAMES = 3  # what the sampling rule needs
@@ -133,7 +134,7 @@ def judge(facts: Facts, expected: Expected) -> Finding:
 
 def _list_episodes(root: Path) -> tuple[list[Path], list[str]]:
     folders, strays = [], []
-    for entry in sorted(root.iterdir()):
+    for entry in sorted(path for path in root.iterdir() if path.name != LOCK_NAME):
         if entry.name.startswith(".") or not entry.is_dir() or not _looks_like_episode(entry):
             strays.append(entry.name)
         else:

@@ -242,7 +242,8 @@ def process_pool(
         ) from error
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        raise UserError(f"{where}{error.strerror}, so the run has stopped{reassurance}") from error
+        what = error.strerror or str(error)  # NumPy's have no number
+        raise UserError(f"{where}{what}, so the run has stopped{reassurance}") from error
     except KeyboardInterrupt:
         raise UserError(f"interrupted{reassurance}") from None
     finally:
