@@ -6,8 +6,9 @@
 A case is a sound file or data set that was damaged: flipped bits, missing and inserted blocks,
 absurd values, code in pickles, pipes and devices in the place of files. `mcr` must read it, or less
 of it with a named problem, or refuse it in a sentence (`UserError`). A table counts the cases of
-each campaign; the exit code is 1 if any case ended in another way. `--case tree:17` repeats one
-case and shows what it does. `benchmarks/attacks/` holds the campaigns.
+each campaign; the exit code is 1 if any case ended in another way. What went wrong is printed at
+once with the number of the case; `--case tree:17` repeats that one and shows what it does.
+`benchmarks/attacks/` holds the campaigns.
 """
 
 from __future__ import annotations
@@ -35,32 +36,27 @@ def main() -> int:
         return _repeat(arguments.case, arguments.seed, arguments.seconds)
     for name in arguments.campaigns:
         require_choice("--campaigns", name, CAMPAIGNS)
-    if arguments.cases < 1 or arguments.workers < 1:
-        raise UserError("--cases and --workers must be at least 1")
+    if arguments.cases < 1 or arguments.workers < 1 or arguments.first < 0:
+        raise UserError("--cases and --workers must be at least 1, and --first at least 0")
     began = time.monotonic()
     share = -(-arguments.cases // len(arguments.campaigns))
+    behind = arguments.first + share
     tasks = [
-        (name, range(first, min(first + _CASES_PER_RUN, share)))
-        for first in range(0, share, _CASES_PER_RUN)
+        (name, range(first, min(first + _CASES_PER_RUN, behind)))
+        for first in range(arguments.first, behind, _CASES_PER_RUN)
         for name in arguments.campaigns
     ]
-    results = {name: Result() for name in arguments.campaigns}
+    results = {name: Result(name) for name in arguments.campaigns}
     with (
         progress_bar(None, "attacks", "case", share * len(arguments.campaigns)) as bar,
         ThreadPoolExecutor(arguments.workers) as pool,
     ):
-        runs = [
-            (
-                name,
-                pool.submit(
-                    run_campaign, name, cases, arguments.seed, arguments.seconds, bar.update
-                ),
-            )
-            for name, cases in tasks
-        ]
-        for name, run in runs:
+        limits = arguments.seed, arguments.seconds, bar.update
+        runs = [(*task, pool.submit(run_campaign, *task, *limits)) for task in tasks]
+        for name, cases, run in runs:
             results[name].counts += run.result().counts
             results[name].failures += run.result().failures
+            print(f"\n{name}:{cases} {dict(run.result().counts)}", file=sys.stderr)
     print(f"{processor()}, seed {arguments.seed}, {time.monotonic() - began:.0f} s")
     _print_table(results)
     return int(any(result.failures for result in results.values()))
@@ -69,10 +65,13 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--cases", type=int, default=10_000, help="of all campaigns together")
+    parser.add_argument("--first", type=int, default=0, help="number of each campaign's first case")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="cases that run at the same time")
     parser.add_argument("--campaigns", nargs="+", default=list(CAMPAIGNS), help="those to run")
-    parser.add_argument("--seconds", type=float, default=60.0, help="that a case may take")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="that a case may take before it is a hang"
+    )
     parser.add_argument("--case", default="", help="repeat one case, for example tree:17")
     return parser.parse_args()
 
@@ -98,7 +97,7 @@ def _print_table(results: dict[str, Result]) -> None:
     _print_row("all", total)
     for name, result in results.items():
         for case, outcome, detail in result.failures[:20]:
-            print(f"\n{name}:{case} {outcome}: {detail[:300]}\n{detail[-1500:]}")
+            print(f"\n{name}:{case} {outcome}: {detail[:300]}\n{detail[-2000:]}")
 
 
 def _print_row(name: str, result: Result) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from mcr.cli import Parser
 from mcr.errors import command_line
-from mcr.runs.ranges import COUNT, SEED, number, ranges_of
-from mcr.simulation.simulator import PictureConfig
+from mcr.runs.ranges import COUNT, PIXELS, SEED, number
 
 
 @command_line
@@ -35,7 +34,7 @@ def make_parser() -> Parser:
     parser.add_argument("--demonstrations", type=COUNT, default=40, metavar="N", help="default: 40")
     parser.add_argument(
         "--size",
-        type=ranges_of(PictureConfig)["picture_size"],
+        type=PIXELS,
         default=84,
         metavar="PIXELS",
         help="default: 84",

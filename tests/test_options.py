@@ -97,9 +97,9 @@ def test_no_script_has_options_that_are_not_checked():
     [
         ("index x --workers -1", "argument --workers: -1 must be a whole number of at least 0"),
         ("clean x --workers 0", "argument --workers: 0 must be a whole number of at least 1"),
-        ("record a/b c --picture-size 0", "--picture-size: 0 must be a whole number of at least 1"),
-        ("record a/b c --noise nan", "argument --noise: nan must be a finite number"),
-        ("record a/b c --looks varid", "'varid' is unknown; did you mean 'varied'?"),
+        ("record robosuite/lift c --picture-size 0", "--picture-size: 0 must be a whole number"),
+        ("record robosuite/lift c --noise nan", "argument --noise: nan must be a finite number"),
+        ("record robosuite/lift c --looks varid", "'varid' is unknown; did you mean 'varied'?"),
         ("evaluate e --suite ofline", "'ofline' is unknown; did you mean 'offline'?"),
         ("evaluate e --suite offline --val-fraction nan", "nan must be a finite number"),
         ("evaluate e --suite offline --seeds -2", "-2 must be a whole number of at least 1"),

@@ -13,6 +13,7 @@ from attacks.pickles import Pickles
 from attacks.pngs_and_jpegs import PngsAndJpegs
 from attacks.rlds import Rlds
 from attacks.trees import Trees
+from attacks.weights import UncheckedWeights, Weights
 
 CAMPAIGNS: dict[str, type[Campaign]] = {
     "pickle": Pickles,
@@ -24,4 +25,6 @@ CAMPAIGNS: dict[str, type[Campaign]] = {
     "hdf5": Hdf5,
     "videos": Videos,
     "pictures": Pictures,
+    "weights": Weights,
+    "weights-unchecked": UncheckedWeights,
 }

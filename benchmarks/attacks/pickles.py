@@ -58,8 +58,8 @@ class Pickles(Campaign):
         kind = draw.choice(("bytes", "bytes", "instructions", "instructions", "calls", "values"))
         data = {
             "bytes": lambda: damage_bytes(sound, draw),
-            "instructions": lambda: _instructions(sound, draw),
-            "calls": lambda: _call(folder, draw),
+            "instructions": lambda: instructions(sound, draw),
+            "calls": lambda: call(folder, draw),
             "values": lambda: _values(draw),
         }[kind]()
         write(folder / OTHER_DATA, data)
@@ -131,7 +131,7 @@ _PIECES = [
 ]
 
 
-def _instructions(sound: bytes, draw: random.Random) -> bytes:
+def instructions(sound: bytes, draw: random.Random) -> bytes:
     """Replace, insert or repeat instructions, with arguments that are large or wrong."""
     data = bytearray(sound)
     for _ in range(draw.choice((1, 2, 5, 30))):
@@ -144,7 +144,7 @@ def _instructions(sound: bytes, draw: random.Random) -> bytes:
     return bytes(data)
 
 
-def _call(folder: Path, draw: random.Random) -> bytes:
+def call(folder: Path, draw: random.Random) -> bytes:
     """Return a pickle that calls something that would write the canary."""
     canary = str(folder / CANARY)
     command = f"touch {canary}"

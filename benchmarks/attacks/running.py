@@ -2,22 +2,24 @@
 
 A process does many cases, one after the other, and tells its parent how each one ended. If it dies,
 or says nothing for too long, the case that it was at is a crash or a hang, and another process goes
-on with the next one.
+on with the next one. The stack of a process that crashed or hung is reported with the case.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import random
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,13 +31,16 @@ from attacks.campaign import Campaign, SilentLoss
 GOOD = ("read", "refused")
 BAD = ("silent loss", "traceback", "crash", "hang", "code run", "out of memory")
 MEMORY_LIMIT = 2**30  # bytes above what the process had before the case
+START_S = 600.0  # that a process may take to import and to write its sound files
 _CANARY = "canary"
+_STACK = "stack.txt"
 
 
 @dataclass
 class Result:
     """How the cases of one campaign ended. failures: (case, outcome, what was done and happened)"""
 
+    name: str = ""
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[tuple[int, str, str]] = field(default_factory=list)
 
@@ -43,7 +48,7 @@ class Result:
         self.counts[outcome] += 1
         if outcome in BAD:
             self.failures.append((case, outcome, detail))
-            print(f"\ncase {case}: {outcome}: {detail[:200]!r}", file=sys.stderr)
+            print(f"\n{self.name}:{case} {outcome}: {detail[:300]!r}", file=sys.stderr)
 
 
 def run_campaign(
@@ -54,43 +59,68 @@ def run_campaign(
     seconds: that a case may take; a sound one takes 0.1 s, but the machine may be busy
     on_case: is called after each
     """
-    result = Result()
-    context = multiprocessing.get_context("spawn")
+    result = Result(name)
     number = cases.start
-    with tempfile.TemporaryDirectory(prefix="attack-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="attack-") as folder:
+        scratch = Path(folder)
         while number < cases.stop:
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(
-                target=_work, args=(theirs, name, range(number, cases.stop), seed, Path(scratch))
-            )
-            process.start()
-            theirs.close()
-            what = ""
-            while number < cases.stop:
-                try:
-                    if not ours.poll(seconds):
-                        result.add(number, "hang", what)
-                        break
-                    kind, *message = ours.recv()
-                except EOFError:
-                    process.join()
-                    result.add(number, "crash", f"{what}: exit code {process.exitcode}")
-                    break
-                if kind == "begins":
-                    (what,) = message
-                    continue
-                outcome, detail = message
-                result.add(number, outcome, f"{what}: {detail}")
+            process, messages = _start(name, range(number, cases.stop), seed, scratch)
+            for outcome, detail in _outcomes(process, messages, seconds, scratch):
+                result.add(number, outcome, detail)
                 number += 1
                 on_case()
-            else:
-                process.join()
-                break
-            process.kill()
+            process.kill()  # it has ended, is in a hang, or has nothing left to do
             process.join()
-            number += 1
-            on_case()
     return result
+
+
+def _start(
+    name: str, cases: range, seed: int, scratch: Path
+) -> tuple[multiprocessing.process.BaseProcess, Connection]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(theirs, name, cases, seed, scratch))
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def _outcomes(
+    process: multiprocessing.process.BaseProcess,
+    messages: Connection,
+    seconds: float,
+    scratch: Path,
+) -> Iterator[tuple[str, str]]:
+    """Yield (outcome, detail) of each case until the process is through, crashes or hangs."""
+    what, limit = "the start of the process", START_S
+    while True:
+        if not messages.poll(limit):
+            yield "hang", f"{what}: more than {limit:.0f} s\n{_stack(process, scratch)}"
+            return
+        try:
+            kind, *message = messages.recv()
+        except EOFError:
+            process.join()
+            yield "crash", f"{what}: exit code {process.exitcode}\n{_stack(process, scratch)}"
+            return
+        if kind == "through":
+            return
+        if kind == "begins":
+            (what,) = message
+        elif kind == "ended":
+            outcome, detail = message
+            yield outcome, f"{what}: {detail}"
+            what = "making the next case"
+        limit = seconds
+
+
+def _stack(process: multiprocessing.process.BaseProcess, scratch: Path) -> str:
+    """Return where a process is or died."""
+    if process.is_alive() and process.pid:
+        os.kill(process.pid, signal.SIGUSR1)
+        process.join(1)
+    path = scratch / _STACK
+    return path.read_text(errors="replace")[:5000] if path.exists() else ""
 
 
 # --------------------------------------------------------------------------- in the process
@@ -98,11 +128,15 @@ def run_campaign(
 
 def _work(connection: Connection, name: str, cases: range, seed: int, scratch: Path) -> None:
     _be_quiet()
+    stack = (scratch / _STACK).open("w")
+    faulthandler.enable(stack)
+    faulthandler.register(signal.SIGUSR1, stack)
     campaign = CAMPAIGNS[name]()
     sound = scratch / "sound"
     shutil.rmtree(sound, ignore_errors=True)
     sound.mkdir()
     campaign.sound(sound)
+    connection.send(("ready",))
     for number in cases:
         folder = scratch / f"case-{number}"
         what = _damage(campaign, sound, folder, f"{seed} {name} {number}")
@@ -112,6 +146,7 @@ def _work(connection: Connection, name: str, cases: range, seed: int, scratch: P
             outcome, detail = "code run", what
         connection.send(("ended", outcome, detail))
         shutil.rmtree(folder, ignore_errors=True)
+    connection.send(("through",))
 
 
 def _damage(campaign: Campaign, sound: Path, folder: Path, seed: str) -> str:

@@ -20,6 +20,8 @@ import argparse
 from pathlib import Path
 
 from mcr.data.clean import delete, quarantine, report
+from mcr.errors import UserError
+from mcr.runs.locks import exclusive_folder
 from mcr.runs.ranges import WORKERS, whole
 
 
@@ -56,6 +58,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    if not (options.quarantine or options.delete):
+        _clean(options)
+        return
+    if not options.root.is_dir():
+        raise UserError(f"{options.root}: no such folder; give the root of an extracted tree")
+    with exclusive_folder(options.root, "report without --quarantine and --delete"):
+        _clean(options)
+
+
+def _clean(options: argparse.Namespace) -> None:
     found = report(
         options.root,
         options.min_frames,

@@ -25,7 +25,8 @@ from mcr.errors import UserError
 from mcr.evaluation.offline import OfflineConfig, evaluate_offline
 from mcr.evaluation.success_rates import Protocol, evaluate_in_simulation
 from mcr.policies.ensemble import EnsembleConfig
-from mcr.runs.ranges import COUNT, DEVICE, WORKERS_OR_ALL, choice, ranges_of
+from mcr.runs.locks import exclusive_folder
+from mcr.runs.ranges import COUNT, DEVICE, PIXELS, WORKERS_OR_ALL, choice, ranges_of
 from mcr.simulation.simulator import LOOKS, PictureConfig
 from mcr.simulation.tasks import SUITES
 
@@ -73,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_simulation(group: argparse._ArgumentGroup) -> None:
-    policy, pictures = ranges_of(EnsembleConfig), ranges_of(PictureConfig)
+    policy = ranges_of(EnsembleConfig)
     group.add_argument(
         "--demonstrations", type=COUNT, default=25, help="per task; default: %(default)s"
     )
@@ -99,14 +100,14 @@ def _add_simulation(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--picture-size",
-        type=pictures["picture_size"],
+        type=PIXELS,
         default=224,
         metavar="PIXELS",
         help="default: %(default)s",
     )
     group.add_argument(
         "--looks",
-        type=pictures["looks"],
+        type=choice(LOOKS),
         default="fixed",
         choices=LOOKS,
         help="varied: draw cameras, light and colours anew for each scene; default: %(default)s",
@@ -126,10 +127,9 @@ def _add_simulation(group: argparse._ArgumentGroup) -> None:
 
 def run(options: argparse.Namespace) -> None:
     out = Path(options.out or f"evaluation_{options.suite}")
-    if options.suite == OFFLINE:
-        text = _evaluate_offline(options, out)
-    else:
-        text = _evaluate_in_simulation(options, out)
+    evaluate = _evaluate_offline if options.suite == OFFLINE else _evaluate_in_simulation
+    with exclusive_folder(out, "choose another --out"):
+        text = evaluate(options, out)
     print(f"\n{text}\n{out}: results.csv, results.md, results.png")
 
 

@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mcr.runs.ranges import COUNT, SEED, number, ranges_of
+from mcr.runs.ranges import COUNT, PIXELS, SEED, choice, number
 from mcr.simulation.recorder import record_demonstrations
 from mcr.simulation.simulator import LOOKS, PictureConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    pictures = ranges_of(PictureConfig)
     parser.add_argument("task", help="suite/name, e.g. metaworld/assembly or robosuite/lift")
     parser.add_argument("out", type=Path, help="the HDF5 file to write")
     parser.add_argument(
@@ -26,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--picture-size",
-        type=pictures["picture_size"],
+        type=PIXELS,
         default=224,
         metavar="PIXELS",
         help="default: %(default)s",
@@ -46,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--looks",
-        type=pictures["looks"],
+        type=choice(LOOKS),
         default="fixed",
         choices=LOOKS,
         help="varied: draw cameras, light and colours anew for each scene; default: %(default)s",

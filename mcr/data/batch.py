@@ -4,6 +4,7 @@ The loader fills a batch, the pretrainer moves it to the device, and the objecti
 dimensions come from the data set, never from constants.
 
     B clips   F = 5 frames   H W pixels   S state dim   A action dim   L window steps
+    K actions of a chunk
     G = the frames of a clip that are read: F, or fewer if no loss needs the others
 """
 
@@ -22,7 +23,7 @@ UNNAMED = ""  # the data set of a run that has one `data.root` and no `data.mix`
 
 @dataclass(frozen=True)
 class Dimensions:
-    """Sizes that the data set gives to the objectives: S, A and L above.
+    """Sizes that the data set gives to the objectives: S, A, L and K above.
 
     teacher: number of features of the teacher, T; 0 = there is none
     """
@@ -30,6 +31,7 @@ class Dimensions:
     state: int
     action: int
     window: int
+    chunk: int = 1
     teacher: int = 0
 
 
@@ -41,7 +43,7 @@ class Batch:
     crops:           float32 [B, G, 4]         top, left, height, width in pixels of `frames`
     colors:          float32 [B, G, 2, 3]      gain and offset of red, green and blue, for pixels
                                                in 0..1
-    actions:         float32 [B, F, A]         action at each of the five frames
+    actions:         float32 [B, F, K * A]     the K actions from each of the five frames on
     window_states:   float32 [B, 2, L, S]      states around EARLY (0) and LATE (1)
     window_actions:  float32 [B, 2, L - 1, A]  actions between those states
     samples:         int64   [B]               sample numbers, to name the clips of a bad batch
@@ -70,10 +72,12 @@ class Batch:
 
     @property
     def dimensions(self) -> Dimensions:
+        action = self.window_actions.shape[-1]
         return Dimensions(
             state=self.window_states.shape[-1],
-            action=self.actions.shape[-1],
+            action=action,
             window=self.window_states.shape[-2],
+            chunk=self.actions.shape[-1] // action if action else 1,
         )
 
 

@@ -22,7 +22,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,9 @@ from mcr.data.frames import FrameReader
 from mcr.data.index import Index
 from mcr.data.indexing import PLACE_DTYPES, place_files
 from mcr.errors import UserError
-from mcr.runs.atomic import atomic_path, remove, write_text
+from mcr.runs.atomic import atomic_path, remove, system_errors, write_text
 from mcr.runs.locks import exclusive
-from mcr.runs.processes import ordered_map, progress_bar
+from mcr.runs.processes import KILLED, Pool, ordered_map, progress_bar
 
 FORMAT = "mcr-pack-1"
 _FRAMES_PER_UNIT = 2000
@@ -182,9 +182,11 @@ def _make(index: Index, folder: Path, options: PackOptions, workers: int) -> Non
         _announce(index, folder, options, num_todo)
     with progress_bar(None, "pack", "frames", total) as bar:
         bar.update(total - num_todo)
-        for unit, _ in zip(todo, ordered_map(_pack_unit, todo, workers), strict=True):
+        packed = ordered_map(_pack_unit, todo, workers, on_lost=_name_lost)
+        for unit, _ in zip(todo, packed, strict=True):
             bar.update(unit.num_frames)
-    _finish(index, folder, units)
+    with system_errors(folder / "pack.json"):
+        _finish(index, folder, units)
     num_bytes = sum(unit.path.stat().st_size for unit in units)
     write_text(folder / "pack.json", json.dumps({**key, "frames": total, "bytes": num_bytes}))
     print(
@@ -268,6 +270,28 @@ def _pack_unit(unit: Unit) -> None:
                 file.write(data)
     with atomic_path(unit.path.with_suffix(".npy")) as partial, partial.open("wb") as file:
         np.save(file, np.array(places, np.int64))
+
+
+def _name_lost(pool: Pool, unit: Unit) -> None:
+    """Raise UserError that names the episodes whose pictures kill the process that decodes them."""
+    each = pool.one_by_one(_decode, [replace(unit, rows=(row,)) for row in unit.rows])
+    names = [
+        str(unit.index.names[row], "utf-8")
+        for row, (is_done, _) in zip(unit.rows, each, strict=True)
+        if not is_done
+    ]
+    camera = unit.index.cameras[unit.camera]
+    raise UserError(
+        f"{unit.index.source}: {camera} of {', '.join(names[:3]) or unit.path.name}"
+        f": {KILLED}; take the episode out of the data"
+    )
+
+
+def _decode(unit: Unit) -> None:
+    reader = FrameReader(unit.index)
+    for row in unit.rows:
+        for _ in reader.episode(row, unit.camera):
+            pass
 
 
 def _shrink(frame: np.ndarray, side: int) -> np.ndarray:

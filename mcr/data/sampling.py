@@ -42,6 +42,8 @@ class SamplingConfig:
 
     alpha:         START lies in the first and END in the last `alpha` of an episode
     window:        number of states in a window of the dynamics objective, L (paper: 3)
+    action_chunk:  number of actions from a frame on that action prediction predicts, K; upstream's
+                   is 1
     crop:          "random" (RandomResizedCrop) or "center" (the square that an encoder sees)
     crop_per:      "frame": each of the five frames has its own box and colours; "clip": they share
                    one box and one set of colours.
@@ -60,6 +62,7 @@ class SamplingConfig:
 
     alpha: Annotated[float, number(above=0, below=1)] = 0.2
     window: Annotated[int, whole(1)] = 3
+    action_chunk: Annotated[int, whole(1)] = 1
     crop: Annotated[str, choice(("random", "center"))] = "random"
     crop_per: Annotated[str, choice(("frame", "clip"))] = "frame"
     crop_scale: Annotated[tuple[float, float], _SCALES] = (0.5, 1.0)
@@ -105,6 +108,7 @@ class Draw:
     cameras:  int64 [n]         0 .. C - 1
     steps:    int64 [n, F]      START, EARLY, MIDDLE, LATE, END
     windows:  int64 [n, 2, L]   steps around EARLY and LATE
+    chunks:   int64 [n, F, K]   the steps from each of the five on
     crops:    float32 [n, F, 4] top, left, height, width in pixels
     colors:   float32 [n, F, 2, 3]  gain and offset of red, green and blue, for pixels in 0..1
     """
@@ -113,6 +117,7 @@ class Draw:
     cameras: np.ndarray
     steps: np.ndarray
     windows: np.ndarray
+    chunks: np.ndarray
     crops: np.ndarray
     colors: np.ndarray
 
@@ -151,6 +156,7 @@ def draw_samples(
         cameras=cameras,
         steps=steps,
         windows=_windows(steps[:, [1, 3]], lengths[episodes], config.window),
+        chunks=_chunks(steps, lengths[episodes], config.action_chunk),
         crops=_crops(_per_frame(u[:, _STEP_DRAWS:], config), sizes[episodes, cameras], config),
         colors=_colors(_per_frame(color_draws, config), config.color_jitter),
     )
@@ -196,6 +202,11 @@ def _windows(centres: np.ndarray, lengths: np.ndarray, window: int) -> np.ndarra
     first = np.maximum(1, centres - window // 2)
     steps = first[..., None] + np.arange(window)
     return np.minimum(steps, lengths[:, None, None] - 1)
+
+
+def _chunks(steps: np.ndarray, lengths: np.ndarray, chunk: int) -> np.ndarray:
+    """Return the `chunk` steps from each of `steps` on. After the last step it is repeated."""
+    return np.minimum(steps[..., None] + np.arange(chunk), lengths[:, None, None] - 1)
 
 
 def _per_frame(u: np.ndarray, config: SamplingConfig) -> np.ndarray:

@@ -76,6 +76,8 @@ class Protocol:
         for name in ("demonstrations", "rollouts", "seeds"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if not self.pictures.picture_size:
+            raise UserError("picture_size=0 means no pictures, but encoders need some")
 
 
 @dataclass(frozen=True)

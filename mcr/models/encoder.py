@@ -87,17 +87,7 @@ class Encoder(nn.Module):
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """The preprocessing under timm's names."""
-        size = self.preprocessing.image_size
-        return {
-            "architecture": self.backbone,
-            "input_size": (3, size, size),
-            "interpolation": self.preprocessing.interpolation,
-            "crop_pct": size / self.preprocessing.resize,
-            "crop_mode": "center",
-            "mean": self.preprocessing.mean,
-            "std": self.preprocessing.std,
-            "num_classes": 0,
-        }
+        return self.preprocessing.pretrained_cfg(self.backbone)
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -204,6 +204,7 @@ def _read_export(path: Path) -> Weights:
             "library (if timm's, load 'timm:NAME') or of another version of mcr"
         )
     described = _described(ours.get("encoder_config"))
+    _require_consistent(config.get("pretrained_cfg"), *described)
     provenance = ours.get("training", {})
     if not isinstance(provenance, dict):
         raise UserError(f"{CONFIG_NAME} has a value of the wrong kind: mcr.training")
@@ -221,6 +222,24 @@ def _read_config(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path.name} is not JSON ({error}); download or copy it again") from error
+
+
+def _require_consistent(told: Any, backbone: str, preprocessing: Preprocessing) -> None:
+    """Raise UserError unless what other libraries are told is what `mcr` is told.
+
+    Preprocessing has no checksum, so that it can be changed by hand, but it is written twice.
+
+    told: the `pretrained_cfg`; None claims nothing
+    """
+    meant = json.loads(json.dumps(preprocessing.pretrained_cfg(backbone)))
+    if told is None or told == meant:
+        return
+    held = told if isinstance(told, dict) else {}
+    keys = [key for key in meant if held.get(key) != meant[key]] or sorted({*held} - {*meant})
+    raise UserError(
+        f"{CONFIG_NAME} contradicts itself: pretrained_cfg differs from mcr.encoder_config in "
+        f"{', '.join(keys[:2])}; download or copy the folder again, or change both in the same way"
+    )
 
 
 def _require_sha256(file: Path, claimed: Any) -> None:

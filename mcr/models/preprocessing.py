@@ -82,6 +82,19 @@ class Preprocessing:
         values = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
         return {"backbone": backbone, **values}
 
+    def pretrained_cfg(self, backbone: str) -> dict[str, Any]:
+        """Return the same under timm's names."""
+        return {
+            "architecture": backbone,
+            "input_size": (3, self.image_size, self.image_size),
+            "interpolation": self.interpolation,
+            "crop_pct": self.image_size / self.resize,
+            "crop_mode": "center",
+            "mean": self.mean,
+            "std": self.std,
+            "num_classes": 0,
+        }
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> tuple[str, Preprocessing]:
         """Return the backbone and the preprocessing of what `encoder_config` returned.

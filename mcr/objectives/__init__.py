@@ -23,15 +23,17 @@ from mcr.errors import UserError, require_choice
 from mcr.objectives.action_prediction import ActionPrediction, ActionPredictionConfig
 from mcr.objectives.distillation import Distillation, DistillationConfig
 from mcr.objectives.dynamics_alignment import DynamicsAlignment, DynamicsAlignmentConfig
+from mcr.objectives.state_contrast import StateContrast, StateContrastConfig
 from mcr.objectives.time_contrastive import TimeContrastive, TimeContrastiveConfig
 
 OBJECTIVES: dict[str, tuple[type[Any], type[Any]]] = {
     "dynamics_alignment": (DynamicsAlignmentConfig, DynamicsAlignment),
     "action_prediction": (ActionPredictionConfig, ActionPrediction),
     "time_contrastive": (TimeContrastiveConfig, TimeContrastive),
+    "state_contrast": (StateContrastConfig, StateContrast),
     "distillation": (DistillationConfig, Distillation),
 }
-OFF_BY_DEFAULT = {"distillation"}  # loss_weights may leave these out
+OFF_BY_DEFAULT = {"state_contrast", "distillation"}  # loss_weights may leave these out
 
 
 @dataclass
@@ -45,6 +47,7 @@ class ObjectivesConfig:
     dynamics_alignment: DynamicsAlignmentConfig = field(default_factory=DynamicsAlignmentConfig)
     action_prediction: ActionPredictionConfig = field(default_factory=ActionPredictionConfig)
     time_contrastive: TimeContrastiveConfig = field(default_factory=TimeContrastiveConfig)
+    state_contrast: StateContrastConfig = field(default_factory=StateContrastConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
 

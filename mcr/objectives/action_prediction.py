@@ -38,6 +38,8 @@ class ActionPrediction(nn.Module):
 
         L = mean over all five frames and action dimensions of  (pi(z_t) - a_t)^2
 
+    a_t may be a chunk of the actions from t on. The paper's is one action.
+
     The loss is in the squared units of `batch.actions`. If actions are standardised, predicting
     their mean gives a loss of 1. Raw poses mix metres with radians.
 
@@ -58,7 +60,7 @@ class ActionPrediction(nn.Module):
             nn.ReLU(),
             nn.Linear(config.hidden_dim, config.hidden_dim),
             nn.ReLU(),
-            nn.Linear(config.hidden_dim, dims.action),
+            nn.Linear(config.hidden_dim, dims.chunk * dims.action),
         )
 
     def forward(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -35,6 +35,8 @@ class ContrastConfig:
     similarity:  "l2" = -||a - b||_2, or "cosine"
     temperature: divides similarities; 1 is upstream's, about 0.1 suits "cosine"
     form:        "log_softmax", or "epsilon", the loss that trained the released weights
+    layer_norm:  normalise each embedding to mean 0 and variance 1 before it is compared, so that no
+                 objective can win by making embeddings longer. It has no parameters
 
     Raises UserError for an unknown name or a temperature that is not positive.
     """
@@ -42,9 +44,16 @@ class ContrastConfig:
     similarity: Annotated[str, choice(SIMILARITIES)] = "l2"
     temperature: Annotated[float, number(above=0, note="1 is upstream's")] = 1.0
     form: Annotated[str, choice(FORMS)] = "log_softmax"
+    layer_norm: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+
+def compared(embeddings: Tensor, config: ContrastConfig) -> Tensor:
+    """What is compared of embeddings [..., D]: float32 [..., D]."""
+    embeddings = embeddings.float()
+    return F.layer_norm(embeddings, embeddings.shape[-1:]) if config.layer_norm else embeddings
 
 
 def similarity(a: Tensor, b: Tensor, config: ContrastConfig) -> Tensor:

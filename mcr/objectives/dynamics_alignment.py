@@ -7,6 +7,7 @@ the robot is doing. The projection is discarded after pre-training.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from mcr.data.batch import EARLY, LATE, Batch, Dimensions
 from mcr.objectives.contrast import (
     ContrastConfig,
+    compared,
     contrastive_loss,
     contrastive_metrics,
     gather_candidates,
@@ -25,6 +27,8 @@ from mcr.objectives.contrast import (
 )
 from mcr.runs.ranges import check_fields, choice, whole
 
+_LEAST_TEMPERATURE = 0.01  # as in CLIP
+
 
 @dataclass
 class DynamicsAlignmentConfig(ContrastConfig):
@@ -33,10 +37,13 @@ class DynamicsAlignmentConfig(ContrastConfig):
     negatives:  "pair" = the other window of the same clip (the paper); "batch" = also both windows
                 of all other clips, in both directions between images and dynamics
     hidden_dim: width of the projection's hidden layer
+    learn_temperature: learn the temperature, from `temperature` on (CLIP, arXiv 2103.00020); it
+                does not fall below 0.01
     """
 
     negatives: Annotated[str, choice(("pair", "batch"))] = "pair"
     hidden_dim: Annotated[int, whole(1, note="the paper's is 1024")] = 1024
+    learn_temperature: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, "objectives.dynamics_alignment.")
@@ -53,7 +60,8 @@ class DynamicsAlignment(nn.Module):
 
     Metrics: accuracy and chance (own window against the other one of the same clip, for either
     choice of negatives; chance is 0.5). With "batch" also batch_accuracy and batch_chance (own
-    window among those of all clips, in both directions).
+    window among those of all clips, in both directions). With a learned temperature also the
+    temperature.
     """
 
     frames = (EARLY, LATE)
@@ -67,24 +75,41 @@ class DynamicsAlignment(nn.Module):
             nn.ReLU(),
             nn.Linear(config.hidden_dim, embed_dim),
         )
+        if config.learn_temperature:
+            # How much larger 1 / temperature is than at first, as a logarithm.
+            self.log_gain = nn.Parameter(torch.zeros(()))
 
     def forward(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """embeddings [B, F, D] -> (loss, metrics), float32 scalars."""
         with torch.autocast(embeddings.device.type, enabled=False):
-            images = torch.stack([embeddings[:, EARLY], embeddings[:, LATE]], dim=1).float()
+            images = torch.stack([embeddings[:, EARLY], embeddings[:, LATE]], dim=1)
+            images = compared(images, self.config)
             windows = flatten_windows(batch.window_states, batch.window_actions)
             dynamics = self.project_dynamics(windows.float())
 
             pair_logits = self._pair_logits(images, dynamics)
             accuracy, chance = contrastive_metrics(pair_logits)
             metrics = {"accuracy": accuracy, "chance": chance}
+            gain = self._gain()
+            if gain is not None:
+                pair_logits = gain * pair_logits
+                metrics["temperature"] = self.config.temperature / gain.detach()
             if self.config.negatives == "pair":
                 return contrastive_loss(pair_logits, self.config), metrics
 
             # Upstream: the pair only, which holds at most one bit of information per image.
             batch_logits = self._batch_logits(images, dynamics)
+            if gain is not None:
+                batch_logits = gain * batch_logits
             metrics["batch_accuracy"], metrics["batch_chance"] = contrastive_metrics(batch_logits)
             return contrastive_loss(batch_logits, self.config), metrics
+
+    def _gain(self) -> Tensor | None:
+        """The factor on similarities that is learned, if the temperature is."""
+        if not self.config.learn_temperature:
+            return None
+        most = math.log(self.config.temperature / _LEAST_TEMPERATURE)
+        return self.log_gain.clamp(max=most).exp()
 
     def _pair_logits(self, images: Tensor, dynamics: Tensor) -> Tensor:
         """images, dynamics [B, 2, D] -> [B, 2, 2]: own window, then the other one of the clip."""

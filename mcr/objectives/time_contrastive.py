@@ -17,6 +17,7 @@ from mcr.objectives.contrast import (
     SELECTIONS,
     ContrastConfig,
     choose_other_clips,
+    compared,
     contrastive_loss,
     contrastive_metrics,
     gather_candidates,
@@ -64,7 +65,9 @@ class TimeContrastive(nn.Module):
     def forward(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """embeddings [B, F, D] -> (loss, metrics), float32 scalars."""
         with torch.autocast(embeddings.device.type, enabled=False):
-            early, middle, late = (embeddings[:, frame].float() for frame in (EARLY, MIDDLE, LATE))
+            early, middle, late = (
+                compared(embeddings[:, frame], self.config) for frame in (EARLY, MIDDLE, LATE)
+            )
             logits = torch.stack(
                 [self._logits(late, middle, early), self._logits(early, middle, late)]
             )

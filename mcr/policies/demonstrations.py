@@ -21,6 +21,7 @@ from mcr.data.index import Index, open_index
 from mcr.data.spaces import ACTION_SPACES, ROTATIONS, action_space, signal_space
 from mcr.errors import UserError, nearest
 from mcr.features.recordings import Recordings
+from mcr.runs.atomic import reserve
 from mcr.runs.processes import progress_bar
 from mcr.runs.ranges import ANY_TEXT, NAMES, check_fields, choice, number
 
@@ -94,6 +95,7 @@ class Demonstrations:
                     if array is None:
                         shape = (sum(lengths), *frame.shape)
                         array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+                        reserve(path, array.offset + array.nbytes)
                     if frame.shape != array.shape[1:]:
                         raise UserError(
                             f"{name}: {camera} is {frame.shape[:2]} pixels, in earlier episodes "

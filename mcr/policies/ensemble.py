@@ -5,8 +5,11 @@ S separate trainings, each with its own initial weights and its own order of sam
 time than one takes. Called by `evaluation.success_rates`. `behaviour_cloning` trains a single
 policy together with its encoder.
 
+Policies get either pooled features or feature maps. Those that get maps have an attention over each
+camera's tokens in front of the norm, which learns with them.
+
 Shapes: S policies, B states, N samples, D features of all cameras side by side, P low-dimensional
-signals, A numbers of an action, C steps of a chunk.
+signals, A numbers of an action, C steps of a chunk. Of maps: V cameras, K features, h w places.
 """
 
 from __future__ import annotations
@@ -26,12 +29,15 @@ from mcr.errors import UserError
 from mcr.models.tensor_files import named_error, read_content
 from mcr.policies.heads import action_chunks
 from mcr.policies.network import FEATURE_NORMS, ActionNetwork, PolicyConfig, Standardise
+from mcr.policies.pooling import TokenAttention
 from mcr.runs.atomic import atomic_path
 from mcr.runs.ranges import choice
 
 FORMAT = "mcr-policies-2"
 _FIRST_FORMAT = "mcr-policies-1"
 _BATCH_NORM_MOMENTUM = 0.1
+_NUM_QUERIES = 4  # of the attention over a camera's tokens
+_STEPS_TO_FIT = 256  # whose maps give the mean and the standard deviation of each feature
 
 
 @dataclass
@@ -60,7 +66,7 @@ def train_policies(
 ) -> PolicyEnsemble:
     """Train one policy per seed, all on the same samples.
 
-    features: float [N, D]
+    features: float [N, D], or maps [N, V, K, h, w], float32 or float16
     low_dim:  float [N, P]; P may be 0
     actions:  float [N, A]
     lengths:  numbers of steps of the episodes, in order; only chunks need them
@@ -68,18 +74,22 @@ def train_policies(
     finite.
     """
     named = {"features": features, "low_dim": low_dim, "actions": actions}
-    arrays = {name: _as_float(name, values) for name, values in named.items()}
+    arrays = {name: _checked_array(name, values) for name, values in named.items()}
     _require_same_length(arrays)
     if lengths is None and config.chunk > 1:
         raise UserError(f"chunk={config.chunk} needs the lengths of the episodes")
     targets = action_chunks(
         arrays["actions"].numpy(), lengths or [len(arrays["actions"])], config.chunk
     )
-    network = EnsembleNetwork(config, [values.shape[1] for values in arrays.values()], seeds)
+    maps = arrays["features"]
+    feature_size: int | list[int] = maps.shape[1] if maps.ndim == 2 else list(maps.shape[1:])
+    sizes = [feature_size, arrays["low_dim"].shape[1], arrays["actions"].shape[1]]
+    network = EnsembleNetwork(config, sizes, seeds)
+    network.fit_maps(maps)
     network.low_dim.fit(arrays["low_dim"])
     if config.standardise_actions:
         network.network.standardise.fit(arrays["actions"])
-    inputs = (arrays["features"], arrays["low_dim"], torch.from_numpy(targets))
+    inputs = (network.standardised(maps), arrays["low_dim"], torch.from_numpy(targets))
     samples = [values.to(device) for values in inputs]
     losses = _train(network.to(device), samples, config, seeds)
     return PolicyEnsemble(network.eval(), losses, seeds)
@@ -109,10 +119,17 @@ def _train(
     return losses.cpu()
 
 
-def _as_float(name: str, values: np.ndarray | Tensor) -> Tensor:
-    tensor = torch.as_tensor(values).detach().cpu().float()
-    if tensor.ndim != 2:
-        raise UserError(f"{name} have the shape {tuple(tensor.shape)}: pass [samples, numbers]")
+def _checked_array(name: str, values: np.ndarray | Tensor) -> Tensor:
+    """float32 [N, numbers]; maps keep their dtype, because they are large."""
+    tensor = torch.as_tensor(values).detach().cpu()
+    if name == "features" and tensor.ndim == 5:
+        tensor = tensor if tensor.is_floating_point() else tensor.float()
+    elif tensor.ndim == 2:
+        tensor = tensor.float()
+    else:
+        maps = ", or maps [samples, cameras, features, h, w]" if name == "features" else ""
+        shape = tuple(tensor.shape)
+        raise UserError(f"{name} have the shape {shape}: pass [samples, numbers]{maps}")
     if not tensor.isfinite().all():
         raise UserError(f"{name} hold NaN or infinity")
     return tensor
@@ -132,17 +149,30 @@ def _require_same_length(arrays: dict[str, Tensor]) -> None:
 class EnsembleNetwork(nn.Module):
     """S policies of the same shape: features and low-dimensional signals -> actions.
 
-    sizes: D, P, A
+    sizes: D, P, A; for maps [V, K, h, w], P, A
     seeds: the initial weights of each policy depend on its seed alone
     """
 
-    def __init__(self, config: EnsembleConfig, sizes: Sequence[int], seeds: Sequence[int]):
+    def __init__(
+        self,
+        config: EnsembleConfig,
+        sizes: Sequence[int | Sequence[int]],
+        seeds: Sequence[int],
+    ):
         super().__init__()
         self.config = config
-        self.sizes = feature_dim, low_dim, action_dim = tuple(sizes)
+        self.sizes = list(sizes)
+        feature_shape, (low_dim,), (action_dim,) = self.shapes = [_shape(size) for size in sizes]
+        weights = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.pools: nn.ModuleList | None = None
+        self.maps: Standardise | None = None
+        feature_dim = feature_shape[0]
+        if len(feature_shape) > 1:
+            pools = [CameraPools(feature_shape, generator) for generator in weights]
+            self.pools, feature_dim = nn.ModuleList(pools), pools[0].out_dim
+            self.maps = Standardise(feature_shape[0] * feature_shape[1])
         self.norm = GroupedNorm(config.feature_norm, len(seeds), feature_dim)
         self.low_dim = Standardise(low_dim)
-        weights = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.network = ActionNetwork(
             config,
             feature_dim + low_dim,
@@ -152,7 +182,10 @@ class EnsembleNetwork(nn.Module):
         )
 
     def loss(self, features: Tensor, low_dim: Tensor, targets: Tensor) -> Tensor:
-        """[S, B, D], [S, B, P] and actions [S, B, C * A] -> each policy's mean loss, [S]."""
+        """[S, B, D], [S, B, P] and actions [S, B, C * A] -> each policy's mean loss, [S].
+
+        In the place of [S, B, D] there may be standardised maps, [S, B, V, K, h, w].
+        """
         return self.network.loss(self._vectors(features, low_dim), targets).mean(dim=-1)
 
     def actions(self, features: Tensor, low_dim: Tensor) -> Tensor:
@@ -161,8 +194,52 @@ class EnsembleNetwork(nn.Module):
 
     def _vectors(self, features: Tensor, low_dim: Tensor) -> Tensor:
         """What the layers get: [S, B, D + P]. Dropout leaves out features, never signals."""
+        if self.pools:
+            each = zip(self.pools, features.float(), strict=True)
+            features = torch.stack([pools(maps) for pools, maps in each])
         features = self.network.dropout(self.norm(features))
         return torch.cat([features, self.low_dim(low_dim)], dim=-1)
+
+    def fit_maps(self, maps: Tensor) -> None:
+        """Standardise each feature of each camera from now on; vectors are left as they are."""
+        if self.maps:
+            some = maps[:: -(-len(maps) // _STEPS_TO_FIT)].float()
+            self.maps.fit(rearrange(some, "n v k h w -> (n h w) (v k)"))
+
+    def standardised(self, features: Tensor) -> Tensor:
+        """Maps [N, V, K, h, w] as `loss` and `actions` take them; vectors as they are."""
+        if self.maps is None:
+            return features
+        shape = (1, *features.shape[1:3], 1, 1)
+        mean, std = self.maps.mean.view(shape), self.maps.std.view(shape)
+        parts = [
+            ((part.float() - mean) / std).to(part.dtype) for part in features.split(_STEPS_TO_FIT)
+        ]
+        return torch.cat(parts)
+
+
+def _shape(size: int | Sequence[int]) -> tuple[int, ...]:
+    return (size,) if isinstance(size, int) else tuple(size)
+
+
+class CameraPools(nn.Module):
+    """One policy's attention over the tokens of each camera: [B, V, K, h, w] -> [B, out_dim].
+
+    shape: V, K, h, w
+    """
+
+    def __init__(self, shape: Sequence[int], generator: torch.Generator):
+        super().__init__()
+        cameras, width, height, columns = shape
+        self.of_cameras = nn.ModuleList(
+            TokenAttention(width, _NUM_QUERIES, (height, columns), generator)
+            for _ in range(cameras)
+        )
+        self.out_dim = cameras * _NUM_QUERIES * (width + 2)  # the expected place has two numbers
+
+    def forward(self, maps: Tensor) -> Tensor:
+        each = zip(self.of_cameras, maps.unbind(dim=1), strict=True)
+        return torch.cat([pool(of_camera) for pool, of_camera in each], dim=-1)
 
 
 class GroupedDropout(nn.Module):
@@ -246,6 +323,7 @@ class PolicyEnsemble:
     def act(self, policies: Any, features: Any, low_dim: Any) -> np.ndarray:
         """Each row's next action by its policy: int [B], float [B, D], [B, P] -> float32 [B, A].
 
+        Policies that were trained on maps get [B, V, K, h, w] in the place of [B, D].
         Of a chunk it is the first action; `act_chunk` returns all of them.
         """
         return self.act_chunk(policies, features, low_dim)[:, 0]
@@ -263,7 +341,7 @@ class PolicyEnsemble:
         for policy in np.unique(chosen):
             place[chosen == policy] = np.arange((chosen == policy).sum())
         gathered = [
-            values.new_zeros(len(self), int(place.max(initial=0)) + 1, values.shape[1])
+            values.new_zeros(len(self), int(place.max(initial=0)) + 1, *values.shape[1:])
             for values in inputs
         ]
         for table, values in zip(gathered, inputs, strict=True):
@@ -276,27 +354,30 @@ class PolicyEnsemble:
             raise UserError(f"policies {chosen.min()} .. {chosen.max()}: there are {len(self)}")
         device = self.network.low_dim.mean.device
         tensors = [torch.as_tensor(values).float().to(device) for values in inputs]
-        expected = zip(("features", "low_dim"), tensors, self.network.sizes[:2], strict=True)
-        for name, values, width in expected:
-            if values.shape != (len(chosen), width):
+        expected = zip(("features", "low_dim"), tensors, self.network.shapes[:2], strict=True)
+        for name, values, shape in expected:
+            if values.shape != (len(chosen), *shape):
                 raise UserError(
-                    f"{name} have the shape {list(values.shape)}, not [{len(chosen)}, {width}] as "
-                    "in training: another encoder, camera or input size?"
+                    f"{name} have the shape {list(values.shape)}, not "
+                    f"{[len(chosen), *shape]} as in training: another encoder, camera or input "
+                    "size?"
                 )
-        return chosen, tensors
+        features, low_dim = tensors
+        return chosen, [self.network.standardised(features), low_dim]
 
     def save(self, path: str | Path) -> None:
         """Write one file atomically."""
         content = {
             "format": FORMAT,
             "config": asdict(self.network.config),
-            "sizes": list(self.network.sizes),
+            "sizes": self.network.sizes,
             "seeds": self.seeds,
             "losses": self.losses,
             "network": {name: tensor.cpu() for name, tensor in self.network.state_dict().items()},
         }
-        with atomic_path(Path(path)) as partial:
-            torch.save(content, partial)
+        # A file, because torch would write the temporary name of a path into it.
+        with atomic_path(Path(path)) as partial, partial.open("wb") as file:
+            torch.save(content, file)
 
     @classmethod
     def load(cls, path: str | Path) -> PolicyEnsemble:

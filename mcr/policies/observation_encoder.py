@@ -31,11 +31,11 @@ from mcr.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, MOST_PIXELS, P
 from mcr.models.trainable import usual_preprocessing
 from mcr.models.untrained import build_untrained
 from mcr.policies.network import FEATURE_NORMS, Standardise
+from mcr.policies.pooling import KEYPOINTS, SpatialSoftmax, TokenAttention
 from mcr.runs.ranges import ANY_TEXT, check_fields, choice, optional, whole
 
 POOLINGS = ("pooled", "spatial_softmax", "tokens")
 NORMALISATIONS = ("own", "imagenet")
-_KEYPOINTS = 32  # of a spatial softmax, as in robomimic and diffusion policy
 
 
 @dataclass
@@ -111,7 +111,7 @@ class ObservationEncoder(nn.Module):
             _require_margin(self.encoder)
         self.feature_shape = feature_shape(self.encoder, _output(config))
         self.pool = _build_pool(config.pooling, self.feature_shape[0])
-        width = 2 * _KEYPOINTS if config.pooling == "spatial_softmax" else self.feature_shape[0]
+        width = 2 * KEYPOINTS if config.pooling == "spatial_softmax" else self.feature_shape[0]
         self.norm = _build_norm(config.feature_norm, len(self.cameras), width)
         inputs = len(self.cameras) * width + low_dim
         self.projection = _build_projection(inputs, config.emb_dim)
@@ -209,41 +209,6 @@ def random_crops(pixels: Tensor, size: int, count: int) -> Tensor:
     rows, columns = begins + torch.arange(size, device=pixels.device)
     samples = torch.arange(len(pixels), device=pixels.device)[:, None, None]
     return pixels.movedim(1, -1)[samples, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
-
-
-class SpatialSoftmax(nn.Module):
-    """Positions of 32 learned keypoints in a map (Levine et al. 2016): [B, D, h, w] -> [B, 64].
-
-    First all expected x, from -1 (left) to 1, then all expected y, from -1 (top) to 1.
-    """
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.keypoints = nn.Conv2d(width, _KEYPOINTS, kernel_size=1)
-
-    def forward(self, features: Tensor) -> Tensor:
-        scores = self.keypoints(features)
-        height, width = scores.shape[-2:]
-        chances = scores.flatten(-2).softmax(dim=-1).unflatten(-1, (height, width))
-        x = chances.sum(dim=-2) @ torch.linspace(-1, 1, width, device=scores.device)
-        y = chances.sum(dim=-1) @ torch.linspace(-1, 1, height, device=scores.device)
-        return torch.cat([x, y], dim=-1)
-
-
-class TokenAttention(nn.Module):
-    """Attention of a learned query over the tokens of a map: [B, D, h, w] -> [B, D].
-
-    Before training it is the mean of the tokens.
-    """
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.query = nn.Parameter(torch.zeros(width))
-
-    def forward(self, features: Tensor) -> Tensor:
-        tokens = rearrange(features, "b d h w -> b (h w) d")
-        attention = (tokens @ self.query / len(self.query) ** 0.5).softmax(dim=-1)
-        return (attention[:, None] @ tokens).squeeze(1)
 
 
 # --------------------------------------------------------------------------- building

@@ -62,14 +62,16 @@ def golden_deviation(record: dict[str, Any], features: Tensor) -> float:
             )
         deviations = [
             abs(then - value) / stored["norm"]
-            for name, stored in record["features"].items()
-            for then, value in zip(_numbers(stored), _numbers(now["features"][name]), strict=True)
+            for name, stored in now["features"].items()
+            for then, value in zip(
+                _numbers(record["features"][name]), _numbers(stored), strict=True
+            )
         ]
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"the golden features are damaged ({error!r})") from error
-    return max(deviations, default=math.inf)
+    return math.inf if any(map(math.isnan, deviations)) else max(deviations)
 
 
 def _numbers(picture: dict[str, Any]) -> list[float]:

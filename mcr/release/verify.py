@@ -85,7 +85,7 @@ def verify(source: str | Path) -> Verification:
         _statistics(encoder),
         _training(encoder),
         _spread(features),
-        _preprocessing(encoder, claims),
+        _preprocessing(encoder),
     ]
     return verification
 
@@ -192,13 +192,8 @@ def _spread(features: Tensor) -> Finding:
     return Finding("features", SOUND, text)
 
 
-def _preprocessing(encoder: Encoder, claims: dict[str, Any]) -> Finding:
-    """Compare the preprocessing of `mcr` with what config.json tells other libraries."""
-    told, meant = claims.get("pretrained_cfg"), json.loads(json.dumps(encoder.pretrained_cfg))
-    if told is not None and told != meant:
-        keys = sorted(key for key in {*told, *meant} if told.get(key) != meant.get(key))
-        text = f"{CONFIG_NAME} contradicts itself: pretrained_cfg differs in {_some(keys)}"
-        return Finding("preprocessing", WRONG, text)
+def _preprocessing(encoder: Encoder) -> Finding:
+    """Say how pictures are prepared. Loading has compared it with what other libraries are told."""
     ours = encoder.preprocessing
     mean, std = ([round(value, 3) for value in values] for values in (ours.mean, ours.std))
     text = f"resize {ours.resize}, crop {ours.image_size}, {ours.interpolation}"

@@ -59,7 +59,7 @@ def record_lift(
 class Lift:
     """robomimic's Lift as a `mcr.simulation.simulator.Simulator`, for the recorder.
 
-    An observation also holds "states", the simulator's state, from which it can be replayed.
+    Its states are those of the physics, from which it can be replayed.
     """
 
     task, action_dim, horizon = "robosuite/lift", 7, MAX_STEPS
@@ -72,14 +72,17 @@ class Lift:
         world = self.simulator.env
         reset_world(world, seed)
         self._plan = EXPERTS["lift"](Hand(world), world)
-        return self._with_states(self.simulator.get_observation())
+        return self.simulator.get_observation()
 
     def step(self, action: np.ndarray) -> tuple[Observation, bool]:
         observation, *_ = self.simulator.step(action.clip(-1, 1))
-        return self._with_states(observation), bool(self.simulator.is_success()["task"])
+        return observation, bool(self.simulator.is_success()["task"])
 
     def expert(self) -> np.ndarray:
         return next(self._plan)
+
+    def state(self) -> np.ndarray:
+        return self.simulator.get_state()["states"]
 
     def masks(self) -> dict[str, np.ndarray]:
         return {}
@@ -90,14 +93,10 @@ class Lift:
     def write(self, group: h5py.Group, made: Demonstration) -> None:
         """Write all that robomimic's own tools would."""
         group.attrs["model_file"] = self.simulator.get_state()["model"]
-        states = [observation.pop("states") for observation in made.observations]
-        group.create_dataset("states", data=np.stack(states[:-1]))
+        group.create_dataset("states", data=np.stack(made.states))
         write_steps(group, "obs", made.observations[:-1])
         write_steps(group, "next_obs", made.observations[1:])
         write_outcome(group, made)
-
-    def _with_states(self, observation: Observation) -> Observation:
-        return observation | {"states": self.simulator.get_state()["states"]}
 
 
 def make_lift(image_size: int) -> RobosuiteSimulator:

@@ -40,11 +40,13 @@ class MetaWorld:
 
     Actions [4]: displacement of the hand, 1 = 1 cm; force of the fingers.
     Proprioception [4]: position of the hand in metres; opening of the fingers, 0..1.
+    State [39]: MetaWorld's own. Proprioception, and position [3] and quaternion [4] of two objects,
+    now and one step ago; position of the goal [3]. What a task lacks is 0.
     """
 
     def __init__(self, name: str, pictures: PictureConfig, horizon: int):
         self.task, self.horizon = f"metaworld/{name}", horizon
-        self.cameras = pictures.cameras or CAMERAS
+        self.cameras = pictures.chosen_cameras(CAMERAS)
         self._world = _make_world(f"{name}-v3")
         model = self._world.model
         require_cameras(model, self.cameras)
@@ -79,6 +81,9 @@ class MetaWorld:
 
     def expert(self) -> np.ndarray:
         return self._expert.get_action(self._state).clip(-1, 1).astype(np.float32)
+
+    def state(self) -> np.ndarray:
+        return self._state.astype(np.float32)
 
     def masks(self) -> dict[str, np.ndarray]:
         return {camera: self._renderer.mask(camera, self._of_interest) for camera in self.cameras}

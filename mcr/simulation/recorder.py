@@ -41,6 +41,7 @@ class Demonstration:
 
     scene:        seed of the scene
     observations: T + 1; the last one follows the last action
+    states:       T, the true states of the scene, see `Simulator.state`
     actions:      T, the expert's answers to the observations, without noise
     successes:    T, whether the task is done after the action
     masks:        T times camera -> bool [H, W], or empty
@@ -48,6 +49,7 @@ class Demonstration:
 
     scene: int
     observations: list[Observation]
+    states: list[np.ndarray]
     actions: list[np.ndarray]
     successes: list[bool]
     masks: list[dict[str, np.ndarray]]
@@ -155,10 +157,11 @@ def _attempt(
 ) -> Demonstration:
     """One attempt, until some steps after success or the task's horizon."""
     scene = int(rng.integers(2**31))
-    made = Demonstration(scene, [simulator.reset(scene)], [], [], [])
+    made = Demonstration(scene, [simulator.reset(scene)], [], [], [], [])
     while len(made.actions) < simulator.horizon and sum(made.successes) <= _STEPS_AFTER_SUCCESS:
         if masks:
             made.masks.append(simulator.masks())
+        made.states.append(simulator.state())
         action = simulator.expert()
         disturbance = np.append(rng.normal(0, noise, simulator.action_dim - 1), 0)
         observation, success = simulator.step(action + disturbance)

@@ -40,7 +40,7 @@ def open_gl() -> mujoco.GLContext:
 class Renderer:
     """Renders the state `data` through the model's cameras.
 
-    size:   height and width of pictures in pixels
+    size:   height and width of pictures in pixels; 0 = there will be none
     groups: the groups of geometries that are visible
     sites:  whether sites are visible; some tasks mark their goal with one
     """
@@ -53,6 +53,7 @@ class Renderer:
         groups: tuple[int, ...],
         sites: bool,
     ):
+        size = max(1, size)  # OpenGL wants a pixel, even if no picture will be taken
         self._model, self._data, self._size = model, data, size
         model.vis.quality.offsamples = model.vis.quality.shadowsize = 0
         model.vis.global_.offwidth = model.vis.global_.offheight = size

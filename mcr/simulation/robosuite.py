@@ -58,18 +58,20 @@ class Robosuite:
     rotation vector, 1 = 0.5 rad; fingers, negative opens and positive closes.
     Proprioception [10]: position of the gripper in metres; the first two columns of its rotation
     matrix, which are continuous, unlike quaternions; opening of the fingers, 0..1.
+    State [10 + 18 K]: proprioception, and of each of the K bodies of the task position and the same
+    two columns, first in the world's frame, then in the gripper's.
     """
 
     def __init__(self, name: str, pictures: PictureConfig, horizon: int):
         self.task, self.horizon = f"robosuite/{name}", horizon
-        self.cameras = pictures.cameras or CAMERAS
+        self.cameras = pictures.chosen_cameras(CAMERAS)
         self._name, self._world = name, _make_world(_TASKS[name].environment)
         model, data = self._world.sim.model._model, self._world.sim.data._data
         require_cameras(model, self.cameras)
         self._renderer = Renderer(model, data, pictures.picture_size, groups=(1,), sites=False)
-        bodies = {model.body(body).id for body in _TASKS[name].bodies}
+        self._bodies = [model.body(body).id for body in _TASKS[name].bodies]
         gripper = self._world.robots[0].gripper["right"].root_body
-        self._of_interest = geoms_below(model, {model.body(gripper).id, *bodies})
+        self._of_interest = geoms_below(model, {model.body(gripper).id, *self._bodies})
         self._randomization = (
             VisualRandomization(model, self._of_interest) if pictures.looks == "varied" else None
         )
@@ -91,6 +93,16 @@ class Robosuite:
     def expert(self) -> np.ndarray:
         return next(self._plan).astype(np.float32)
 
+    def state(self) -> np.ndarray:
+        data, (hand, frame) = self._world.sim.data, self._hand.pose()
+        parts = [self._proprioception()]
+        for body in self._bodies:
+            position, rotation = data.body_xpos[body], data.body_xmat[body].reshape(3, 3)
+            relative = frame.T @ (position - hand), frame.T @ rotation
+            for place, turned in ((position, rotation), relative):
+                parts += [place, turned[:, 0], turned[:, 1]]
+        return np.concatenate(parts).astype(np.float32)
+
     def masks(self) -> dict[str, np.ndarray]:
         return {camera: self._renderer.mask(camera, self._of_interest) for camera in self.cameras}
 
@@ -99,13 +111,16 @@ class Robosuite:
         self._world.close()
 
     def _observe(self) -> Observation:
+        pictures = {f"{camera}_image": self._renderer.picture(camera) for camera in self.cameras}
+        return pictures | {"proprioception": self._proprioception()}
+
+    def _proprioception(self) -> np.ndarray:
         position, rotation = self._hand.pose()
         fingers = self._world.robots[0]._ref_gripper_joint_pos_indexes["right"]
         left, right = self._world.sim.data.qpos[fingers]
         opening = (left - right) / _FINGERS_OPEN_M
-        state = [position, rotation[:, 0], rotation[:, 1], np.array([opening])]
-        pictures = {f"{camera}_image": self._renderer.picture(camera) for camera in self.cameras}
-        return pictures | {"proprioception": np.concatenate(state).astype(np.float32)}
+        parts = [position, rotation[:, 0], rotation[:, 1], np.array([opening])]
+        return np.concatenate(parts).astype(np.float32)
 
 
 def reset_world(world: Any, seed: int) -> None:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -21,7 +22,8 @@ from mcr.runs.processes import num_cores, process_pool, progress_bar
 from mcr.simulation.simulator import Observation, PictureConfig, Simulator
 from mcr.simulation.tasks import make_simulator
 
-# act(policies int64 [B], observations: key -> [B, ...]) -> float [B, A]
+# act(policies int64 [B], observations: key -> [B, ...]) -> float [B, A]; with `full_state` the
+# observations are accompanied by "state", float32 [B, Z]
 Act = Callable[[np.ndarray, Observation], np.ndarray]
 # The number of a simulator, and what it is to do: apply an action, or reset to a seed.
 Request = tuple[int, "np.ndarray | int"]
@@ -36,6 +38,7 @@ def run_rollouts(
     simulators: int = 0,
     pictures: PictureConfig | None = None,
     horizon: int = 0,
+    full_state: bool = False,
 ) -> np.ndarray:
     """Run policies on scenes; returns whether the task was done at any step, bool [len(slots)].
 
@@ -45,6 +48,7 @@ def run_rollouts(
     processes: 0 = one per core; with 1 the simulators run in this process
     simulators: how many run at the same time, 0 = one per process. More make larger batches.
     horizon: steps after which a rollout has failed, 0 = the task's own
+    full_state: `act` is also given the true states of the scenes, `Simulator.state`, as "state"
     raises: UserError as `make_simulator`, and when a process is killed.
     """
     if processes < 0 or simulators < 0:
@@ -55,7 +59,7 @@ def run_rollouts(
     simulators = min(max(simulators or processes, processes), len(slots))
     make = (task, pictures, horizon)
     with (
-        _simulators(make, processes, simulators) as (advance, horizon),
+        _simulators(make, processes, simulators, full_state) as (advance, horizon),
         progress_bar(None, task, "rollout", len(slots)) as bar,
     ):
         return _run(advance, act, slots, simulators, horizon, bar.update)
@@ -124,13 +128,13 @@ def _request_actions(
 
 @contextlib.contextmanager
 def _simulators(
-    make: tuple, processes: int, simulators: int
+    make: tuple, processes: int, simulators: int, full_state: bool
 ) -> Iterator[tuple[Callable[[list[Request]], list[Response]], int]]:
     """Yield a function that sends requests to all simulators, and the horizon of the task."""
     if processes == 1:
         _open(make, simulators)
         try:
-            yield _advance, _own_simulators[0].horizon
+            yield partial(_advance, full_state=full_state), _own_simulators[0].horizon
         finally:
             _close()
         return
@@ -148,7 +152,8 @@ def _simulators(
             for number, request in requests:
                 parts[number % processes].append((number // processes, request))
             responses: list[Future[list[Response]]] = [
-                pool.submit(_advance, part) for pool, part in zip(pools, parts, strict=True)
+                pool.submit(_advance, part, full_state)
+                for pool, part in zip(pools, parts, strict=True)
             ]
             results = [iter(response.result()) for response in responses]
             return [next(results[number % processes]) for number, _ in requests]
@@ -165,8 +170,12 @@ def _open(make: tuple, number: int) -> int:
     return _own_simulators[0].horizon
 
 
-def _advance(requests: list[Request]) -> list[Response]:
-    return [_respond(_own_simulators[number], request) for number, request in requests]
+def _advance(requests: list[Request], full_state: bool) -> list[Response]:
+    responses = [_respond(_own_simulators[number], request) for number, request in requests]
+    if not full_state:
+        return responses
+    states = [{"state": _own_simulators[number].state()} for number, _ in requests]
+    return [(seen | state, done) for (seen, done), state in zip(responses, states, strict=True)]
 
 
 def _respond(simulator: Simulator, request: np.ndarray | int) -> Response:

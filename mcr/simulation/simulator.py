@@ -24,17 +24,21 @@ Observation = dict[str, np.ndarray]
 class PictureConfig:
     """How pictures of a task are taken.
 
-    picture_size: height and width in pixels
+    picture_size: height and width in pixels; 0 = no pictures, which makes steps much faster
     cameras:      names of the model's cameras; () = the suite's usual ones
     looks:        "fixed": the simulator's own; "varied": drawn for each scene, see `randomization`
     """
 
-    picture_size: Annotated[int, whole(1, 4096)] = 224
+    picture_size: Annotated[int, whole(0, 4096)] = 224
     cameras: Annotated[tuple[str, ...], NAMES] = ()
     looks: Annotated[str, choice(LOOKS)] = "fixed"
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    def chosen_cameras(self, usual: tuple[str, ...]) -> tuple[str, ...]:
+        """The cameras whose pictures an observation holds. usual: those of the suite"""
+        return (self.cameras or usual) if self.picture_size else ()
 
 
 class Simulator(Protocol):
@@ -59,6 +63,13 @@ class Simulator(Protocol):
 
         The expert knows the true state of the scene. Some experts advance through phases when they
         are asked, so ask once per step.
+        """
+
+    def state(self) -> np.ndarray:
+        """The true state of the scene at this moment, float32 [Z].
+
+        It holds the proprioception, and where the task's objects and goals are. No robot could
+        observe it, so it is no part of an observation. It serves to calibrate tasks.
         """
 
     def masks(self) -> dict[str, np.ndarray]:

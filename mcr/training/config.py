@@ -83,6 +83,9 @@ class Config:
                         data set. Upstream: raw values, so that the units of a signal (radians,
                         metres, opening of the gripper) decide how much it counts
     loss_weights:       weight of each objective; 0 leaves it out
+    balance_losses:     scale the losses so that their gradients on the embedding are in the ratio
+                        of loss_weights, by a moving average over about 100 steps. Without it,
+                        loss_weights are factors on the losses as they are
     log_every, validate_every, save_every: in steps
     pictures_every:     steps between pictures (run_dir/pictures and TensorBoard); 0 draws none
     log_wandb:          log to Weights & Biases too: pip install 'mcr[wandb]'. Its environment
@@ -113,9 +116,11 @@ class Config:
             "dynamics_alignment": 1.0,
             "action_prediction": 1.0,
             "time_contrastive": 1.0,
+            "state_contrast": 0.0,
             "distillation": 0.0,
         }
     )
+    balance_losses: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -147,6 +152,7 @@ FREE_TO_CHANGE = (
     "data.index",
     "data.workers",
     "data.prefetch",
+    "data.timeout_s",
     "data.on_error",
     "data.max_errors",
 )

@@ -2,7 +2,8 @@
 
 One encoder embeds the five frames of a clip. Three objectives make the embeddings hold what the
 robot does (dynamics alignment, action prediction) and the order of frames in time (time contrast).
-A fourth one, off by default, makes them hold what a teacher sees (distillation).
+Two more are off by default: embeddings may hold what a teacher sees (distillation), and be as close
+as the states of the robot are (state contrast).
 
 Robots differ in their states and actions. So each data set has objectives of its own, with their
 heads, and its signals are normalised by its own statistics. Negatives are clips of the same data
@@ -38,6 +39,7 @@ from mcr.models.preprocessing import Preprocessing
 from mcr.models.trainable import build_network
 from mcr.objectives import ObjectivesConfig, build_objectives
 from mcr.runs.gather import gather_rows
+from mcr.training.balance import LossBalance, pull
 from mcr.training.batch_norm import synchronise_batch_norm, use_ghost_batches
 
 
@@ -58,10 +60,18 @@ class SignalNormaliser(nn.Module):
     def forward(self, batch: Batch) -> Batch:
         return replace(
             batch,
-            actions=self._normalised("action", batch.actions),
+            actions=self._normalised_chunks(batch.actions),
             window_actions=self._normalised("action", batch.window_actions),
             window_states=self._normalised("state", batch.window_states),
         )
+
+    def _normalised_chunks(self, actions: Tensor) -> Tensor:
+        """[B, F, K * A] -> the same shape."""
+        width = len(self.get_buffer("action_mean"))
+        if not width:  # data without actions
+            return actions
+        chunks = rearrange(actions, "b f (k a) -> b f k a", a=width)
+        return self._normalised("action", chunks).flatten(-2)
 
     def _normalised(self, name: str, values: Tensor) -> Tensor:
         return (values - self.get_buffer(f"{name}_mean")) / self.get_buffer(f"{name}_std")
@@ -91,6 +101,7 @@ class Pretrainer(nn.Module):
         ghost_batch: int = 0,
         teacher: Encoder | None = None,
         places: Sequence[int] = ALL_FRAMES,
+        balance_losses: bool = False,
     ):
         """dimensions: of each data set, by name
 
@@ -99,6 +110,7 @@ class Pretrainer(nn.Module):
         frozen_bn, ghost_batch: see ModelConfig
         places: which of the five frames of a clip the batches hold
         teacher: whose features `distillation` matches; frozen, and in eval mode whatever happens
+        balance_losses: see Config
         """
         super().__init__()
         self.preprocessing = preprocessing
@@ -119,6 +131,9 @@ class Pretrainer(nn.Module):
             self.objectives.update({labelled(data_set, name): built[name] for name in built})
         self.loss_weights = {name: loss_weights[name] for name in built}
         self.data_sets = tuple(dimensions)
+        self.balances = nn.ModuleList(
+            LossBalance([*self.loss_weights]) for _ in self.data_sets if balance_losses
+        )
         self.normalisers = nn.ModuleList(
             SignalNormaliser(statistics[name]) if name in statistics else nn.Identity()
             for name in self.data_sets
@@ -132,10 +147,25 @@ class Pretrainer(nn.Module):
         loss = torch.zeros((), device=next(iter(embeddings.values())).device)
         for data_set, batch in batches.items():
             losses, of_set = self.losses(data_set, embeddings[data_set], batch)
-            weighted = sum(self.loss_weights[name] * value for name, value in losses.items())
+            if self.training and self.balances:
+                self._balance(data_set).observe(losses, embeddings[data_set])
+            weights = self.weights(data_set)
+            weighted = sum(weights[name] * value for name, value in losses.items())
             loss = loss + len(batch) / num_clips * weighted
             metrics |= of_set
         return loss, metrics, embeddings
+
+    def weights(self, data_set: str) -> dict[str, float | Tensor]:
+        """Return the weight of each objective on a data set as it is now."""
+        if not self.balances:
+            return {**self.loss_weights}
+        factors = self._balance(data_set).factors()
+        return {name: weight * factors[name] for name, weight in self.loss_weights.items()}
+
+    def _balance(self, data_set: str) -> LossBalance:
+        balance = self.balances[self.data_sets.index(data_set)]
+        assert isinstance(balance, LossBalance)
+        return balance
 
     def losses(
         self, data_set: str, embeddings: Tensor, batch: Batch
@@ -225,9 +255,7 @@ def embedding_gradients(
 ) -> dict[str, Tensor]:
     """How strongly each objective changes the embeddings: {"<objective>/embedding_gradient": norm}.
 
-    The norm is that of the gradient of the weighted loss with respect to the embedding of an image,
-    summed over images. Because the loss is a mean over images, this is the mean norm for the loss
-    of a single image.
+    The losses are weighted as in this step; the norm is that of `balance.pull`.
 
     embeddings: float32 [B, F, D] of each data set of `batches`
     This runs the heads once more, but not the encoder, and changes no gradient. It draws random
@@ -237,8 +265,9 @@ def embedding_gradients(
     for data_set, batch in batches.items():
         of_set = embeddings[data_set].detach().requires_grad_()
         losses, _ = model.losses(data_set, of_set, batch)
+        weights = model.weights(data_set)
         for name, loss in losses.items():
-            (gradient,) = torch.autograd.grad(model.loss_weights[name] * loss, of_set)
             label = labelled(data_set, name)
-            norms[f"{label}/embedding_gradient"] = gradient.norm(dim=-1).sum()
+            strength = pull(weights[name] * loss, of_set, retain_graph=False)
+            norms[f"{label}/embedding_gradient"] = strength
     return norms

@@ -21,6 +21,7 @@ import contextlib
 import dataclasses
 import signal
 import sys
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ import torch
 
 from mcr.data.batch import UNNAMED
 from mcr.data.loader import MixtureLoader
+from mcr.data.loader_faults import worker_errors
 from mcr.errors import UserError
 from mcr.models.encoder import Encoder
 from mcr.models.fingerprint import encoder_fingerprint
@@ -37,8 +39,10 @@ from mcr.models.layouts import Weights
 from mcr.models.loading import fill, load_model
 from mcr.models.preprocessing import Preprocessing
 from mcr.models.trainable import read_start, usual_preprocessing
+from mcr.runs.atomic import remove_all_leftovers
 from mcr.runs.devices import choose_device
 from mcr.runs.hydra_command import HydraCommand
+from mcr.runs.locks import exclusive_folder
 from mcr.runs.options import check_resume, require_same_config
 from mcr.training.checkpoint import (
     checkpoint_path,
@@ -76,14 +80,29 @@ def train(config: Config) -> Path:
     check_config(config, world.size)
     device = choose_device(config.device, world.local_rank if world.size > 1 else None)
     make_deterministic(config.deterministic)
-    with world.connected(device):
+    with world.connected(device), _alone(Path(config.run_dir), world):
         run = Run(config, world, device)
-        with run.open_log() as log:
+        with run.open_log() as log, worker_errors():
             run.loop(log)
         path = run.save()
     if world.is_main:
         print(f"checkpoint: {path}\nsummary: {write_summary(run.folder)}")
     return path
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, world: World) -> Iterator[None]:
+    """Keep other runs out of a run's folder, and delete what a killed one has left half written.
+
+    All processes raise the UserError of rank 0, which holds the lock.
+    """
+    with contextlib.ExitStack() as stack:
+        lock = exclusive_folder(folder, "choose another run_dir")
+        world.in_turn(lambda: stack.enter_context(lock) if world.is_main else None)
+        if world.is_main:
+            for place in (folder, folder / "checkpoints"):
+                remove_all_leftovers(place)
+        yield
 
 
 class Run:
@@ -137,6 +156,7 @@ class Run:
             ghost_batch=config.model.ghost_batch,
             teacher=teacher,
             places=places_to_read(config),
+            balance_losses=config.balance_losses,
         )
         if start:
             fill(model.encoder, start)
@@ -252,6 +272,7 @@ class Run:
                 self.world.say(f"begin anew: {', '.join(new)}")
         else:
             self.model.objectives.load_state_dict(checkpoint["objectives"])
+            self.model.balances.load_state_dict(checkpoint.get("balances", {}))
             self.engine.load_optimizer(checkpoint["optimizer"])
         if self.engine.average:
             self.engine.average.load_state_dict(
@@ -278,6 +299,8 @@ class Run:
             "dataset": self.data.identity(),
             "versions": versions(),
         }
+        if self.config.balance_losses:
+            content["balances"] = self.model.balances.state_dict()
         if self._teacher_fingerprint:
             content["teacher"] = self._teacher_fingerprint
         if self.engine.average:

@@ -77,6 +77,23 @@ def test_batch_holds_what_was_drawn(shards):
         assert np.array_equal(batch.window_actions[i], signals["action"][draw.windows[i][:, :-1]])
 
 
+def test_a_chunk_holds_the_next_actions_and_repeats_the_last(shards):
+    options = config(rotation="euler", sampling=SamplingConfig(action_chunk=30))
+    index = open_index(shards)
+    episodes = {episode.origin.name: episode for episode in read_episodes(shards)}
+    (batch,) = first_batches(shards, 1, options=options)
+    sizes = index.sizes[:, :2]
+    draw = draw_samples(0, 0, 6, np.asarray(index.lengths), sizes, SamplingConfig())
+    assert batch.actions.shape == (6, 5, 30 * 7) and batch.dimensions.chunk == 30
+    assert dataset(shards, options).dimensions == batch.dimensions
+    for i in range(6):
+        actions = episodes[index.names[draw.episodes[i]].decode()].signals["action"]
+        for frame, step in enumerate(draw.steps[i]):
+            following = list(actions[step : step + 30])
+            following += [actions[-1]] * (30 - len(following))
+            assert np.array_equal(batch.actions[i, frame].reshape(30, 7), following)
+
+
 def test_shards_and_tree_give_the_same_batches(shards, tree):
     for a, b in zip(first_batches(shards), first_batches(tree), strict=True):
         assert_same(a, b)

@@ -19,6 +19,7 @@ from mcr.evaluation.task_sets import set_of_task
 from mcr.models.loading import load_model
 from mcr.models.untrained import write_untrained
 from mcr.policies.ensemble import EnsembleConfig
+from mcr.simulation.simulator import PictureConfig
 from mcr.simulation.tasks import TASKS
 
 SIZE = 32
@@ -106,6 +107,11 @@ def test_an_encoder_that_learns_sees_what_a_frozen_one_sees(tmp_path):
     observation = {"front_image": picture, "proprioception": np.zeros((1, 2))}
     assert act(np.zeros(1, int), observation).shape == (1, 3)
     assert identity(features.encoder, learns=True)["weights"] == ""
+
+
+def test_encoders_need_pictures():
+    with pytest.raises(UserError, match="picture_size=0 means no pictures"):
+        Protocol(pictures=PictureConfig(picture_size=0))
 
 
 def test_development_and_sealed_tasks_are_disjoint_and_exist():

@@ -96,6 +96,18 @@ def test_a_changed_export_is_refused(small_checkpoint, tmp_path):
         load_model(folder)
 
 
+def test_preprocessing_that_contradicts_itself_is_refused(small_checkpoint, tmp_path):
+    folder = export_encoder(small_checkpoint, tmp_path / "encoder").path
+    sound = (folder / "config.json").read_text()
+    for old, new, key in [('"resize": 73', '"resize": 77', "crop_pct"), ("0.229", "0.229", "")]:
+        for which in (1, 2) if not key else (1,):
+            parts = sound.split(old)
+            changed = old.join(parts[:which]) + (new if key else "0.228") + old.join(parts[which:])
+            (folder / "config.json").write_text(changed)
+            with pytest.raises(UserError, match=f"pretrained_cfg differs .* in {key or 'std'};"):
+                load_model(folder)
+
+
 def test_an_expanded_tensor_is_refused_before_it_is_copied(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({"conv1.weight": torch.zeros(1).expand(2**31)}, path)

@@ -152,3 +152,40 @@ def test_random_resnet50_saturates_the_epsilon_form(make_batch, make_embeddings)
 def test_bad_options_are_refused(option, message):
     with pytest.raises(UserError, match=message):
         DynamicsAlignmentConfig(**option)
+
+
+@pytest.mark.parametrize("negatives", ["pair", "batch"])
+def test_a_learned_temperature_begins_as_a_fixed_one_and_learns(
+    make_batch, make_embeddings, negatives
+):
+    batch, embeddings = make_batch(6, DIMS), make_embeddings(6, 8)
+
+    def build(temperature, learn):
+        torch.manual_seed(0)
+        config = DynamicsAlignmentConfig(
+            temperature=temperature, negatives=negatives, learn_temperature=learn
+        )
+        return DynamicsAlignment(config, 8, DIMS)
+
+    learning = build(0.5, True)
+    loss, metrics = learning(embeddings, batch)
+    assert loss.item() == pytest.approx(build(0.5, False)(embeddings, batch)[0].item(), rel=1e-6)
+    assert metrics["temperature"].item() == 0.5
+    loss.backward()
+    assert learning.log_gain.grad.abs() > 0
+    # with a gain of 4, the temperature is 0.125
+    learning.log_gain.data.fill_(math.log(4))
+    loss, metrics = learning(embeddings, batch)
+    assert metrics["temperature"].item() == pytest.approx(0.125)
+    assert loss.item() == pytest.approx(build(0.125, False)(embeddings, batch)[0].item(), rel=1e-5)
+    learning.log_gain.data.fill_(100)
+    assert learning(embeddings, batch)[1]["temperature"].item() == pytest.approx(0.01)
+
+
+def test_layer_norm_makes_the_length_of_embeddings_irrelevant(make_batch, make_embeddings):
+    batch, embeddings = make_batch(6, DIMS), make_embeddings(6, 8)
+    for layer_norm in (True, False):
+        torch.manual_seed(0)
+        objective = DynamicsAlignment(DynamicsAlignmentConfig(layer_norm=layer_norm), 8, DIMS)
+        losses = [objective(scale * embeddings, batch)[0].item() for scale in (1, 7)]
+        assert (losses[1] == pytest.approx(losses[0], rel=1e-4)) == layer_norm

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from mcr.data.batch import Dimensions
 from mcr.errors import UserError
-from mcr.objectives import OBJECTIVES, ObjectivesConfig, build_objectives
+from mcr.objectives import OBJECTIVES, OFF_BY_DEFAULT, ObjectivesConfig, build_objectives
 
 DROID = Dimensions(state=14, action=7, window=3, teacher=6)
 OTHER_ROBOT = Dimensions(state=9, action=10, window=5, teacher=40)
@@ -117,11 +117,12 @@ def test_builds_all_with_their_configs():
 def test_weight_0_builds_no_head():
     weights = WEIGHTS | {"action_prediction": 0.0}
     objectives = build_objectives(ObjectivesConfig(), weights, 32, DROID)
-    assert list(objectives) == ["dynamics_alignment", "time_contrastive", "distillation"]
+    assert list(objectives) == [name for name in OBJECTIVES if name != "action_prediction"]
 
 
-def test_distillation_may_be_left_out_of_the_weights():
-    weights = {name: 1.0 for name in OBJECTIVES if name != "distillation"}
+def test_those_that_are_off_by_default_may_be_left_out_of_the_weights():
+    weights = {name: 1.0 for name in OBJECTIVES if name not in OFF_BY_DEFAULT}
+    assert len(weights) == 3
     objectives = build_objectives(ObjectivesConfig(), weights, 32, DROID)
     assert list(objectives) == list(weights)
 

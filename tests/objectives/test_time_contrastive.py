@@ -106,3 +106,12 @@ def test_one_clip_needs_no_negatives_or_more_clips(make_batch, make_embeddings):
 def test_bad_options_are_refused(option, message):
     with pytest.raises(UserError, match=message):
         TimeContrastiveConfig(**option)
+
+
+def test_layer_norm_makes_the_length_of_embeddings_irrelevant(make_batch, make_embeddings):
+    batch, embeddings = make_batch(6, DIMS), make_embeddings(6, 8)
+    for layer_norm in (True, False):
+        config = TimeContrastiveConfig(layer_norm=layer_norm, num_negatives=0)
+        objective = TimeContrastive(config, 8, DIMS)
+        losses = [objective(scale * embeddings, batch)[0].item() for scale in (1, 7)]
+        assert (losses[1] == pytest.approx(losses[0], rel=1e-4)) == layer_norm

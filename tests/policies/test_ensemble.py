@@ -26,6 +26,16 @@ def samples(seed=0):
     return [values.astype(np.float32) for values in (features, low_dim, actions)]
 
 
+def maps(seed=0, count=N):
+    """Maps [N, V, K, h, w] of two cameras. Actions are the place of a bright spot in the first."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(0, 0.3, (count, 2, 4, 3, 3)).astype(np.float32)
+    rows, columns = rng.integers(0, 3, (2, count))
+    features[np.arange(count), 0, 1, rows, columns] += 5
+    actions = np.stack([columns - 1, rows - 1], axis=1)
+    return features, rng.normal(size=(count, P)).astype(np.float32), actions
+
+
 def small(**changes):
     return EnsembleConfig(**{"hidden": [16, 8], "batch_size": 20, "epochs": 4} | changes)
 
@@ -98,6 +108,48 @@ def test_each_seed_equals_a_separate_training(head, feature_norm, dropout):
             atol=1e-4,
         )
     assert len({tuple(losses.tolist()) for losses in together.losses.T}) == 3
+
+
+def test_policies_on_maps_equal_separate_trainings():
+    features, low_dim, actions = maps()
+    together = train_policies(features, low_dim, actions, small(dropout=0.2), [3, 0])
+    assert together.network.norm.weight.shape[-1] == 2 * 4 * (4 + 2)
+    for policy, seed in enumerate([3, 0]):
+        alone = train_policies(features, low_dim, actions, small(dropout=0.2), [seed])
+        torch.testing.assert_close(together.losses[:, policy], alone.losses[:, 0])
+        np.testing.assert_allclose(
+            together.act(np.full(N, policy), features, low_dim),
+            alone.act(np.zeros(N, int), features, low_dim),
+            atol=1e-4,
+        )
+    assert not torch.equal(together.losses[:, 0], together.losses[:, 1])
+
+
+def test_policies_on_maps_see_where_something_is(tmp_path):
+    """The mean over places does not tell where the spot is."""
+    config = small(epochs=25, learning_rate=1e-2)
+    features, low_dim, actions = maps(count=200)
+    others, signals, expected = maps(seed=1)
+    rows = np.zeros(N, int)
+    ensemble = train_policies(features.astype(np.float16), low_dim, actions, config, [0])
+    found = ensemble.act(rows, others, signals)
+    assert np.square(found - expected).mean() < 0.3 * expected.var()
+    means = features.mean(axis=(3, 4)).reshape(200, -1)
+    blind = train_policies(means, low_dim, actions, config, [0])
+    pooled = blind.act(rows, others.mean(axis=(3, 4)).reshape(N, -1), signals)
+    assert np.square(pooled - expected).mean() > 0.7 * expected.var()
+    ensemble.save(tmp_path / "policies.pt")
+    loaded = PolicyEnsemble.load(tmp_path / "policies.pt")
+    np.testing.assert_array_equal(loaded.act(rows, others, signals), found)
+
+
+def test_features_of_maps_may_have_any_scale():
+    """Each feature of each camera is standardised, so that encoders are treated alike."""
+    features, low_dim, actions = maps()
+    scale = np.exp(np.random.default_rng(2).normal(0, 3, (2, 4, 1, 1)))
+    one = train_policies(features, low_dim, actions, small(), [0])
+    other = train_policies(features * scale + 7, low_dim, actions, small(), [0])
+    torch.testing.assert_close(one.losses, other.losses, rtol=1e-2, atol=1e-3)
 
 
 def test_rows_may_ask_any_policies_in_any_order():
@@ -217,7 +269,8 @@ def test_bad_input():
         ),
         ((features[:1], low_dim[:1], actions[:1]), small(), "1 samples are too few"),
         ((features, low_dim, broken), small(), "actions hold NaN or infinity"),
-        ((features[:, 0], low_dim, actions), small(), "features have the shape"),
+        ((features[:, 0], low_dim, actions), small(), "features have the shape .*, or maps"),
+        ((features, low_dim[:, 0], actions), small(), r"low_dim .*: pass \[samples, numbers\]$"),
         ((features, low_dim, actions), small(chunk=2), "chunk=2 needs the lengths"),
     ):
         with pytest.raises(UserError, match=complaint):

@@ -16,8 +16,6 @@ from mcr.models.untrained import write_untrained
 from mcr.policies.observation_encoder import (
     ObservationConfig,
     ObservationEncoder,
-    SpatialSoftmax,
-    TokenAttention,
     random_crops,
 )
 
@@ -174,25 +172,6 @@ def build_single(image):
     """Features of single random crops of the same encoder."""
     module = build(cameras=["front"], crops=1, emb_dim=0, low_dim=0).train()
     return module({"front": image["front"].expand(50, -1, -1, -1)}) - module.encoder(image["front"])
-
-
-def test_spatial_softmax_finds_a_peak():
-    pool = SpatialSoftmax(1)
-    pool.keypoints.weight.data.fill_(1.0)
-    features = torch.zeros(1, 1, 5, 9)
-    features[0, 0, 1, 6] = 50.0  # row 1 of 0..4 is y = -0.5, column 6 of 0..8 is x = 0.5
-    x, y = pool(features).split(32, dim=1)
-    torch.testing.assert_close(x, torch.full((1, 32), 0.5))
-    torch.testing.assert_close(y, torch.full((1, 32), -0.5))
-
-
-def test_attention_over_tokens_begins_as_their_mean():
-    pool, features = TokenAttention(2), torch.randn(3, 2, 4, 5)
-    torch.testing.assert_close(pool(features), features.mean(dim=(2, 3)))
-    pool.query.data = torch.tensor([1e4, 0.0])
-    strongest = features.flatten(2)[:, 0].argmax(dim=1)
-    expected = features.flatten(2)[torch.arange(3), :, strongest]
-    torch.testing.assert_close(pool(features), expected)
 
 
 def test_normalisation_is_the_encoders_own_or_imagenets(tmp_path):

@@ -53,3 +53,10 @@ def test_a_record_of_other_pictures_or_a_damaged_one_is_refused():
     for damage in ({}, record | {"features": {"wood": {"norm": 0, "projections": []}}}, []):
         with pytest.raises(UserError, match="damaged"):
             golden_deviation(copy.deepcopy(damage), FEATURES)
+
+
+@pytest.mark.parametrize("norm", [float("nan"), float("inf"), -1e300, 1e300])
+def test_no_number_in_a_record_hides_another_encoder(norm):
+    record = golden_record(FEATURES)
+    list(record["features"].values())[-1]["norm"] = norm
+    assert not golden_deviation(record, FEATURES) < 1

@@ -144,7 +144,9 @@ def test_a_collapsed_encoder(damaged):
 def test_changed_preprocessing(export, tmp_path):
     folder = shutil.copytree(export, tmp_path / "one")
     edit_config(folder, lambda config: config["pretrained_cfg"].update(mean=[0.5, 0.5, 0.5]))
-    assert "pretrained_cfg differs in mean" in findings(folder)["preprocessing"].text
+    found = findings(folder)["loading"]
+    assert "pretrained_cfg differs from mcr.encoder_config in mean" in found.text
+    assert found.verdict == WRONG
     folder = shutil.copytree(export, tmp_path / "two")
 
     def change(config):

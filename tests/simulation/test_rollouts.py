@@ -59,6 +59,27 @@ def test_successes_do_not_depend_on_processes_and_simulators(plans, processes, s
     assert sum(act.batches) == sum(map(len, plans)) + 2 * horizon
 
 
+def test_the_true_state_is_given_on_request_alone(plans):
+    blind, given = PictureConfig(picture_size=0), []
+
+    def act(policies, observations):
+        given.append(observations)
+        return np.zeros((len(policies), 4))
+
+    for processes in (1, 2):
+        run_rollouts(TASK, act, [(0, 3), (0, 4)], processes, 2, blind, 2, full_state=True)
+    run_rollouts(TASK, act, [(0, 3)], 1, 1, blind, horizon=1)
+    assert [set(each) for each in given[::4]] == [{"proprioception", "state"}, {"proprioception"}]
+    simulator = make_simulator(TASK, blind)
+    for place, seed in enumerate((3, 4)):
+        simulator.reset(seed)
+        for step in (0, 1):
+            assert np.array_equal(given[step]["state"][place], simulator.state())
+            assert np.array_equal(given[2 + step]["state"][place], simulator.state())
+            simulator.step(np.zeros(4))
+    simulator.close()
+
+
 def test_success_after_the_horizon_does_not_count(plans):
     horizon = len(plans[0]) - 1
     assert not run_rollouts(TASK, Replay(plans), [(0, SEEDS[0])], 1, 1, PICTURES, horizon).any()

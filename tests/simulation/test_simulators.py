@@ -46,7 +46,7 @@ def test_a_missing_simulator_names_the_extra(suite, monkeypatch):
 @pytest.mark.parametrize(
     ("pictures", "horizon", "complaint"),
     [
-        ({"picture_size": 0}, 0, "picture_size=0 must"),
+        ({"picture_size": -1}, 0, "picture_size=-1 must"),
         ({"looks": "vared"}, 0, "looks=.vared. is unknown; did you mean .varied."),
         ({}, -1, "horizon=-1 must"),
     ],

@@ -15,6 +15,7 @@ from mcr.simulation.tasks import SUITES, TASKS, make_simulator
 
 SIZE = 48
 PROPRIOCEPTION = {"metaworld": 4, "robosuite": 10}
+NUM_BODIES = {"lift": 1, "stack": 2, "can": 1, "square": 2}
 ONE_OF_EACH = ("metaworld/assembly", "robosuite/lift")
 
 
@@ -98,6 +99,42 @@ def test_varied_looks_depend_on_the_seed_and_change_only_pictures(task, simulato
         action = fixed.expert()
         before, after = fixed.step(action)[0], varied.step(action)[0]
         assert np.array_equal(before["proprioception"], after["proprioception"])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_without_pictures_all_else_is_the_same(task, simulator):
+    """The true state holds the proprioception, and an observation does not hold the state."""
+    seeing, blind = simulator(task), simulator(task, size=0)
+    assert blind.cameras == () and blind.masks() == {}
+    seen, felt = seeing.reset(3), blind.reset(3)
+    for _ in range(3):
+        assert set(felt) == {"proprioception"}
+        assert np.array_equal(seen["proprioception"], felt["proprioception"])
+        state = blind.state()
+        assert state.dtype == np.float32 and np.array_equal(state, seeing.state())
+        assert np.array_equal(state[: len(felt["proprioception"])], felt["proprioception"])
+        action = blind.expert()
+        seen, felt = seeing.step(action)[0], blind.step(action)[0]
+    suite, _, name = task.partition("/")
+    expected = 39 if suite == "metaworld" else 10 + 18 * NUM_BODIES[name]
+    assert state.shape == (expected,)
+    blind.reset(4)
+    assert not np.array_equal(blind.state()[10:], state[10:])  # the objects lie elsewhere
+
+
+def test_the_state_knows_where_the_cube_is(simulator):
+    world = simulator("robosuite/lift", size=0)
+    world.reset(0)
+    physics = world._world.sim.data
+    state = world.state()
+    cube = physics.get_body_xpos("cube_main"), physics.get_body_xmat("cube_main").reshape(3, 3)
+    hand = state[:3].astype(float), np.stack([state[3:6], state[6:9]], axis=1).astype(float)
+    frame = np.c_[hand[1], np.cross(*hand[1].T)]
+    of_cube = state[10:]
+    np.testing.assert_allclose(of_cube[:3], cube[0], atol=1e-6)
+    np.testing.assert_allclose(of_cube[3:9].reshape(2, 3).T, cube[1][:, :2], atol=1e-6)
+    np.testing.assert_allclose(hand[0] + frame @ of_cube[9:12], cube[0], atol=1e-5)
+    np.testing.assert_allclose(frame @ of_cube[12:].reshape(2, 3).T, cube[1][:, :2], atol=1e-5)
 
 
 @pytest.mark.parametrize("task", ONE_OF_EACH)

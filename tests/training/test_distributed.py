@@ -50,6 +50,7 @@ STEPS = {  # name -> options of `one_step`
     "ghost": {"ghost_batch": 2, "group": 2},
     "parts": {"engine": EngineConfig(accumulate=2, recompute=True, bucket_mb=1)},
     "compressed": {"engine": EngineConfig(compress_gradients=True)},
+    "balanced": {"balance_losses": True},
     "mixture": {"batch": mixed_batch()},
     "mixture in parts": {"batch": mixed_batch(), "engine": EngineConfig(accumulate=2)},
     "mixture of ghosts": {"batch": mixed_batch(), "ghost_batch": 2, "group": 2},

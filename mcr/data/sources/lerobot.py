@@ -42,6 +42,7 @@ class LerobotSource:
     def __init__(self, path: Path, schema: Schema | None = None):
         self.path = self.root = path
         self.name = path.resolve().name
+        _require_info(path)
         meta = Meta.read(path)
         keys = Keys(
             cameras=(*_downloaded(path, meta), *meta.images),
@@ -71,7 +72,7 @@ class LerobotSource:
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        return (path / "meta" / "info.json").is_file()
+        return (path / "meta" / "info.json").is_file() or _lacks_info(path)
 
     def parts(self) -> list[Episodes]:
         parts: list[list[Entry]] = []
@@ -101,6 +102,27 @@ class LerobotSource:
     def decoder(self, threads: int = 0) -> LerobotDecoder:
         """threads: of each video's decoder; 0 = as many as there are cores"""
         return LerobotDecoder(self._layout, {str(e.index): e for e in self._entries}, threads)
+
+
+def _lacks_info(path: Path) -> bool:
+    """Does a folder look like a LeRobotDataset without the file that describes it?
+
+    Its videos would be read without the numbers, as plain ones.
+    """
+    has_meta, has_videos = (path / "meta").is_dir(), (path / "videos").is_dir()
+    rows = (path / "data").glob("**/*.parquet" if has_meta else "chunk-*/*.parquet")
+    return (has_meta and has_videos) or ((has_meta or has_videos) and any(rows))
+
+
+def _require_info(path: Path) -> None:
+    info = path / "meta" / "info.json"
+    if info.is_file():
+        return
+    what = "is no regular file" if os.path.lexists(info) else "is missing"
+    raise UserError(
+        f"{info}: {what}, and without it this LeRobot data set cannot be read: download the folder "
+        f"meta again, whole. To read its videos without states and actions, give {path / 'videos'}"
+    )
 
 
 def _downloaded(root: Path, meta: Meta) -> list[str]:
@@ -160,6 +182,9 @@ class Episodes:
     def size(self) -> int:
         """Episodes."""
         return len(self.entries)
+
+    def pieces(self) -> list[tuple[str, Episodes]]:
+        return [(entry.name, replace(self, entries=(entry,))) for entry in self.entries]
 
     def episodes(self) -> Iterator[Episode | str]:
         with contextlib.closing(EpisodeReader(self.layout)) as reader:

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from mcr.data.episode import Episode
 from mcr.data.schema import RecordingSchema, Schema
+from mcr.data.sources import open_source
 from mcr.data.sources.lerobot import LerobotSource
 from mcr.errors import UserError
 from tests.write_video import cut_off, frame, shows, write_video
@@ -527,3 +529,22 @@ def test_damaged_lists_are_named(dataset):
         LerobotSource(dataset)
     assert LerobotSource.recognises(dataset)
     assert not LerobotSource.recognises(dataset.parent)
+
+
+@pytest.mark.parametrize("kind", ["missing", "pipe", "folder"])
+def test_a_data_set_without_its_info_is_not_read_as_plain_videos(dataset, kind):
+    info = dataset / "meta" / "info.json"
+    info.unlink()
+    if kind == "pipe":
+        os.mkfifo(info)
+    elif kind == "folder":
+        info.mkdir()
+    what = "is missing" if kind == "missing" else "is no regular file"
+    with pytest.raises(UserError, match=rf"info\.json: {what}.*give .*videos$"):
+        open_source(dataset)
+    assert open_source(dataset / "videos").kind == "media"
+    shutil.rmtree(dataset / "meta")
+    with pytest.raises(UserError, match=r"info\.json: is missing"):
+        open_source(dataset)
+    shutil.rmtree(dataset / "data")  # nothing but videos is left
+    assert open_source(dataset).kind == "media"
