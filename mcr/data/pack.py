@@ -36,7 +36,7 @@ from mcr.data.frames import FrameReader
 from mcr.data.index import Index
 from mcr.data.indexing import PLACE_DTYPES, place_files
 from mcr.errors import UserError
-from mcr.runs.atomic import atomic_path, remove, system_errors, write_text
+from mcr.runs.atomic import atomic_path, remove, remove_all_leftovers, system_errors, write_text
 from mcr.runs.locks import exclusive
 from mcr.runs.processes import KILLED, Pool, ordered_map, progress_bar
 
@@ -185,6 +185,7 @@ def _make(index: Index, folder: Path, options: PackOptions, workers: int) -> Non
         packed = ordered_map(_pack_unit, todo, workers, on_lost=_name_lost)
         for unit, _ in zip(todo, packed, strict=True):
             bar.update(unit.num_frames)
+    remove_all_leftovers(folder)  # also of the workers of a killed run, which die a moment after it
     with system_errors(folder / "pack.json"):
         _finish(index, folder, units)
     num_bytes = sum(unit.path.stat().st_size for unit in units)
