@@ -110,7 +110,7 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser whose complaints are `UserError`s."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
+        raise UserError(f"{message}{'' if message[-1] == '?' else ';'} see {self.prog} --help")
 
     def parse_strictly(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse the arguments; for an unknown one raise UserError with the nearest option."""

@@ -22,18 +22,19 @@ from pathlib import Path
 from mcr.data.clean import delete, quarantine, report
 from mcr.errors import UserError
 from mcr.runs.locks import exclusive_folder
+from mcr.runs.ranges import WORKERS, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", type=Path, help="the tree")
     parser.add_argument(
         "--min-frames",
-        type=int,
+        type=whole(0),
         help="frames that an episode must have; default: what training asks for, 40 for DROID",
     )
     parser.add_argument(
         "--min-words",
-        type=int,
+        type=whole(0),
         default=0,
         help="words that the longest instruction must have; default: %(default)s, which keeps "
         "episodes without language",
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", type=Path, metavar="CSV", help="the report; default: ROOT.report.csv"
     )
-    parser.add_argument("--workers", type=int, help="number of processes; default: all cores")
+    parser.add_argument("--workers", type=WORKERS, help="number of processes; default: all cores")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--quarantine", type=Path, metavar="DIR", help="move rejected episodes")
     action.add_argument("--delete", action="store_true", help="delete rejected episodes for good")

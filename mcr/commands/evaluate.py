@@ -26,6 +26,7 @@ from mcr.evaluation.offline import OfflineConfig, evaluate_offline
 from mcr.evaluation.success_rates import Protocol, evaluate_in_simulation
 from mcr.policies.ensemble import EnsembleConfig
 from mcr.runs.locks import exclusive_folder
+from mcr.runs.ranges import COUNT, DEVICE, PIXELS, WORKERS_OR_ALL, choice, ranges_of
 from mcr.simulation.simulator import LOOKS, PictureConfig
 from mcr.simulation.tasks import SUITES
 
@@ -39,13 +40,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ENCODER",
         help="anything that mcr.load_model takes, or NAME=that",
     )
-    parser.add_argument("--suite", required=True, choices=[*SUITES, OFFLINE])
+    parser.add_argument(
+        "--suite", required=True, type=choice([*SUITES, OFFLINE]), choices=[*SUITES, OFFLINE]
+    )
     parser.add_argument("--tasks", nargs="+", default=[], help="default: all of the suite")
     parser.add_argument(
-        "--seeds", type=int, default=3, help="policies, or probes, per task; default: %(default)s"
+        "--seeds", type=COUNT, default=3, help="policies, or probes, per task; default: %(default)s"
     )
     parser.add_argument("--out", help="folder of the results; default: evaluation_SUITE")
-    parser.add_argument("--device", default="cpu", help="of the encoder; default: %(default)s")
+    parser.add_argument(
+        "--device", type=DEVICE, default="cpu", help="of the encoder; default: %(default)s"
+    )
     parser.add_argument(
         "--cameras", nargs="+", default=[], metavar="CAMERA", help="default: the suite's own"
     )
@@ -62,38 +67,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     offline.add_argument(
         "--val-fraction",
-        type=float,
+        type=ranges_of(SelectionConfig)["val_fraction"],
         default=0.25,
         help="share of the sessions that is held out; default: %(default)s",
     )
 
 
 def _add_simulation(group: argparse._ArgumentGroup) -> None:
+    policy = ranges_of(EnsembleConfig)
     group.add_argument(
-        "--demonstrations", type=int, default=25, help="per task; default: %(default)s"
+        "--demonstrations", type=COUNT, default=25, help="per task; default: %(default)s"
     )
     group.add_argument(
-        "--rollouts", type=int, default=20, help="per policy and task; default: %(default)s"
+        "--rollouts", type=COUNT, default=20, help="per policy and task; default: %(default)s"
     )
     group.add_argument(
-        "--epochs", type=int, default=100, help="of a policy's training; default: %(default)s"
+        "--epochs",
+        type=policy["epochs"],
+        default=100,
+        help="of a policy's training; default: %(default)s",
     )
     group.add_argument(
         "--hidden",
         nargs="+",
-        type=int,
+        type=COUNT,
         default=[256, 256, 256],
         metavar="UNITS",
         help="sizes of a policy's layers; default: 256 256 256",
     )
     group.add_argument(
-        "--dropout", type=float, default=0.0, help="of a policy; default: %(default)s"
+        "--dropout", type=policy["dropout"], default=0.0, help="of a policy; default: %(default)s"
     )
     group.add_argument(
-        "--picture-size", type=int, default=224, metavar="PIXELS", help="default: %(default)s"
+        "--picture-size",
+        type=PIXELS,
+        default=224,
+        metavar="PIXELS",
+        help="default: %(default)s",
     )
     group.add_argument(
         "--looks",
+        type=choice(LOOKS),
         default="fixed",
         choices=LOOKS,
         help="varied: draw cameras, light and colours anew for each scene; default: %(default)s",
@@ -104,7 +118,10 @@ def _add_simulation(group: argparse._ArgumentGroup) -> None:
         help="add a row whose untrained encoder learns with the policy; hours without a GPU",
     )
     group.add_argument(
-        "--processes", type=int, default=0, help="number of processes; default: one per core"
+        "--processes",
+        type=WORKERS_OR_ALL,
+        default=0,
+        help="number of processes; default: one per core",
     )
 
 
