@@ -18,8 +18,9 @@ must be those of the run in peace, and no other file may be there.
     losses        what was damaged, missing or different after a kill or at the end
     leftovers     files at the end of a round that the run in peace does not leave
 
-Exits with 1 if anything was lost. The commands run in forks of this process, which has imported
-torch already, so that a kill meets work and not imports. About 1 s per kill.
+Exits with 1 if anything was lost. The commands run in forks of this process, and so do their
+workers, which are spawned otherwise. What they import is imported already, so that a kill meets
+work and not imports. About 1 s per kill.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib
 import json
+import multiprocessing.context
 import os
 import random
 import shutil
@@ -50,7 +53,6 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone, not installed
 
 import torch
-import torchvision
 
 import mcr
 import mcr.commands.clean
@@ -62,6 +64,7 @@ import mcr.training.train  # noqa: F401  imported here, so that the forks need n
 from mcr import cli
 from mcr.data import pack, pictures
 from mcr.errors import plain_errors
+from mcr.runs import processes
 from mcr.runs.atomic import remove
 from mcr.runs.processes import processor, progress_bar
 
@@ -70,7 +73,7 @@ SHARDS = ROOT / "tests/data/droid_tfds/1.0.0"
 VIDEOS = ROOT / "tests/data/reference/lerobot/lerobot_v3_video"
 TRAINING = (
     "device=cpu", "batch_size=2", "val_clips=2", "pictures_every=0", "log_every=1", "save_every=2",
-    "steps=8", "validate_every=8", "keep_checkpoints=9", "model.backbone=resnet18",
+    "steps=8", "validate_every=8", "keep_checkpoints=9", "model.backbone=timm:test_resnet",
     "model.image_size=32", "data.workers=1", "data.selection.min_frames=30",
     "data.selection.val_fraction=0.25",
 )  # fmt: skip
@@ -120,6 +123,39 @@ def fork(arguments: Sequence[str], log: Path) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+class _ForkedWorker(multiprocessing.context.ForkProcess):
+    """A worker that ignores Ctrl-C, as those of `mcr.runs.processes` do."""
+
+    def start(self) -> None:
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+class _Fork(multiprocessing.context.ForkContext):
+    Process = _ForkedWorker
+
+
+def import_what_it_imports(arguments: Sequence[str], log: Path) -> None:
+    """Run a command in a child, and import here what it has imported there."""
+    listing = log.with_suffix(".modules")
+
+    def work() -> None:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        with contextlib.suppress(SystemExit):
+            cli.run(arguments)
+        listing.write_text("\n".join(sys.modules))
+
+    in_child(work)
+    for name in listing.read_text().splitlines():
+        with contextlib.suppress(Exception):  # it is there under another name
+            importlib.import_module(name)
 
 
 def wait(process: int, seconds: float) -> int | None:
@@ -297,13 +333,6 @@ def in_child(work: Callable[[], object]) -> None:
         raise RuntimeError("a preparation failed")
 
 
-def write_weights(path: Path, seed: int) -> None:
-    torch.manual_seed(seed)
-    network = torchvision.models.resnet18()
-    network.fc = torch.nn.Identity()
-    torch.save(network.state_dict(), path)
-
-
 def write_few(tree: Path, target: Path) -> None:
     """A tree of a few frames, because an encoder takes long for many."""
     for number, episode in enumerate(sorted(entries(tree))):
@@ -319,12 +348,15 @@ def spoil(tree: Path) -> None:
             next(episode.glob("*/0.*g")).write_bytes(b"no picture")
 
 
+def checkpoint(desk: Path, seed: int) -> Path:
+    """Weights that `prepare` has trained."""
+    return desk / f"run_{seed}" / "checkpoints" / "step_00000001.pt"
+
+
 def prepare(desk: Path) -> None:
     """Make what the commands work on: shards, videos, trees, weights, an earlier export."""
     shards, many = copy(SHARDS, desk / "shards"), desk / "many"
     copy(VIDEOS, desk / "videos")
-    for seed in (0, 1):
-        in_child(functools.partial(write_weights, desk / f"weights_{seed}.pth", seed))
 
     def mcr_command(*arguments: object) -> None:
         log = desk / "prepare.log"
@@ -335,10 +367,13 @@ def prepare(desk: Path) -> None:
     mcr_command("extract", shards, desk / "tree")
     write_few(desk / "tree", desk / "few")
     mcr_command("index", desk / "few")
-    mcr_command("export", desk / "weights_1.pth", desk / "earlier")
+    for seed in (0, 1):
+        options = (f"run_dir={desk / f'run_{seed}'}", f"data.root={shards}", f"seed={seed}")
+        mcr_command("train", *TRAINING, *options, "steps=1", "validate_every=1", "save_every=1")
+    mcr_command("export", checkpoint(desk, 1), desk / "earlier")
     many.mkdir()
-    for episode in entries(desk / "tree"):
-        for number in range(6):
+    for episode in entries(desk / "few"):
+        for number in range(4):
             copy(episode, many / f"{episode.name}_{number}")
     spoil(many)
 
@@ -419,14 +454,14 @@ def encoder_scenes(desk: Path) -> list[Scene]:
         scene(
             desk,
             "features",
-            ["features", desk / "weights_0.pth", desk / "few", cache, *small],
+            ["features", checkpoint(desk, 0), desk / "few", cache, *small],
             published=lambda: [cache],
             compared=lambda: digests(cache),
         ),
         scene(
             desk,
             "export",
-            ["export", desk / "weights_0.pth", out, "--force"],
+            ["export", checkpoint(desk, 0), out, "--force"],
             prepare=lambda: shutil.copytree(desk / "earlier", out),
             published=lambda: [out],
             compared=lambda: digests(out),
@@ -445,6 +480,8 @@ class Campaign:
         self._scene, self._chance = scene, chance
         self._log = scene.folder.with_suffix(".log")
         self.row = Row()
+        self._begin()
+        import_what_it_imports(scene.arguments, self._log)
         self._begin()
         began = time.monotonic()
         if code := wait(fork(scene.arguments, self._log), _PATIENCE_S):
@@ -574,6 +611,7 @@ def main() -> int:
     os.environ["PYTHONPATH"] = str(ROOT)  # of spawned workers
     torch.set_num_threads(1)  # of the forks; this process starts no threads
     pack._FRAMES_PER_UNIT = 10  # in the forks, too: several units of the small data
+    processes._Spawn = _Fork  # type: ignore[misc, assignment]
     tqdm.monitor_interval = 0  # its thread may hold a lock when this process forks
     adopt_orphans()
     print(f"hardware: {processor()}; torch {torch.__version__}", file=sys.stderr)

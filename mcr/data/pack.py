@@ -33,10 +33,10 @@ from PIL import Image
 from mcr.data import pictures
 from mcr.data.frame_store import FrameStore
 from mcr.data.frames import FrameReader
-from mcr.data.index import Index
+from mcr.data.index import Index, in_cache, may_hold
 from mcr.data.indexing import PLACE_DTYPES, place_files
 from mcr.errors import UserError
-from mcr.runs.atomic import atomic_path, remove, system_errors, write_text
+from mcr.runs.atomic import atomic_path, remove, remove_all_leftovers, system_errors, write_text
 from mcr.runs.locks import exclusive
 from mcr.runs.processes import KILLED, Pool, ordered_map, progress_bar
 
@@ -80,8 +80,16 @@ class Pack(FrameStore):
 
 
 def pack_path(index: Index) -> Path:
-    """Return the folder of an index's pack: `<dataset>.pack` for `<dataset>.index`."""
-    return index.path.with_name(f"{index.path.name.removesuffix('.index')}.pack")
+    """Return the folder of an index's pack: `<dataset>.pack` for `<dataset>.index`.
+
+    If that folder is read-only and holds no pack of the index as it is now, the pack lies in the
+    user's cache.
+    """
+    name = index.path.name.removesuffix(".index")
+    beside = index.path.with_name(f"{name}.pack")
+    if may_hold(beside) or _is_pack_of(beside, index):
+        return beside
+    return in_cache("packs", index.path.with_suffix(""), "pack")
 
 
 def open_pack(index: Index, options: PackOptions | None = None, workers: int = 0) -> Pack:
@@ -105,11 +113,14 @@ def open_pack(index: Index, options: PackOptions | None = None, workers: int = 0
 def find_pack(index: Index) -> Pack | None:
     """Return the finished pack of an index as it is now, or None."""
     path = pack_path(index)
+    return Pack(path) if _is_pack_of(path, index) else None
+
+
+def _is_pack_of(path: Path, index: Index) -> bool:
     if not (path / "pack.json").is_file():
-        return None
-    pack = Pack(path)
-    is_its = pack.info["fingerprint"] == index.fingerprint and pack.info["format"] == FORMAT
-    return pack if is_its else None
+        return False
+    info = Pack(path).info
+    return info["fingerprint"] == index.fingerprint and info["format"] == FORMAT
 
 
 def _options(info: dict[str, Any]) -> PackOptions:
@@ -185,6 +196,7 @@ def _make(index: Index, folder: Path, options: PackOptions, workers: int) -> Non
         packed = ordered_map(_pack_unit, todo, workers, on_lost=_name_lost)
         for unit, _ in zip(todo, packed, strict=True):
             bar.update(unit.num_frames)
+    remove_all_leftovers(folder)  # also of the workers of a killed run, which die a moment after it
     with system_errors(folder / "pack.json"):
         _finish(index, folder, units)
     num_bytes = sum(unit.path.stat().st_size for unit in units)
@@ -248,8 +260,9 @@ def _announce(index: Index, folder: Path, options: PackOptions, num_frames: int)
     )
     if wanted > free:
         raise UserError(
-            f"{folder}: the disk has {free / 1e9:.1f} GB, the pack needs about {wanted / 1e9:.1f}; "
-            "choose a place with data.index=, or train without it: data.pack=false"
+            f"{folder}: {free / 1e6:,.1f} MB of the disk are free, the pack needs about "
+            f"{wanted / 1e6:,.1f} MB; free some space and run the same command again, choose a "
+            "place with data.index=, or train without it: data.pack=false"
         )
 
 
