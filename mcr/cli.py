@@ -9,8 +9,12 @@ commands define `add_arguments(parser)` and `run(options)`, which returns the ex
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -106,7 +110,7 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser whose complaints are `UserError`s."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
+        raise UserError(f"{message}{'' if message[-1] == '?' else ';'} see {self.prog} --help")
 
     def parse_strictly(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse the arguments; for an unknown one raise UserError with the nearest option."""
@@ -156,8 +160,21 @@ def completion(shell: str) -> str:
 
 
 def import_command(name: str) -> ModuleType:
-    """The module of a command."""
-    return importlib.import_module(f"mcr.commands.{name}")
+    """The module of a command.
+
+    Ctrl-C ends the program while it is imported. An exception in the middle of torch's start may
+    reach C++ code, which then aborts.
+    """
+    with contextlib.ExitStack() as stack:
+        if threading.current_thread() is threading.main_thread():
+            previous = signal.signal(signal.SIGINT, _end_by_interrupt)
+            stack.callback(signal.signal, signal.SIGINT, previous)
+        return importlib.import_module(f"mcr.commands.{name}")
+
+
+def _end_by_interrupt(signum: int, frame: object) -> NoReturn:
+    print("error: interrupted", file=sys.stderr, flush=True)
+    os._exit(2)
 
 
 if __name__ == "__main__":

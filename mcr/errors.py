@@ -88,6 +88,8 @@ def command_line(main: Callable[[], int | None]) -> Callable[[], None]:
 _FIXES = {
     errno.ENOSPC: "free some space or choose another disk, then run the same command again",
     errno.EDQUOT: "your disk quota is used up: free some space, then run the same command again",
+    errno.EFBIG: "a limit on the size of files was reached: see `ulimit -f` and the file system",
+    errno.EIO: "the disk or its network file system fails; run the same command again after that",
     errno.EACCES: "check the permissions or choose a folder that you may write to",
     errno.EROFS: "the file system is read-only: choose another folder",
     errno.ENOENT: "check the path",

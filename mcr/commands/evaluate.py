@@ -30,6 +30,8 @@ from mcr.evaluation.results import POOLED
 from mcr.evaluation.success_rates import POLICIES, Protocol, evaluate_in_simulation
 from mcr.evaluation.task_sets import TASK_SETS
 from mcr.policies.ensemble import EnsembleConfig
+from mcr.runs.locks import exclusive_folder
+from mcr.runs.ranges import COUNT, DEVICE, PIXELS, WORKERS_OR_ALL, choice, ranges_of
 from mcr.simulation.simulator import LOOKS, PictureConfig
 from mcr.simulation.tasks import SUITES
 
@@ -46,16 +48,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--suite",
         required=True,
+        type=choice([*SUITES, *TASK_SETS, OFFLINE]),
         choices=[*SUITES, *TASK_SETS, OFFLINE],
         help="a simulator; or a set of its tasks, with demonstrations, horizon and looks fixed "
         "for each task; or offline",
     )
     parser.add_argument("--tasks", nargs="+", default=[], help="default: all of the suite")
     parser.add_argument(
-        "--seeds", type=int, default=3, help="policies, or probes, per task; default: %(default)s"
+        "--seeds", type=COUNT, default=3, help="policies, or probes, per task; default: %(default)s"
     )
     parser.add_argument("--out", help="folder of the results; default: evaluation_SUITE")
-    parser.add_argument("--device", default="cpu", help="of the encoder; default: %(default)s")
+    parser.add_argument(
+        "--device", type=DEVICE, default="cpu", help="of the encoder; default: %(default)s"
+    )
     parser.add_argument(
         "--cameras", nargs="+", default=[], metavar="CAMERA", help="default: the suite's own"
     )
@@ -72,40 +77,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     offline.add_argument(
         "--val-fraction",
-        type=float,
+        type=ranges_of(SelectionConfig)["val_fraction"],
         default=0.25,
         help="share of the sessions that is held out; default: %(default)s",
     )
 
 
 def _add_simulation(group: argparse._ArgumentGroup) -> None:
+    policy = ranges_of(EnsembleConfig)
     group.add_argument(
         "--demonstrations",
-        type=int,
+        type=COUNT,
         help="per task; default: 25, or what the set of tasks says",
     )
     group.add_argument(
-        "--rollouts", type=int, default=20, help="per policy and task; default: %(default)s"
+        "--rollouts", type=COUNT, default=20, help="per policy and task; default: %(default)s"
     )
     group.add_argument(
-        "--epochs", type=int, default=100, help="of a policy's training; default: %(default)s"
+        "--epochs",
+        type=policy["epochs"],
+        default=100,
+        help="of a policy's training; default: %(default)s",
     )
     group.add_argument(
         "--hidden",
         nargs="+",
-        type=int,
+        type=COUNT,
         default=[256, 256, 256],
         metavar="UNITS",
         help="sizes of a policy's layers; default: 256 256 256",
     )
     group.add_argument(
-        "--dropout", type=float, default=0.0, help="of a policy; default: %(default)s"
+        "--dropout", type=policy["dropout"], default=0.0, help="of a policy; default: %(default)s"
     )
     group.add_argument(
-        "--picture-size", type=int, default=224, metavar="PIXELS", help="default: %(default)s"
+        "--picture-size",
+        type=PIXELS,
+        default=224,
+        metavar="PIXELS",
+        help="default: %(default)s",
     )
     group.add_argument(
         "--looks",
+        type=choice(LOOKS),
         choices=LOOKS,
         help="varied: draw cameras, light and colours anew for each scene; default: fixed, of a "
         "set of tasks varied",
@@ -114,6 +128,7 @@ def _add_simulation(group: argparse._ArgumentGroup) -> None:
         "--policy",
         nargs="+",
         default=[POOLED],
+        type=choice(POLICIES),
         choices=POLICIES,
         help="what policies see of a frozen encoder: pooled, one vector for each camera; tokens, "
         "the last feature map by a learned attention. Each is a row; default: pooled",
@@ -129,16 +144,18 @@ def _add_simulation(group: argparse._ArgumentGroup) -> None:
         help="add a row whose untrained encoder learns with the policy; hours without a GPU",
     )
     group.add_argument(
-        "--processes", type=int, default=0, help="number of processes; default: one per core"
+        "--processes",
+        type=WORKERS_OR_ALL,
+        default=0,
+        help="number of processes; default: one per core",
     )
 
 
 def run(options: argparse.Namespace) -> None:
     out = Path(options.out or f"evaluation_{options.suite}")
-    if options.suite == OFFLINE:
-        text = _evaluate_offline(options, out)
-    else:
-        text = _evaluate_in_simulation(options, out)
+    evaluate = _evaluate_offline if options.suite == OFFLINE else _evaluate_in_simulation
+    with exclusive_folder(out, "choose another --out"):
+        text = evaluate(options, out)
     print(f"\n{text}\n{out}: results.csv, results.md, results.png")
 
 

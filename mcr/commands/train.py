@@ -63,5 +63,5 @@ def become_torchrun(processes: int, arguments: list[str]) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone"]
     launcher += ["--nproc-per-node", str(processes)]
     launcher += ["--max-restarts", os.environ.get("RESTARTS", "3")]
-    command = [sys.executable, *launcher, "-m", "mcr.training.train", *arguments]
+    command = [sys.executable, *launcher, "-m", "mcr.cli", "train", *arguments]
     os.execv(sys.executable, command)

@@ -38,11 +38,17 @@ class Results:
     """The rows of one folder. A row is on the disk when `add` returns."""
 
     def __init__(self, folder: str | Path, protocol: Mapping[str, Any]):
-        """Open or make a folder. Raises UserError if its rows have another protocol."""
+        """Open or make a folder. Raises UserError if its rows have another protocol.
+
+        protocol.json is written with the first rows, so an evaluation that fails before claims
+        nothing about the folder.
+        """
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        _require_protocol(self.folder / _PROTOCOL, protocol)
         self._path = self.folder / _RESULTS
+        self._protocol = json.dumps(protocol, indent=1)
+        if self._path.exists():
+            _require_protocol(self.folder / _PROTOCOL, json.loads(self._protocol))
         names = ("encoder", "policy", "task", "weights", "preprocessing", "seed")
         known = dict.fromkeys(names, str)
         self.rows = (
@@ -77,6 +83,7 @@ class Results:
         new = pd.DataFrame(rows)
         # pandas makes floats of counts where the other frame has no such column
         self.rows = pd.concat([self.rows, new], ignore_index=True) if len(self.rows) else new
+        write_text(self.folder / _PROTOCOL, self._protocol + "\n")
         with atomic_path(self._path) as partial:
             self.rows.to_csv(partial, index=False)
 
@@ -98,15 +105,11 @@ def _short(value: str) -> str:
 
 
 def _require_protocol(path: Path, protocol: Mapping[str, Any]) -> None:
-    text = json.dumps(protocol, indent=1)
-    if not path.exists():
-        write_text(path, text + "\n")
-        return
-    then, now = json.loads(path.read_text()), json.loads(text)
+    then = json.loads(path.read_text()) if path.exists() else {}
     changes = [
-        f"{key}={then.get(key)}, not {now.get(key)}"
-        for key in sorted({*then, *now})
-        if then.get(key) != now.get(key)
+        f"{key}={then.get(key)}, not {protocol.get(key)}"
+        for key in sorted({*then, *protocol})
+        if then.get(key) != protocol.get(key)
     ]
     if changes:
         raise UserError(

@@ -163,7 +163,8 @@ def test_remarks_stand_below_the_table(tmp_path):
 
 
 def test_another_protocol_is_refused(tmp_path):
-    Results(tmp_path, {"rollouts": 10, "cameras": ("corner2",)})
+    Results(tmp_path, {"rollouts": 20})  # an evaluation that measured nothing
+    Results(tmp_path, {"rollouts": 10, "cameras": ("corner2",)}).add(rows("ours", "a", [1]))
     Results(tmp_path, {"rollouts": 10, "cameras": ("corner2",)})
     with pytest.raises(UserError, match=r"another protocol \(rollouts=10, not 20\).*--out"):
         Results(tmp_path, {"rollouts": 20, "cameras": ("corner2",)})

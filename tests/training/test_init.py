@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 from pathlib import Path
 
 import pytest
@@ -15,14 +14,14 @@ from mcr.release.export import export_encoder
 from mcr.training.checkpoint import list_checkpoints, load_checkpoint
 from mcr.training.distributed import World
 from mcr.training.train import Run, make_deterministic, train
-from tests.training.test_train import assert_same_checkpoint, start
+from tests.training.test_train import assert_a_kill_changes_nothing, assert_same_checkpoint
 
 CPU = torch.device("cpu")
 EVERYTHING = {
     "optimizer.kind": "adamw",
     "optimizer.weight_decay": 0.05,
-    "optimizer.warmup_steps": 5,
-    "optimizer.decay_steps": 12,
+    "optimizer.warmup_steps": 3,
+    "optimizer.decay_steps": 8,
     "optimizer.decay": "cosine",
     "optimizer.backbone_lr_scale": 0.5,
     "optimizer.layer_decay": 0.8,
@@ -80,20 +79,10 @@ def test_another_network_than_that_of_the_weights_is_refused(tiny, small_checkpo
 def test_killed_and_resumed_with_every_option_equals_uninterrupted_bitwise(
     tiny, tmp_path, small_checkpoint
 ):
-    torch.set_num_threads(1)
-    options = EVERYTHING | {"model.init": str(small_checkpoint)}
-    whole = start(tiny(steps=20, save_every=10, run_dir=str(tmp_path / "whole"), **options))
-    assert whole.wait() == 0, whole.stdout.read()
-    config = tiny(steps=20, save_every=10, run_dir=str(tmp_path / "killed"), **options)
-    killed = start(config, kill_at=12)
-    output, _ = killed.communicate()
-    assert killed.returncode == -signal.SIGKILL, output
-    again = start(config)
-    output, _ = again.communicate()
-    assert again.returncode == 0 and "resumed from" in output, output
-    last = "checkpoints/step_00000020.pt"
-    assert_same_checkpoint(tmp_path / "whole" / last, tmp_path / "killed" / last)
-    checkpoint = load_checkpoint(tmp_path / "whole" / last)
+    options = EVERYTHING | {"model.init": str(small_checkpoint), "steps": 10, "save_every": 4}
+    whole, killed = (tiny(run_dir=str(tmp_path / n), **options) for n in ("whole", "killed"))
+    path = assert_a_kill_changes_nothing(whole, killed, kill_at=6)
+    checkpoint = load_checkpoint(path)
     difference = checkpoint["encoder_ema"]["conv1.weight"] - checkpoint["encoder"]["conv1.weight"]
     assert difference.abs().max() > 0
 
@@ -138,6 +127,25 @@ def test_an_average_that_begins_in_a_continued_run_begins_at_its_weights(tiny):
 def test_bad_values_are_refused_in_a_sentence(tiny, overrides, message):
     with pytest.raises(UserError, match=message):
         train(tiny(**overrides))
+
+
+@pytest.mark.parametrize(
+    ("key", "more"),
+    [
+        ("model.init", {}),
+        ("objectives.distillation.teacher", {"loss_weights": {"distillation": 1.0}}),
+    ],
+)
+def test_weights_are_read_before_the_data(tiny, key, more, tmp_path):
+    """The data are no data set: their error would come first if they were opened first."""
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes(b"PK\x03\x04 and nothing else")
+    root = tmp_path / "empty"
+    root.mkdir()
+    with pytest.raises(UserError, match=f"{key}={broken}"):
+        train(tiny(**{key: str(broken), "data.root": str(root)}, **more))
+    with pytest.raises(UserError, match="empty: holds no data set"):
+        train(tiny(**{"data.root": str(root)}))
 
 
 # ---- timm's networks

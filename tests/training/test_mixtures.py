@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -38,7 +37,10 @@ from tests.training.one_step import (
     one_step,
     whole_batch,
 )
-from tests.training.test_train import assert_same_checkpoint, metrics, start
+from tests.training.test_train import (
+    assert_a_kill_changes_nothing,
+    metrics,
+)
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests/data"
@@ -127,19 +129,12 @@ def test_a_mixture_of_one_data_set_is_training_on_it_alone_bitwise(mixed, tmp_pa
 
 
 def test_killed_in_the_middle_then_resumed_equals_uninterrupted_bitwise(mixed, tmp_path):
-    torch.set_num_threads(1)
     options = {"steps": 6, "data.workers": 1}
-    whole = start(mixed("droid", "lerobot", run_dir=str(tmp_path / "whole"), **options))
-    assert whole.wait() == 0, whole.stdout.read()
-    config = mixed("droid", "lerobot", run_dir=str(tmp_path / "killed"), **options)
-    killed = start(config, kill_at=5)
-    output, _ = killed.communicate()
-    assert killed.returncode == -signal.SIGKILL, output
-    again = start(config)
-    output, _ = again.communicate()
-    assert again.returncode == 0 and "resumed from" in output, output
-    last = "checkpoints/step_00000006.pt"
-    assert_same_checkpoint(tmp_path / "whole" / last, tmp_path / "killed" / last)
+    whole, killed = (
+        mixed("droid", "lerobot", run_dir=str(tmp_path / name), **options)
+        for name in ("whole", "killed")
+    )
+    assert_a_kill_changes_nothing(whole, killed, kill_at=5)
 
 
 def test_another_data_set_is_refused_unless_asked_for_and_keeps_what_fits(mixed, capsys):
