@@ -5,8 +5,8 @@
 
 A run starts in this order:
 
-1. It opens the data.
-2. It builds the network from the seed, or from the weights of `model.init`.
+1. It reads the weights of `model.init` and the teacher's, because indexing the data may take hours.
+2. It opens the data and builds the network.
 3. It saves config and versions. Bad input is refused before, so that it leaves nothing behind.
 4. It restores weights, optimiser and step from the newest checkpoint, if there is one.
 
@@ -109,18 +109,23 @@ class Run:
     """The state of one run: its data, and the network, optimiser and step that change."""
 
     def __init__(self, config: Config, world: World, device: torch.device):
-        self.data = TrainingData(config, world)
-        config = dataclasses.replace(config, data=self.data.config)
         self.config, self.world, self.device = config, world, device
         self.folder = Path(config.run_dir)
         self.step = 0
         self.stopped_by_signal = False
         self._teacher_fingerprint = ""
         self._painters: list[Painter] = []  # opened when they first draw
+        is_new = world.of_main(not list_checkpoints(self.folder / "checkpoints"))
+        start = self._read_start() if is_new else None
+        teacher = self._load_teacher()
+        self.data = TrainingData(config, world)
+        config = dataclasses.replace(config, data=self.data.config)
+        self.config = dataclasses.replace(self.config, data=self.data.config)
         checkpoint = self._newest_checkpoint()
         if checkpoint:
             self.data.require_same(checkpoint["dataset"], str(self.folder))
-        self.model = self._build_model(checkpoint)
+            self._require_same_teacher(checkpoint)
+        self.model = self._build_model(checkpoint, start, teacher)
         self.engine = self._build_engine()
         if world.is_main:
             where = {"processes": world.size, "device": hardware(device)}
@@ -137,13 +142,14 @@ class Run:
 
     # --- building
 
-    def _build_model(self, checkpoint: dict[str, Any] | None) -> Pretrainer:
-        """Build the network from the seed, or from the weights of `model.init`.
+    def _build_model(
+        self, checkpoint: dict[str, Any] | None, start: Weights | None, teacher: Encoder | None
+    ) -> Pretrainer:
+        """Build the network from the seed, or from the weights of `model.init`, `start`.
 
-        A run that is resumed does not read `model.init` again.
+        A run that is resumed does not read `model.init` again, and has no `start`.
         """
-        start = None if checkpoint else self._read_start()
-        config, teacher = self.config, self._load_teacher(checkpoint)
+        config = self.config
         torch.manual_seed(config.seed)
         model = Pretrainer(
             backbone=config.model.backbone,
@@ -174,8 +180,8 @@ class Run:
         self.world.say(f"starting from {model.init} ({text})")
         return start
 
-    def _load_teacher(self, checkpoint: dict[str, Any] | None) -> Encoder | None:
-        """Load the teacher, if distillation is on. A run keeps the teacher that it began with."""
+    def _load_teacher(self) -> Encoder | None:
+        """Load the teacher, if distillation is on."""
         source = self.config.objectives.distillation.teacher
         if not source or not self.config.loss_weights.get("distillation", 0):
             return None
@@ -184,14 +190,18 @@ class Run:
         except UserError as error:
             raise UserError(f"objectives.distillation.teacher={source}: {error}") from error
         self._teacher_fingerprint = encoder_fingerprint(teacher)
-        known = (checkpoint or {}).get("teacher", self._teacher_fingerprint)
-        if known != self._teacher_fingerprint:
-            raise UserError(
-                f"objectives.distillation.teacher={source}: {self.folder} was begun with another "
-                f"teacher (fingerprint {known[:12]}, this one has "
-                f"{self._teacher_fingerprint[:12]}); give that one, or choose another run_dir"
-            )
         return teacher
+
+    def _require_same_teacher(self, checkpoint: dict[str, Any]) -> None:
+        """Raise UserError unless the run keeps the teacher that it began with."""
+        own = self._teacher_fingerprint
+        known = checkpoint.get("teacher", own)
+        if own and known != own:
+            raise UserError(
+                f"objectives.distillation.teacher={self.config.objectives.distillation.teacher}: "
+                f"{self.folder} was begun with another teacher (fingerprint {known[:12]}, this one "
+                f"has {own[:12]}); give that one, or choose another run_dir"
+            )
 
     def _take_backbone(self, backbone: str) -> None:
         """Name the network of `model.init` in the config, unless it names one itself."""
