@@ -42,7 +42,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -77,6 +77,7 @@ TRAINING = (
     "model.image_size=32", "data.workers=1", "data.selection.min_frames=30",
     "data.selection.val_fraction=0.25",
 )  # fmt: skip
+COMMANDS = ("extract", "index", "pack", "clean", "train", "features", "export")
 _SPEED = ("images_per_s", "data_wait")  # in the metrics of a step; no two runs agree in them
 _PATIENCE_S = 300
 
@@ -353,8 +354,8 @@ def checkpoint(desk: Path, seed: int) -> Path:
     return desk / f"run_{seed}" / "checkpoints" / "step_00000001.pt"
 
 
-def prepare(desk: Path) -> None:
-    """Make what the commands work on: shards, videos, trees, weights, an earlier export."""
+def prepare(desk: Path, chosen: Collection[str]) -> None:
+    """Make what these commands work on: shards, videos, trees, weights, an earlier export."""
     shards, many = copy(SHARDS, desk / "shards"), desk / "many"
     copy(VIDEOS, desk / "videos")
 
@@ -364,6 +365,8 @@ def prepare(desk: Path) -> None:
             raise RuntimeError(f"a preparation failed:\n{log.read_text()}")
 
     mcr_command("index", shards)
+    if not {"clean", "features", "export"} & {*chosen}:
+        return
     mcr_command("extract", shards, desk / "tree")
     write_few(desk / "tree", desk / "few")
     mcr_command("index", desk / "few")
@@ -606,7 +609,7 @@ def main() -> int:
     )
     parser.add_argument("--kills", type=int, default=100, help="of each command")
     parser.add_argument("--seed", type=int, default=0, help="of when what is killed")
-    parser.add_argument("--only", nargs="+", metavar="COMMAND", help="default: all")
+    parser.add_argument("--only", nargs="+", choices=COMMANDS, help="default: all")
     arguments = parser.parse_args()
     os.environ["PYTHONPATH"] = str(ROOT)  # of spawned workers
     torch.set_num_threads(1)  # of the forks; this process starts no threads
@@ -615,12 +618,12 @@ def main() -> int:
     tqdm.monitor_interval = 0  # its thread may hold a lock when this process forks
     adopt_orphans()
     print(f"hardware: {processor()}; torch {torch.__version__}", file=sys.stderr)
-    rows: dict[str, Row] = {}
+    chosen, rows = arguments.only or COMMANDS, dict[str, Row]()
     with tempfile.TemporaryDirectory() as folder:
         desk = Path(folder)
-        prepare(desk)
+        prepare(desk, chosen)
         everything = scenes(desk)
-        for name in arguments.only or everything:
+        for name in chosen:
             chance = random.Random(f"{arguments.seed} {name}")
             rows[name] = run_campaign(everything[name], arguments.kills, chance, desk / "earlier")
             print(table({name: rows[name]}).splitlines()[-1], file=sys.stderr)

@@ -9,19 +9,22 @@ commands define `add_arguments(parser)` and `run(options)`, which returns the ex
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
-import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
 import mcr
-from mcr.errors import UserError, import_extra, nearest, plain_errors, require_choice
+from mcr.errors import (
+    UserError,
+    import_extra,
+    interruptible_imports,
+    nearest,
+    plain_errors,
+    require_choice,
+)
 
 GROUPS = {
     "data": {
@@ -160,21 +163,9 @@ def completion(shell: str) -> str:
 
 
 def import_command(name: str) -> ModuleType:
-    """The module of a command.
-
-    Ctrl-C ends the program while it is imported. An exception in the middle of torch's start may
-    reach C++ code, which then aborts.
-    """
-    with contextlib.ExitStack() as stack:
-        if threading.current_thread() is threading.main_thread():
-            previous = signal.signal(signal.SIGINT, _end_by_interrupt)
-            stack.callback(signal.signal, signal.SIGINT, previous)
+    """The module of a command."""
+    with interruptible_imports():
         return importlib.import_module(f"mcr.commands.{name}")
-
-
-def _end_by_interrupt(signum: int, frame: object) -> NoReturn:
-    print("error: interrupted", file=sys.stderr, flush=True)
-    os._exit(2)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,13 @@ import difflib
 import errno
 import functools
 import importlib
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
+from typing import NoReturn
 
 
 class UserError(ValueError):
@@ -53,6 +57,27 @@ def import_extra(module: str, extra: str) -> ModuleType:
         raise UserError(
             f"this needs {error.name}, which is not installed: pip install 'mcr[{extra}]'"
         ) from error
+
+
+@contextlib.contextmanager
+def interruptible_imports() -> Iterator[None]:
+    """Let Ctrl-C end the program at once, in one line, while modules are imported in the block.
+
+    KeyboardInterrupt in the middle of torch's start may reach C++ code, which then aborts.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, _end_by_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _end_by_interrupt(signum: int, frame: object) -> NoReturn:
+    print("error: interrupted", file=sys.stderr, flush=True)
+    os._exit(2)
 
 
 @contextlib.contextmanager

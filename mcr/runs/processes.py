@@ -264,7 +264,7 @@ def ordered_map(
     on_lost:  as for `Pool.map`; on a Ray cluster an item that kills its process ends the run
     """
     require_choice("executor", executor, EXECUTORS)
-    workers = min(workers or num_cores(), len(items))
+    workers = max(1, min(workers or num_cores(), len(items)))
     if executor == "ray":
         from mcr.runs.ray_executor import ray_cluster, ray_map  # an extra
 
