@@ -125,6 +125,16 @@ def _add_simulation(group: argparse._ArgumentGroup) -> None:
         "set of tasks varied",
     )
     group.add_argument(
+        "--processes",
+        type=WORKERS_OR_ALL,
+        default=0,
+        help="number of processes; default: one per core",
+    )
+    _add_rows(group)
+
+
+def _add_rows(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--policy",
         nargs="+",
         default=[POOLED],
@@ -142,12 +152,6 @@ def _add_simulation(group: argparse._ArgumentGroup) -> None:
         "--from-scratch",
         action="store_true",
         help="add a row whose untrained encoder learns with the policy; hours without a GPU",
-    )
-    group.add_argument(
-        "--processes",
-        type=WORKERS_OR_ALL,
-        default=0,
-        help="number of processes; default: one per core",
     )
 
 
