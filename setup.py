@@ -37,7 +37,6 @@ setup(
         "jinja2>=3.1",  # the page about a run; torch needs it too
         "tqdm>=4.60",
         "pyyaml>=6",  # schemas of data sets
-        "filelock>=3.12",  # two runs that index the same data; torch needs it too
     ],
     extras_require={
         "completion": ["shtab>=1.6"],  # the shell's completion of `mcr`

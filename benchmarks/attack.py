@@ -7,13 +7,14 @@ A case is a sound file or data set that was damaged: flipped bits, missing and i
 absurd values, code in pickles, pipes and devices in the place of files. `mcr` must read it, or less
 of it with a named problem, or refuse it in a sentence (`UserError`). A table counts the cases of
 each campaign; the exit code is 1 if any case ended in another way. What went wrong is printed at
-once with the number of the case; `--case tree:17` repeats that one and shows what it does.
-`benchmarks/attacks/` holds the campaigns.
+once with the number of the case; `--case tree:17` repeats that one and shows what it does. Ctrl-C
+prints the table of the cases so far. `benchmarks/attacks/` holds the campaigns.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -36,34 +37,40 @@ def main() -> int:
         return _repeat(arguments.case, arguments.seed, arguments.seconds)
     for name in arguments.campaigns:
         require_choice("--campaigns", name, CAMPAIGNS)
-    if arguments.cases < 1 or arguments.workers < 1:
-        raise UserError("--cases and --workers must be at least 1")
+    if arguments.cases < 1 or arguments.workers < 1 or arguments.first < 0:
+        raise UserError("--cases and --workers must be at least 1, and --first at least 0")
     began = time.monotonic()
     share = -(-arguments.cases // len(arguments.campaigns))
+    behind = arguments.first + share
     tasks = [
-        (name, range(first, min(first + _CASES_PER_RUN, share)))
-        for first in range(0, share, _CASES_PER_RUN)
+        (name, range(first, min(first + _CASES_PER_RUN, behind)))
+        for first in range(arguments.first, behind, _CASES_PER_RUN)
         for name in arguments.campaigns
     ]
-    results = {name: Result(name) for name in arguments.campaigns}
-    with (
-        progress_bar(None, "attacks", "case", share * len(arguments.campaigns)) as bar,
-        ThreadPoolExecutor(arguments.workers) as pool,
-    ):
+    results = [(Result(name), cases) for name, cases in tasks]
+    try:
+        _run_all(results, arguments)
+    except KeyboardInterrupt:  # print what has been counted, and wait for nothing
+        _print_table(results, arguments, time.monotonic() - began)
+        sys.stdout.flush()
+        os._exit(130)
+    _print_table(results, arguments, time.monotonic() - began)
+    return int(any(result.failures for result, _ in results))
+
+
+def _run_all(results: list[tuple[Result, range]], arguments: argparse.Namespace) -> None:
+    total = sum(len(cases) for _, cases in results)
+    pool = ThreadPoolExecutor(arguments.workers)  # waits for its threads only if all goes well
+    with progress_bar(None, "attacks", "case", total) as bar:
         limits = arguments.seed, arguments.seconds, bar.update
-        runs = [(*task, pool.submit(run_campaign, *task, *limits)) for task in tasks]
-        for name, cases, run in runs:
-            results[name].counts += run.result().counts
-            results[name].failures += run.result().failures
-            print(f"\n{name}:{cases} {dict(run.result().counts)}", file=sys.stderr)
-    print(f"{processor()}, seed {arguments.seed}, {time.monotonic() - began:.0f} s")
-    _print_table(results)
-    return int(any(result.failures for result in results.values()))
+        for run in [pool.submit(run_campaign, *each, *limits) for each in results]:
+            run.result()
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--cases", type=int, default=10_000, help="of all campaigns together")
+    parser.add_argument("--first", type=int, default=0, help="number of each campaign's first case")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="cases that run at the same time")
     parser.add_argument("--campaigns", nargs="+", default=list(CAMPAIGNS), help="those to run")
@@ -77,29 +84,31 @@ def _parse() -> argparse.Namespace:
 def _repeat(case: str, seed: int, seconds: float) -> int:
     name, _, number = case.partition(":")
     require_choice("--case", name, CAMPAIGNS)
-    result = run_campaign(name, range(int(number), int(number) + 1), seed, seconds, lambda: None)
+    result = Result(name)
+    run_campaign(result, range(int(number), int(number) + 1), seed, seconds, lambda: None)
     print(dict(result.counts))
     for failure in result.failures:
         print(*failure)
     return int(bool(result.failures))
 
 
-def _print_table(results: dict[str, Result]) -> None:
+def _print_table(
+    results: list[tuple[Result, range]], arguments: argparse.Namespace, seconds: float
+) -> None:
+    print(f"{processor()}, seed {arguments.seed}, {seconds:.0f} s")
     names = ("cases", *GOOD, *BAD)
     print("| campaign | " + " | ".join(names) + " |")
     print("|---" * (len(names) + 1) + "|")
-    total = Result()
-    for name, result in results.items():
-        _print_row(name, result)
-        total.counts += result.counts
-    _print_row("all", total)
-    for name, result in results.items():
+    for name in arguments.campaigns:
+        _print_row(name, [result for result, _ in results if result.name == name])
+    _print_row("all", [result for result, _ in results])
+    for result, _ in results:
         for case, outcome, detail in result.failures[:20]:
-            print(f"\n{name}:{case} {outcome}: {detail[:300]}\n{detail[-2000:]}")
+            print(f"\n{result.name}:{case} {outcome}: {detail[:300]}\n{detail[-2000:]}")
 
 
-def _print_row(name: str, result: Result) -> None:
-    counts = [result.counts[outcome] for outcome in (*GOOD, *BAD)]
+def _print_row(name: str, results: list[Result]) -> None:
+    counts = [sum(result.counts[outcome] for result in results) for outcome in (*GOOD, *BAD)]
     print(f"| {name} | " + " | ".join(f"{count:,}" for count in (sum(counts), *counts)) + " |")
 
 

@@ -9,9 +9,11 @@ policies that see no pictures are tried before any encoder is: one sees the true
 the other sees proprioception alone. A task is usable with the smallest number of demonstrations,
 and then the shortest horizon, with which the first reaches 70% and the second at most 50%.
 
-Demonstrations, scenes, policies and training are those of `mcr evaluate`, except that both
-policies' inputs are standardised signals. Nothing is rendered. The looks of a scene change nothing
-for these policies, and its objects lie where they lie in the evaluation.
+Demonstrations, scenes, policies and training are those of `mcr evaluate`. What both policies see is
+standardised by the demonstrations and clipped at three standard deviations: an object that is
+bumped into tilts by tens of them, and an unclipped policy then does anything. Nothing is rendered.
+The looks of a scene change nothing for these policies, and its objects lie where they lie in the
+evaluation.
 
     <out>/calibration.csv   a row per task, number of demonstrations, horizon and policy
           demonstrations/   <task>.hdf5: state, proprioception and action of every step
@@ -53,6 +55,7 @@ STATE, PROPRIOCEPTION = "state", "proprioception"
 LEAST_WITH_STATE, MOST_WITHOUT = 0.7, 0.5
 NO_PICTURES = PictureConfig(picture_size=0, looks="varied")
 NOISE, SIMULATORS = 0.1, 8  # as in the evaluation
+CLIP_STD, LEAST_STD = 3, 0.01  # metres, entries of a rotation matrix, or of the opening 0..1
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def calibrate(task: str, config: EnsembleConfig, options: argparse.Namespace) ->
 
 def describe(config: EnsembleConfig) -> str:
     return (
-        f"hidden {' '.join(map(str, config.hidden))}, dropout {config.dropout:g}, "
+        f"clip {CLIP_STD}, hidden {' '.join(map(str, config.hidden))}, dropout {config.dropout:g}, "
         f"chunk {config.chunk}, epochs {config.epochs}"
     )
 
@@ -173,12 +176,16 @@ def try_policies(
     """Train and try the policies: bool [seeds, rollouts]."""
     path = recorded(setting.task, max(options.demonstrations), options.out)
     signals, actions, lengths = read(path, setting.sees, setting.demonstrations)
-    nothing = np.zeros((len(actions), 0), np.float32)
-    policies = train_policies(nothing, signals, actions, config, range(setting.seeds), lengths)
+    mean, std = signals.mean(axis=0), signals.std(axis=0).clip(LEAST_STD)
+
+    def seen(signals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What policies get in the place of features, and no low-dimensional signals."""
+        return ((signals - mean) / std).clip(-CLIP_STD, CLIP_STD), signals[:, :0]
+
+    policies = train_policies(*seen(signals), actions, config, range(setting.seeds), lengths)
 
     def act(chosen: np.ndarray, observation: Observation) -> np.ndarray:
-        empty = np.zeros((len(chosen), 0), np.float32)
-        return policies.act(chosen, empty, observation[setting.sees])
+        return policies.act(chosen, *seen(observation[setting.sees]))
 
     slots = [(seed, scene) for scene in range(setting.rollouts) for seed in range(setting.seeds)]
     successes = run_rollouts(

@@ -17,7 +17,14 @@ from types import ModuleType
 from typing import NoReturn
 
 import mcr
-from mcr.errors import UserError, import_extra, nearest, plain_errors, require_choice
+from mcr.errors import (
+    UserError,
+    import_extra,
+    interruptible_imports,
+    nearest,
+    plain_errors,
+    require_choice,
+)
 
 GROUPS = {
     "data": {
@@ -106,7 +113,7 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser whose complaints are `UserError`s."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
+        raise UserError(f"{message}{'' if message[-1] == '?' else ';'} see {self.prog} --help")
 
     def parse_strictly(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse the arguments; for an unknown one raise UserError with the nearest option."""
@@ -157,7 +164,8 @@ def completion(shell: str) -> str:
 
 def import_command(name: str) -> ModuleType:
     """The module of a command."""
-    return importlib.import_module(f"mcr.commands.{name}")
+    with interruptible_imports():
+        return importlib.import_module(f"mcr.commands.{name}")
 
 
 if __name__ == "__main__":

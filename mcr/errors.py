@@ -12,9 +12,13 @@ import difflib
 import errno
 import functools
 import importlib
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
+from typing import NoReturn
 
 
 class UserError(ValueError):
@@ -56,6 +60,27 @@ def import_extra(module: str, extra: str) -> ModuleType:
 
 
 @contextlib.contextmanager
+def interruptible_imports() -> Iterator[None]:
+    """Let Ctrl-C end the program at once, in one line, while modules are imported in the block.
+
+    KeyboardInterrupt in the middle of torch's start may reach C++ code, which then aborts.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, _end_by_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _end_by_interrupt(signum: int, frame: object) -> NoReturn:
+    print("error: interrupted", file=sys.stderr, flush=True)
+    os._exit(2)
+
+
+@contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
     """Print an error that a user can fix as one line on stderr, and exit with code 2.
 
@@ -88,6 +113,8 @@ def command_line(main: Callable[[], int | None]) -> Callable[[], None]:
 _FIXES = {
     errno.ENOSPC: "free some space or choose another disk, then run the same command again",
     errno.EDQUOT: "your disk quota is used up: free some space, then run the same command again",
+    errno.EFBIG: "a limit on the size of files was reached: see `ulimit -f` and the file system",
+    errno.EIO: "the disk or its network file system fails; run the same command again after that",
     errno.EACCES: "check the permissions or choose a folder that you may write to",
     errno.EROFS: "the file system is read-only: choose another folder",
     errno.ENOENT: "check the path",

@@ -10,6 +10,7 @@ work is done in scripts/sample_droid/.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -17,14 +18,16 @@ from sample_droid.dataset import EpisodeSummary, write_dataset
 from sample_droid.look import Style
 from sample_droid.plan import NUM_LABS, SHARES, plan_episodes
 
+from mcr.cli import Parser
 from mcr.errors import UserError, command_line
+from mcr.runs.ranges import COUNT, SEED, choice, whole
 
 TASKS = ("lift", "stack", "place")
 
 
 @command_line
 def main() -> None:
-    arguments = _parse_arguments()
+    arguments = make_parser().parse_strictly(sys.argv[1:])
     _check(arguments)
     plans = plan_episodes(arguments.episodes, arguments.tasks, arguments.seed, arguments.labs)
     style = Style(arguments.quality, arguments.draft)
@@ -34,8 +37,8 @@ def main() -> None:
     _print_summary(arguments.out, summaries)
 
 
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def make_parser() -> Parser:
+    parser = Parser(
         description="Simulate a Franka Panda at a table and record it as DROID does: three "
         "cameras, proprioception, commands and instructions at 15 Hz, as an RLDS dataset.",
         epilog="Shares of the episodes that are odd on purpose, as in DROID: "
@@ -43,44 +46,46 @@ def _parse_arguments() -> argparse.Namespace:
         + ". The defaults reproduce resources/sample_droid.",
     )
     parser.add_argument("out", type=Path, help="folder to make; its name becomes the dataset's")
-    parser.add_argument("--episodes", type=int, default=24, metavar="N", help="default: 24")
+    parser.add_argument("--episodes", type=COUNT, default=24, metavar="N", help="default: 24")
     parser.add_argument(
-        "--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all three"
+        "--tasks",
+        nargs="+",
+        type=choice(TASKS),
+        choices=TASKS,
+        default=list(TASKS),
+        help="default: all three",
     )
     parser.add_argument(
         "--labs",
-        type=int,
+        type=COUNT,
         default=NUM_LABS,
         metavar="N",
         help="each has its own table, walls and tripods; default: 3",
     )
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same dataset; default: 0")
-    parser.add_argument("--shards", type=int, default=4, metavar="N", help="files; default: 4")
+    parser.add_argument("--seed", type=SEED, default=0, help="same seed, same dataset; default: 0")
+    parser.add_argument("--shards", type=COUNT, default=4, metavar="N", help="files; default: 4")
     parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes, 1 GB each; default: 1"
+        "--workers", type=COUNT, default=1, metavar="N", help="processes, 1 GB each; default: 1"
     )
     parser.add_argument(
-        "--quality", type=int, default=55, metavar="Q", help="of the JPEGs; default: 55, DROID: 95"
+        "--quality",
+        type=whole(1, 100),
+        default=55,
+        metavar="Q",
+        help="of the JPEGs; default: 55, DROID: 95",
     )
     parser.add_argument(
         "--draft", action="store_true", help="no shadows, no smooth edges: about 5 times faster"
     )
-    return parser.parse_args()
+    return parser
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    for name in ("episodes", "labs", "shards", "workers"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} {getattr(arguments, name)} must be at least 1")
     if arguments.shards > arguments.episodes:
         raise UserError(
             f"--shards {arguments.shards} exceeds --episodes {arguments.episodes}: "
             "every shard needs an episode"
         )
-    if not 1 <= arguments.quality <= 100:
-        raise UserError(f"--quality {arguments.quality} must lie in 1..100")
-    if arguments.seed < 0:
-        raise UserError(f"--seed {arguments.seed} must not be negative")
 
 
 def _print_summary(out: Path, summaries: list[EpisodeSummary]) -> None:

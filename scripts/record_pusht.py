@@ -3,18 +3,17 @@
 python scripts/record_pusht.py pusht --episodes 20
 """
 
-import argparse
+import sys
 from pathlib import Path
 
-from mcr.errors import UserError, command_line
+from mcr.cli import Parser
+from mcr.errors import command_line
+from mcr.runs.ranges import COUNT, SEED
 
 
 @command_line
 def main() -> None:
-    arguments = _parse_arguments()
-    for name in ("episodes", "steps"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} {getattr(arguments, name)} must be at least 1")
+    arguments = make_parser().parse_strictly(sys.argv[1:])
     from mcr.lerobot.demonstrations import record_pusht
 
     coverage = record_pusht(arguments.out, arguments.episodes, arguments.steps, arguments.seed)
@@ -24,16 +23,16 @@ def main() -> None:
     )
 
 
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def make_parser() -> Parser:
+    parser = Parser(
         description="A scripted expert pushes a T in gym-pusht; written by LeRobot's own writer. "
         "Needs the extra lerobot-policies."
     )
     parser.add_argument("out", type=Path, help="a new folder")
-    parser.add_argument("--episodes", type=int, default=20, metavar="N", help="default: 20")
-    parser.add_argument("--steps", type=int, default=60, metavar="N", help="default: 60")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    return parser.parse_args()
+    parser.add_argument("--episodes", type=COUNT, default=20, metavar="N", help="default: 20")
+    parser.add_argument("--steps", type=COUNT, default=60, metavar="N", help="default: 60")
+    parser.add_argument("--seed", type=SEED, default=0, help="default: 0")
+    return parser
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ Half an hour of one CPU core. --small shows in a few minutes that all of it runs
 trains and tries the policies that are otherwise only timed, which takes a GPU.
 """
 
-import argparse
 import os
+import sys
 from pathlib import Path
 
-from mcr.errors import UserError, command_line
+from mcr.cli import Parser
+from mcr.errors import command_line
+from mcr.runs.ranges import WORKERS
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -25,9 +27,7 @@ SMALL = {
 
 @command_line
 def main() -> None:
-    arguments = _parse_arguments()
-    if arguments.processes < 1:
-        raise UserError(f"--processes {arguments.processes} must be at least 1")
+    arguments = make_parser().parse_strictly(sys.argv[1:])
     os.environ.setdefault("LP_NUM_THREADS", "1")  # of Mesa's software renderer
     if arguments.weights is None:
         print("no --weights: the only encoder is an untrained one")
@@ -38,8 +38,8 @@ def main() -> None:
     compare(arguments.out, arguments.config, arguments.weights, scale, arguments.processes)
 
 
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def make_parser() -> Parser:
+    parser = Parser(
         description="Lift a cube in robosuite: behaviour cloning by robomimic on an encoder in the "
         "training loop, on its cached features, on an untrained encoder, on proprioception alone, "
         "and with robomimic's own ResNet-18 from scratch; each without and with an LSTM. "
@@ -52,7 +52,7 @@ def _parse_arguments() -> argparse.Namespace:
         default=ROOT / "cfgs" / "robomimic_bc_mcr.json",
         help="what all policies share; default: cfgs/robomimic_bc_mcr.json",
     )
-    parser.add_argument("--processes", type=int, default=2, help="runs at a time; default: 2")
+    parser.add_argument("--processes", type=WORKERS, default=2, help="runs at a time; default: 2")
     parser.add_argument(
         "--small", action="store_true", help="only to see that all of it runs: learns nothing"
     )
@@ -61,7 +61,7 @@ def _parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="train and try encoders in the loop and BC-RNN from scratch too, not only time them",
     )
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":

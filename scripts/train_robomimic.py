@@ -3,14 +3,15 @@
 python scripts/train_robomimic.py --config cfgs/robomimic_bc_mcr.json --dataset lift.hdf5
 """
 
-import argparse
+import sys
 
+from mcr.cli import Parser
 from mcr.errors import command_line
 
 
 @command_line
 def main() -> None:
-    options = vars(_parse_arguments())
+    options = vars(make_parser().parse_strictly(sys.argv[1:]))
     from mcr.robomimic.training import adjust, read_config, read_progress, train
 
     run = train(adjust(read_config(options.pop("config")), **options))
@@ -19,8 +20,8 @@ def main() -> None:
         print(f"success rate after epoch {epoch}: {share:.0%}")
 
 
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def make_parser() -> Parser:
+    parser = Parser(
         description="Train a policy by robomimic, with the backbones of mcr: MCRConv, R3MConv, "
         "MVPConv, EncoderConv. Needs the extra robomimic."
     )
@@ -31,7 +32,7 @@ def _parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", help="folder of runs; default: the config's train.output_dir")
     parser.add_argument("--name", help="of the run; default: the config's experiment.name")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":

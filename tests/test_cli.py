@@ -108,7 +108,10 @@ def test_version_and_no_command(capsys):
         (["export", "a", "b", "--forse"], "export has no option --forse; did you mean '--force'?"),
         (["export", "a", "b", "c"], "'c' is one argument too many; see mcr export --help"),
         (["export", "a"], "the following arguments are required: OUT; see mcr export --help"),
-        (["features", "a", "b", "c", "--dtype", "fp61"], "invalid choice: 'fp61'"),
+        (
+            ["features", "a", "b", "c", "--dtype", "fp61"],
+            "'fp61' is unknown; did you mean 'fp16'? see mcr",
+        ),
         (["--versoin"], "mcr has no option --versoin; did you mean '--version'?"),
         (["train", "--gpus", "many"], "--gpus many: give a number of GPUs"),
     ],

@@ -52,26 +52,24 @@ class Result:
 
 
 def run_campaign(
-    name: str, cases: range, seed: int, seconds: float, on_case: Callable[[], Any]
-) -> Result:
-    """Run some cases of a campaign.
+    result: Result, cases: range, seed: int, seconds: float, on_case: Callable[[], Any]
+) -> None:
+    """Run some cases of the campaign `result.name`, and count how they end in `result`.
 
     seconds: that a case may take; a sound one takes 0.1 s, but the machine may be busy
     on_case: is called after each
     """
-    result = Result(name)
     number = cases.start
     with tempfile.TemporaryDirectory(prefix="attack-") as folder:
         scratch = Path(folder)
         while number < cases.stop:
-            process, messages = _start(name, range(number, cases.stop), seed, scratch)
+            process, messages = _start(result.name, range(number, cases.stop), seed, scratch)
             for outcome, detail in _outcomes(process, messages, seconds, scratch):
                 result.add(number, outcome, detail)
                 number += 1
                 on_case()
             process.kill()  # it has ended, is in a hang, or has nothing left to do
             process.join()
-    return result
 
 
 def _start(

@@ -146,6 +146,8 @@ class Weights(Campaign):
             return what
         tensors: dict[str, Any] = {name: tensor.clone() for name, tensor in self._state.items()}
         what = forged_weights.spoil({}, tensors, draw)
+        if any(getattr(tensor, "nbytes", 0) > 2**28 for tensor in tensors.values()):
+            raise ValueError("safetensors cannot hold expanded tensors; draw another damage")
         path.unlink()
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
         return what

@@ -23,6 +23,7 @@ from mcr.errors import UserError
 from mcr.evaluation.centricity import THRESHOLD
 from mcr.evaluation.centricity_report import compare_centricity
 from mcr.evaluation.masked_pictures import read_demonstrations, read_folders
+from mcr.runs.ranges import COUNT, DEVICE, number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,13 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--frames",
-        type=int,
+        type=COUNT,
         default=64,
         help="frames per task, evenly spaced; default: %(default)s",
     )
     parser.add_argument(
         "--threshold",
-        type=float,
+        type=number(least=0, most=1),
         default=THRESHOLD,
         help="threshold of the maps; default: %(default)s",
     )
@@ -62,14 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("centricity"), metavar="DIR", help="default: %(default)s"
     )
-    parser.add_argument("--device", help="default: the CPU")
+    parser.add_argument("--device", type=DEVICE, help="default: the CPU")
 
 
 def run(options: argparse.Namespace) -> None:
     if (options.pictures is None) != (options.masks is None):
         raise UserError("--pictures and --masks go together")
-    if options.frames < 1:
-        raise UserError(f"--frames {options.frames}: give 1 or more")
     if options.pictures:
         tasks = read_folders(options.pictures, options.masks, options.frames)
     else:

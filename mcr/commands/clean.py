@@ -20,18 +20,21 @@ import argparse
 from pathlib import Path
 
 from mcr.data.clean import delete, quarantine, report
+from mcr.errors import UserError
+from mcr.runs.locks import exclusive_folder
+from mcr.runs.ranges import WORKERS, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", type=Path, help="the tree")
     parser.add_argument(
         "--min-frames",
-        type=int,
+        type=whole(0),
         help="frames that an episode must have; default: what training asks for, 40 for DROID",
     )
     parser.add_argument(
         "--min-words",
-        type=int,
+        type=whole(0),
         default=0,
         help="words that the longest instruction must have; default: %(default)s, which keeps "
         "episodes without language",
@@ -48,13 +51,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", type=Path, metavar="CSV", help="the report; default: ROOT.report.csv"
     )
-    parser.add_argument("--workers", type=int, help="number of processes; default: all cores")
+    parser.add_argument("--workers", type=WORKERS, help="number of processes; default: all cores")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--quarantine", type=Path, metavar="DIR", help="move rejected episodes")
     action.add_argument("--delete", action="store_true", help="delete rejected episodes for good")
 
 
 def run(options: argparse.Namespace) -> None:
+    if not (options.quarantine or options.delete):
+        _clean(options)
+        return
+    if not options.root.is_dir():
+        raise UserError(f"{options.root}: no such folder; give the root of an extracted tree")
+    with exclusive_folder(options.root, "report without --quarantine and --delete"):
+        _clean(options)
+
+
+def _clean(options: argparse.Namespace) -> None:
     found = report(
         options.root,
         options.min_frames,

@@ -22,16 +22,18 @@ from mcr.data.extract_pictures import FORMATS
 from mcr.data.extract_shard import LANGUAGE_RULES, Options
 from mcr.errors import UserError
 from mcr.runs.processes import EXECUTORS
+from mcr.runs.ranges import COUNT, WORKERS, choice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", help="a data set of any format, e.g. droid/1.0.1")
     parser.add_argument("output", help="the tree to write or to continue")
     parser.add_argument(
-        "--workers", type=int, help="number of processes, a shard each; default: all cores"
+        "--workers", type=WORKERS, help="number of processes, a shard each; default: all cores"
     )
     parser.add_argument(
         "--engine",
+        type=choice(EXECUTORS),
         default="local",
         help=f"{' or '.join(EXECUTORS)}: use the cores of this machine (default), or of the Ray "
         "cluster that it belongs to or that $RAY_ADDRESS names (pip install 'mcr[ray]')",
@@ -52,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--format",
+        type=choice(FORMATS),
         default="png",
         help=f"{' or '.join(FORMATS)}: write pixels as TensorFlow decodes them (default), or the "
         "stored JPEG bytes, which take a quarter of the disk and are faster to read; pictures that "
@@ -59,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--require-language",
+        type=choice(LANGUAGE_RULES),
         default="none",
         metavar="RULE",
         help=f"{', '.join(LANGUAGE_RULES)}: which of its instructions an episode must have "
@@ -70,7 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="i/n",
         help="process the i-th of n parts of the data, i from 1; the parts may run at once",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="extract only the first N episodes")
+    parser.add_argument(
+        "--limit", type=COUNT, metavar="N", help="extract only the first N episodes"
+    )
     parser.add_argument(
         "--manifest",
         metavar="DIR",

@@ -18,6 +18,7 @@ from mcr.commands.data_options import add_data_options
 from mcr.features.cache import CACHED_OUTPUTS, DTYPES
 from mcr.features.extraction import FeatureConfig, extract_features
 from mcr.models.inference import ENGINES, PRECISIONS
+from mcr.runs.ranges import DEVICE, ranges_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,14 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", type=Path, help="the frames to encode")
     parser.add_argument("out", metavar="OUT", type=Path, help="a new folder")
     add_data_options(parser)
+    ranges = ranges_of(FeatureConfig)
     parser.add_argument(
         "--output",
+        type=ranges["output"],
         choices=CACHED_OUTPUTS,
         default="pooled",
         help="one vector per frame, or the last feature map; default: %(default)s",
     )
     parser.add_argument(
         "--dtype",
+        type=ranges["dtype"],
         choices=DTYPES,
         default="fp32",
         help="number format on the disk; default: %(default)s",
@@ -40,18 +44,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cameras", nargs="+", default=[], metavar="CAMERA", help="cameras to use; default: all"
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1; default: %(default)s")
     parser.add_argument(
-        "--batch-size", type=int, default=0, help="frames at a time; default: 8 on a CPU, else 128"
+        "--device", type=DEVICE, default="cpu", help="cpu, cuda, cuda:1; default: %(default)s"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=ranges["batch_size"],
+        default=0,
+        help="frames at a time; default: 8 on a CPU, else 128",
     )
     parser.add_argument(
         "--workers",
-        type=int,
+        type=ranges["workers"],
         default=0,
         help="number of processes; default: one per core, on a GPU 4",
     )
     parser.add_argument(
         "--precision",
+        type=ranges["precision"],
         choices=PRECISIONS,
         default="fp32",
         help="number format of the computation; bf16 is faster on a processor that has it, and "
@@ -59,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--engine",
+        type=ranges["engine"],
         choices=ENGINES,
         default="",
         help="what runs the network; default: ONNX Runtime on a CPU if the extra onnx is "

@@ -17,8 +17,8 @@ import argparse
 from mcr.commands.data_options import add_data_options
 from mcr.data.index import open_index
 from mcr.data.pack import PackOptions, open_pack
-from mcr.errors import require_choice
 from mcr.runs.processes import EXECUTORS
+from mcr.runs.ranges import WORKERS_OR_ALL, choice, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,29 +31,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--quality",
-        type=int,
+        type=whole(1, 100),
         default=PackOptions.quality,
         help="of the JPEGs of a pack; default: %(default)s",
     )
     parser.add_argument(
         "--side",
-        type=int,
+        type=whole(0),
         default=PackOptions.side,
         help="longest that the shorter side of a packed picture may be, in pixels; 0 = any; "
         "default: %(default)s",
     )
     parser.add_argument(
-        "--workers", type=int, default=0, help="number of processes; default: all cores"
+        "--workers", type=WORKERS_OR_ALL, default=0, help="number of processes; default: all cores"
     )
     parser.add_argument(
         "--engine",
+        type=choice(EXECUTORS),
         default="local",
         help=f"{' or '.join(EXECUTORS)}: use this machine's cores (default) or a Ray cluster's",
     )
 
 
 def run(options: argparse.Namespace) -> None:
-    require_choice("--engine", options.engine, EXECUTORS)
     index = open_index(options.root, options.index, options.workers, options.engine, options.schema)
     print(f"{index.path}: {len(index):,} episodes, {int(index.lengths.sum()):,} steps")
     if options.pack and index.is_addressable:

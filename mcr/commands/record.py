@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mcr.runs.ranges import COUNT, PIXELS, SEED, choice, number
 from mcr.simulation.recorder import record_demonstrations
 from mcr.simulation.simulator import LOOKS, PictureConfig
 
@@ -20,18 +21,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", help="suite/name, e.g. metaworld/assembly or robosuite/lift")
     parser.add_argument("out", type=Path, help="the HDF5 file to write")
     parser.add_argument(
-        "--count", type=int, default=25, metavar="N", help="demonstrations; default: %(default)s"
+        "--count", type=COUNT, default=25, metavar="N", help="demonstrations; default: %(default)s"
     )
     parser.add_argument(
-        "--picture-size", type=int, default=224, metavar="PIXELS", help="default: %(default)s"
+        "--picture-size",
+        type=PIXELS,
+        default=224,
+        metavar="PIXELS",
+        help="default: %(default)s",
     )
     parser.add_argument(
         "--noise",
-        type=float,
+        type=number(least=0, most=1),
         default=0.1,
         help="noise on the executed actions, 0..1; default: %(default)s",
     )
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--seed", type=SEED, default=0, help="default: %(default)s")
     parser.add_argument(
         "--masks", action="store_true", help="also record masks of the gripper and the objects"
     )
@@ -40,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--looks",
+        type=choice(LOOKS),
         default="fixed",
         choices=LOOKS,
         help="varied: draw cameras, light and colours anew for each scene; default: %(default)s",

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 
-from mcr.errors import UserError
+from mcr.errors import UserError, interruptible_imports
 from mcr.runs.devices import count_gpus
 
 HARMLESS = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
@@ -25,7 +25,8 @@ def run(arguments: list[str]) -> None:
     if processes > 1 and "RANK" not in os.environ and not HARMLESS & {*arguments}:
         check_before(processes, arguments)
         become_torchrun(processes, arguments)
-    from mcr.training.train import main
+    with interruptible_imports():
+        from mcr.training.train import main
 
     sys.argv = ["mcr train", *arguments]  # where Hydra looks for them
     main()
@@ -33,7 +34,8 @@ def run(arguments: list[str]) -> None:
 
 def check_before(processes: int, arguments: list[str]) -> None:
     """Raise UserError for options that cannot work, which each process would report by itself."""
-    from mcr.training.train import check_options
+    with interruptible_imports():
+        from mcr.training.train import check_options
 
     check_options(arguments, processes)
 
@@ -63,5 +65,5 @@ def become_torchrun(processes: int, arguments: list[str]) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone"]
     launcher += ["--nproc-per-node", str(processes)]
     launcher += ["--max-restarts", os.environ.get("RESTARTS", "3")]
-    command = [sys.executable, *launcher, "-m", "mcr.training.train", *arguments]
+    command = [sys.executable, *launcher, "-m", "mcr.cli", "train", *arguments]
     os.execv(sys.executable, command)

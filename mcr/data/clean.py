@@ -20,7 +20,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcr.data.clean_facts import Facts, inspect_episode
+from mcr.data.clean_facts import Facts, inspect_episode, lost_episode
 from mcr.data.clean_rules import RULES, Expected, expect
 from mcr.data.other_data import OTHER_DATA
 from mcr.data.schema import LANGUAGES
@@ -29,7 +29,8 @@ from mcr.data.sources.tree_episode import is_picture
 from mcr.data.tree_writing import PARTIAL_PREFIX
 from mcr.errors import UserError, require_choice
 from mcr.runs.atomic import atomic_path, remove
-from mcr.runs.processes import process_pool, progress_bar
+from mcr.runs.locks import LOCK_NAME
+from mcr.runs.processes import KILLED, process_pool, progress_bar
 
 _LEAST_FRAMES = 3  # what the sampling rule needs
 
@@ -114,7 +115,8 @@ def report(
     if not folders:
         raise UserError(f"{root}: holds no episode; give the root of an extracted tree")
     with process_pool(workers) as pool:
-        found = pool.map(functools.partial(inspect_episode, quick=quick), folders, chunksize=4)
+        inspect = functools.partial(inspect_episode, quick=quick)
+        found = pool.map(inspect, folders, lambda pool, folder: lost_episode(folder, KILLED))
         facts = list(progress_bar(found, "inspecting", "episode", len(folders)))
     for camera in cameras or ():
         require_choice("--cameras", camera, {name for f in facts for name in f.cameras})
@@ -132,7 +134,7 @@ def judge(facts: Facts, expected: Expected) -> Finding:
 
 def _list_episodes(root: Path) -> tuple[list[Path], list[str]]:
     folders, strays = [], []
-    for entry in sorted(root.iterdir()):
+    for entry in sorted(path for path in root.iterdir() if path.name != LOCK_NAME):
         if entry.name.startswith(".") or not entry.is_dir() or not _looks_like_episode(entry):
             strays.append(entry.name)
         else:

@@ -100,6 +100,11 @@ def inspect_episode(folder: Path, quick: bool = False) -> Facts:
     )
 
 
+def lost_episode(folder: Path, why: str) -> Facts:
+    """Return what is known of an episode that cannot be inspected."""
+    return Facts(folder.name, {}, (), why, {}, {}, ())
+
+
 def _list_folders(folder: Path) -> list[str]:
     entries = [e for e in os.scandir(folder) if not e.name.startswith(".")]
     names = (e.name for e in entries if Path(e.path).is_dir())  # a loop of links is no folder

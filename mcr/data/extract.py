@@ -114,9 +114,9 @@ def extract(
     executor: "local": the cores of this machine; "ray": all cores of a Ray cluster
     schema:   what `load_schema` takes; None = what is known of the data set
 
-    Raises UserError for bad input, a full disk, a killed worker and an interruption. Then all
-    episodes in the tree are whole, and the same call continues. Ray replaces a killed worker; the
-    episodes that this worker wrote count as "already there".
+    Raises UserError for bad input, a full disk and an interruption. Then all episodes in the tree
+    are whole, and the same call continues. A killed worker is replaced; the episodes that it wrote
+    count as "already there". An episode that kills its worker twice counts as failed.
     """
     started = time.monotonic()
     opened = _open(Path(source), schema)

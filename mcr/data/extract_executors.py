@@ -10,13 +10,13 @@ import contextlib
 import functools
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from mcr.data.extract_shard import ShardResult, ShardTask, extract_shard
 from mcr.data.manifest import WRITTEN, RecordResult
 from mcr.errors import UserError, require_choice
-from mcr.runs.processes import EXECUTORS, num_cores, process_pool
+from mcr.runs.processes import EXECUTORS, KILLED, Pool, num_cores, process_pool
 
 # How long to wait for the lock of a shard. The system frees the lock of a process that dies at
 # once. The lock of a node that dies is freed when its lease on a network file system ends (NFS:
@@ -114,7 +114,10 @@ class _Stopped(Exception):
     """Another worker failed, or the user interrupted. The next run does the rest of the shard."""
 
 
-def _extract_on_board(number: int, task: ShardTask) -> ShardResult:
+def _extract_on_board(numbered: tuple[int, ShardTask]) -> ShardResult:
+    number, task = numbered
+    _board.episodes[number] = _board.steps[number] = 0  # a process that died may have counted some
+
     def post(result: RecordResult) -> None:
         _board.episodes[number] += 1
         _board.steps[number] += result.steps if result.status == WRITTEN else 0
@@ -127,13 +130,25 @@ def _extract_on_board(number: int, task: ShardTask) -> ShardResult:
 
 
 def _extract_in_pool(
-    pool: ProcessPoolExecutor, board: _Board, tasks: dict[int, ShardTask], show: Show
+    pool: Pool, board: _Board, tasks: dict[int, ShardTask], show: Show
 ) -> list[ShardResult]:
-    futures = [pool.submit(_extract_on_board, number, task) for number, task in tasks.items()]
-    waiting = set(futures)
-    while waiting:
-        done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+    def tick() -> None:
         show(sum(board.episodes), sum(board.steps))
-        for future in done:
-            future.result()  # raises what the worker raised
-    return [future.result() for future in futures]
+
+    def without_lost(pool: Pool, numbered: tuple[int, ShardTask]) -> ShardResult:
+        """Extract a shard without the episodes at which its process dies."""
+        number, task = numbered
+        while True:
+            lost = board.episodes[number]
+            if lost in task.lost:  # already reading it, to leave it out, kills the process
+                raise UserError(
+                    f"{task.page.name}, episode {lost + 1}: {KILLED}; take it out of the data"
+                )
+            task = replace(task, lost=task.lost | {lost})
+            for is_done, result in pool.one_by_one(_extract_on_board, [(number, task)]):
+                if is_done:
+                    return result
+
+    results = list(pool.map(_extract_on_board, tasks.items(), without_lost, tick))
+    tick()
+    return results

@@ -27,6 +27,7 @@ from mcr.data.tfrecord import BadRecord
 from mcr.data.tree_writing import PARTIAL_PREFIX, write_episode_folder
 from mcr.errors import UserError, require_choice
 from mcr.runs.atomic import remove
+from mcr.runs.processes import KILLED
 
 LANGUAGE_RULES = ("none", "any", "all")
 
@@ -72,6 +73,7 @@ class ShardTask:
     limit:       number of episodes to extract; None = all
     path, root, schema: of the data set; the decoder of pictures is opened with them
     has_decoder: are pictures in no files, so that a decoder is needed?
+    lost:        positions of the episodes that killed their process, which are left out
     """
 
     part: Part
@@ -84,6 +86,7 @@ class ShardTask:
     root: Path
     schema: Schema
     has_decoder: bool = False
+    lost: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,10 @@ def _extract_records(
 ) -> Iterator[RecordResult]:
     entries = itertools.islice(_entries(task.part), task.limit)
     names = itertools.chain(task.names, itertools.repeat(""))  # the scan ends at a damaged record
+    positions = itertools.count()
     while (entry := next(entries, None)) is not None:
+        if next(positions) in task.lost:
+            entry = entry[0], KILLED
         result = _extract_record(task, decoder, next(names), *entry)
         del entry  # before the next one is read: a long episode is over 100 MB
         on_record(result)
@@ -167,6 +173,7 @@ def _extract_record(
         return RecordResult(ALREADY_THERE, name, offset)
     if not isinstance(entry, Episode):
         reason = entry.reason if isinstance(entry, BadRecord) else entry
+        reason = f"{name}: {reason}" if reason == KILLED else reason
         return RecordResult(FAILED, name, offset, reason=shown(reason))
     try:
         if not name.startswith(entry.origin.name):

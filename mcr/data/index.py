@@ -24,6 +24,7 @@ HDF5, parquet) have neither files, offsets nor lengths here but in a pack, see `
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -226,11 +227,27 @@ def default_index_path(source: str | Path) -> Path:
     """
     source = Path(source).resolve()
     beside = source.with_name(f"{source.name}.index")
-    if beside.exists() or os.access(source.parent, os.W_OK):
-        return beside
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mcr" / "indexes"
-    digest = hashlib.sha256(str(source).encode()).hexdigest()[:16]
-    return cache / f"{source.name}-{digest}.index"
+    return beside if beside.exists() or may_hold(beside) else in_cache("indexes", source, "index")
+
+
+def may_hold(path: Path) -> bool:
+    """Whether a file or folder of this name may be written beside the data."""
+    return os.access(path.parent, os.W_OK)
+
+
+def in_cache(kind: str, source: Path, suffix: str) -> Path:
+    """Return a place in the user's cache for what belongs to `source`."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mcr" / kind
+    digest = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
+    return cache / f"{source.name}-{digest}.{suffix}"
+
+
+def _current_or_new_path(source: Source) -> Path:
+    """Return the default path; if an old index lies there that cannot be replaced, another one."""
+    path = default_index_path(source.path)
+    if may_hold(path) or _why_not_current(path, source) is None:
+        return path
+    return in_cache("indexes", source.path, "index")
 
 
 def open_index(
@@ -260,7 +277,7 @@ def open_index(
         if not source.exists():
             raise UserError(f"{source}: the indexed data set is gone; was it moved or renamed?")
     opened = open_source(source, schema)
-    path = Path(path) if path else default_index_path(opened.path)
+    path = Path(path) if path else _current_or_new_path(opened)
     if _why_not_current(path, opened) is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -270,8 +287,12 @@ def open_index(
                     if reason:
                         print(f"{reason}; indexing anew", flush=True)
                     build_index(opened, path, workers, executor)
-        except PermissionError as error:
-            raise UserError(f"{path}: {error.strerror}; choose a place with data.index=") from error
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise UserError(
+                f"{path}: {error.strerror}; choose a place with --index (data.index= in training)"
+            ) from error
     return Index(path, opened.schema)
 
 

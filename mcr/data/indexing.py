@@ -26,7 +26,7 @@ from mcr.data.schema import LANGUAGES
 from mcr.data.sources.source import Part, Source, sentence
 from mcr.errors import UserError
 from mcr.runs.atomic import atomic_path
-from mcr.runs.processes import ordered_map, progress_bar
+from mcr.runs.processes import KILLED, Pool, ordered_map, progress_bar
 
 FORMAT = "mcr-index-3"
 
@@ -133,7 +133,7 @@ def _read(source: Source, workers: int, executor: str) -> Iterator[Contents]:
     parts = source.parts()
     with progress_bar(None, "index", source.unit, sum(part.size for part in parts)) as bar:
         bar.unit_scale = True
-        contents = ordered_map(_read_part, parts, workers, executor)
+        contents = ordered_map(_read_part, parts, workers, executor, _read_lost_part)
         for part, content in zip(parts, contents, strict=True):
             bar.update(part.size)
             yield content
@@ -151,6 +151,20 @@ def _read_part(part: Part) -> Contents:
             problem = f"{episode.origin.name} ({episode.key}): {sentence(error)}"
             found.problems.append(shown(problem))
         del episode  # before the next one is read: a long episode is over 100 MB
+    return found
+
+
+def _read_lost_part(pool: Pool, part: Part) -> Contents:
+    """Read a part that killed its process, without the episodes that do so."""
+    found = Contents()
+    pieces = part.pieces()
+    results = pool.one_by_one(_read_part, [piece for _, piece in pieces])
+    for (name, _), (is_done, content) in zip(pieces, results, strict=True):
+        if is_done:
+            found.rows += content.rows
+            found.problems += content.problems
+        else:
+            found.problems.append(shown(f"{name}: {KILLED}"))
     return found
 
 

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from mcr.data.batch import ALL_FRAMES, UNNAMED, Batch, Dimensions, MixedBatch
 from mcr.data.frames import FrameReader
 from mcr.data.index import Index
+from mcr.data.loader_faults import watched
 from mcr.data.sampling import TRAIN, SamplingConfig, draw_samples
 from mcr.data.selection import Episodes, SelectionConfig
 from mcr.data.spaces import ACTION_SPACES, ROTATIONS, action_space, signal_space
@@ -51,6 +52,8 @@ class DataConfig:
                   index; false = decode them as they are drawn, which is 10 to 100 times slower
     workers:      number of loader processes; 0 reads in the training process
     prefetch:     batches that each worker keeps ready
+    timeout_s:    seconds to wait for a batch; after that the run stops, because a loader process
+                  hangs, for example at a network file system that does not answer
     on_error:     "raise" stops at the first unreadable frame; "skip" draws that sample again
     max_errors:   with "skip": the run stops after more unreadable samples than this
     skip_unread_frames: do not read frames that no active loss uses, such as START and END without
@@ -69,6 +72,7 @@ class DataConfig:
     pack: bool = True
     workers: Annotated[int, whole(0, 1024)] = 4
     prefetch: Annotated[int, whole(1)] = 4
+    timeout_s: Annotated[int, whole(1)] = 1800
     on_error: Annotated[str, choice(("raise", "skip"))] = "raise"
     max_errors: Annotated[int, whole(0)] = 100
     skip_unread_frames: bool = False
@@ -310,8 +314,12 @@ class MixtureLoader:
         )
 
     def __iter__(self) -> Iterator[MixedBatch]:
-        """Yield batches. Raises UserError at the first unreadable frame, or at too many of them."""
-        for loaded in self._loader:
+        """Yield batches.
+
+        Raises UserError at the first unreadable frame, or at too many of them, and if a loader
+        process dies, or hangs for data.timeout_s.
+        """
+        for loaded in watched(self._loader, self._config.timeout_s):
             yield {name: self._checked(part) for name, part in loaded.items()}
 
     def _checked(self, loaded: Loaded) -> Batch:

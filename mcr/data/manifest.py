@@ -4,7 +4,7 @@
                       names.json      shard -> the episode folder of each of its records, and the
                                       shard's size and date when it was scanned
                       <shard>.json    the result of each record, once the shard is done
-                      *.lock          held by a run at work; the system frees it when the run dies
+                      .*.lock         held by a run at work; the system frees it when the run dies
 
 Only extraction writes it. Readers of the tree do not need it.
 """
@@ -12,17 +12,16 @@ Only extraction writes it. Readers of the tree do not need it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mcr.errors import UserError
 from mcr.runs.atomic import write_text
+from mcr.runs.locks import exclusive
 
 WRITTEN, ALREADY_THERE, SKIPPED, FAILED = "written", "already there", "skipped", "failed"
 STATUSES = (WRITTEN, ALREADY_THERE, SKIPPED, FAILED)
@@ -169,29 +168,10 @@ class Manifest:
     def _file(self, page: Page) -> Path:
         return self.folder / f"{page.name}.json"
 
-    @contextlib.contextmanager
-    def exclusive(self, what: str) -> Iterator[None]:
-        """Hold the lock `what`. Raises UserError if another run keeps it."""
-        deadline = time.monotonic() + self.patience_s
-        path = self.folder / f"{what}.lock"
-        with path.open("a") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise UserError(
-                            f"{path}: another run extracts the same data to the same output; "
-                            "wait for it, or give each run a part of its own with --shard i/n"
-                        ) from None
-                    time.sleep(0.1)
-                except OSError as error:
-                    raise UserError(
-                        f"{path}: this file system cannot lock files ({error.strerror}), so that "
-                        "two runs could not be kept apart; mount it with locks (Lustre: -o flock)"
-                    ) from error
-            yield
+    def exclusive(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Return the lock `what` to hold. Raises UserError that names the process that keeps it."""
+        advice = "give each run a part of its own with --shard i/n"
+        return exclusive(self.folder / what, self.patience_s, advice)
 
 
 def _write_json(path: Path, content: Any) -> None:

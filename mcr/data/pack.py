@@ -22,7 +22,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,12 @@ from PIL import Image
 from mcr.data import pictures
 from mcr.data.frame_store import FrameStore
 from mcr.data.frames import FrameReader
-from mcr.data.index import Index
+from mcr.data.index import Index, in_cache, may_hold
 from mcr.data.indexing import PLACE_DTYPES, place_files
 from mcr.errors import UserError
-from mcr.runs.atomic import atomic_path, remove, write_text
+from mcr.runs.atomic import atomic_path, remove, remove_all_leftovers, system_errors, write_text
 from mcr.runs.locks import exclusive
-from mcr.runs.processes import ordered_map, progress_bar
+from mcr.runs.processes import KILLED, Pool, ordered_map, progress_bar
 
 FORMAT = "mcr-pack-1"
 _FRAMES_PER_UNIT = 2000
@@ -80,8 +80,16 @@ class Pack(FrameStore):
 
 
 def pack_path(index: Index) -> Path:
-    """Return the folder of an index's pack: `<dataset>.pack` for `<dataset>.index`."""
-    return index.path.with_name(f"{index.path.name.removesuffix('.index')}.pack")
+    """Return the folder of an index's pack: `<dataset>.pack` for `<dataset>.index`.
+
+    If that folder is read-only and holds no pack of the index as it is now, the pack lies in the
+    user's cache.
+    """
+    name = index.path.name.removesuffix(".index")
+    beside = index.path.with_name(f"{name}.pack")
+    if may_hold(beside) or _is_pack_of(beside, index):
+        return beside
+    return in_cache("packs", index.path.with_suffix(""), "pack")
 
 
 def open_pack(index: Index, options: PackOptions | None = None, workers: int = 0) -> Pack:
@@ -105,11 +113,14 @@ def open_pack(index: Index, options: PackOptions | None = None, workers: int = 0
 def find_pack(index: Index) -> Pack | None:
     """Return the finished pack of an index as it is now, or None."""
     path = pack_path(index)
+    return Pack(path) if _is_pack_of(path, index) else None
+
+
+def _is_pack_of(path: Path, index: Index) -> bool:
     if not (path / "pack.json").is_file():
-        return None
-    pack = Pack(path)
-    is_its = pack.info["fingerprint"] == index.fingerprint and pack.info["format"] == FORMAT
-    return pack if is_its else None
+        return False
+    info = Pack(path).info
+    return info["fingerprint"] == index.fingerprint and info["format"] == FORMAT
 
 
 def _options(info: dict[str, Any]) -> PackOptions:
@@ -182,9 +193,12 @@ def _make(index: Index, folder: Path, options: PackOptions, workers: int) -> Non
         _announce(index, folder, options, num_todo)
     with progress_bar(None, "pack", "frames", total) as bar:
         bar.update(total - num_todo)
-        for unit, _ in zip(todo, ordered_map(_pack_unit, todo, workers), strict=True):
+        packed = ordered_map(_pack_unit, todo, workers, on_lost=_name_lost)
+        for unit, _ in zip(todo, packed, strict=True):
             bar.update(unit.num_frames)
-    _finish(index, folder, units)
+    remove_all_leftovers(folder)  # also of the workers of a killed run, which die a moment after it
+    with system_errors(folder / "pack.json"):
+        _finish(index, folder, units)
     num_bytes = sum(unit.path.stat().st_size for unit in units)
     write_text(folder / "pack.json", json.dumps({**key, "frames": total, "bytes": num_bytes}))
     print(
@@ -246,8 +260,9 @@ def _announce(index: Index, folder: Path, options: PackOptions, num_frames: int)
     )
     if wanted > free:
         raise UserError(
-            f"{folder}: the disk has {free / 1e9:.1f} GB, the pack needs about {wanted / 1e9:.1f}; "
-            "choose a place with data.index=, or train without it: data.pack=false"
+            f"{folder}: {free / 1e6:,.1f} MB of the disk are free, the pack needs about "
+            f"{wanted / 1e6:,.1f} MB; free some space and run the same command again, choose a "
+            "place with data.index=, or train without it: data.pack=false"
         )
 
 
@@ -268,6 +283,28 @@ def _pack_unit(unit: Unit) -> None:
                 file.write(data)
     with atomic_path(unit.path.with_suffix(".npy")) as partial, partial.open("wb") as file:
         np.save(file, np.array(places, np.int64))
+
+
+def _name_lost(pool: Pool, unit: Unit) -> None:
+    """Raise UserError that names the episodes whose pictures kill the process that decodes them."""
+    each = pool.one_by_one(_decode, [replace(unit, rows=(row,)) for row in unit.rows])
+    names = [
+        str(unit.index.names[row], "utf-8")
+        for row, (is_done, _) in zip(unit.rows, each, strict=True)
+        if not is_done
+    ]
+    camera = unit.index.cameras[unit.camera]
+    raise UserError(
+        f"{unit.index.source}: {camera} of {', '.join(names[:3]) or unit.path.name}"
+        f": {KILLED}; take the episode out of the data"
+    )
+
+
+def _decode(unit: Unit) -> None:
+    reader = FrameReader(unit.index)
+    for row in unit.rows:
+        for _ in reader.episode(row, unit.camera):
+            pass
 
 
 def _shrink(frame: np.ndarray, side: int) -> np.ndarray:

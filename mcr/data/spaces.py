@@ -124,6 +124,17 @@ def action_space(index: Index, name: str, rotation: str) -> Space:
     return Space(f"delta, {rotation}", columns, size, partial(_relative, rotation=rotation))
 
 
+def why_no_action(index: Index) -> str:
+    """Say why a data set has no action, and how to name one in a schema."""
+    signals = ", ".join(index.signal_names) or "none"
+    if index.action:
+        return (
+            f"{index.source}: {' and '.join(index.action)} holds no numbers (its width is 0), so "
+            f"there is no action; the signals are {signals}"
+        )
+    return f"{index.source}: no signal is called action; its signals are {signals}"
+
+
 # --------------------------------------------------------------------------- which are rotations
 
 

@@ -8,6 +8,7 @@ for the sample data set and the tests. `tf_example.py` decodes payloads.
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -102,6 +103,22 @@ def _read_payload(file: BinaryIO, length: int, record: Record, check_crc: bool) 
     if check_crc and _masked_crc(payload) != payload_crc:
         return replace(record, problem="bad CRC: the record's bytes are damaged")
     return replace(record, payload=payload)
+
+
+def payload_ranges(buffer: mmap.mmap) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of each record's payload, up to the first whose place is not certain.
+
+    This reads the lengths and their checksums, and no payload.
+    """
+    position = 0
+    while position + _HEADER.size <= len(buffer):
+        length, length_crc = _HEADER.unpack_from(buffer, position)
+        start = position + _HEADER.size
+        is_damaged = _masked_crc(buffer[position : position + 8]) != length_crc
+        if is_damaged or start + length > len(buffer):  # as in a file of holes, which are zeros
+            return
+        yield start, start + length
+        position = start + length + _FOOTER.size
 
 
 def _masked_crc(data: bytes) -> int:

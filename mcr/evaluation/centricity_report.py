@@ -26,7 +26,7 @@ from mcr.evaluation.centricity import (
     find_saliency,
     sweep,
 )
-from mcr.evaluation.contestants import named_encoders
+from mcr.evaluation.contestants import WITHOUT_PROPRIOCEPTION, named_encoders
 from mcr.evaluation.masked_pictures import MaskedPictures
 from mcr.models.loading import load_model
 from mcr.runs.atomic import atomic_path, write_text
@@ -56,7 +56,9 @@ def compare_centricity(
     if encoders:
         sources = named_encoders(encoders)
     elif success is not None:
-        seeing = success[success["weights"] != ""]  # not proprioception alone or from scratch
+        # Not proprioception alone or from scratch, and each encoder once.
+        twice = success["encoder"].str.endswith(f" {WITHOUT_PROPRIOCEPTION}")
+        seeing = success[(success["weights"] != "") & ~twice]
         sources = dict(zip(seeing["encoder"], seeing["source"], strict=True))
     else:
         raise UserError("no encoder: name one or more, or give --results with encoders in it")

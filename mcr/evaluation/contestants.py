@@ -25,6 +25,8 @@ from mcr.models.preprocessing import Preprocessing
 from mcr.models.untrained import write_untrained_like
 
 IMAGENET_FEATURES = "ImageNet features"
+PROPRIOCEPTION_ONLY = "proprioception only"
+WITHOUT_PROPRIOCEPTION = "without proprioception"  # behind the name of an encoder
 _IMAGENET_SOURCE = "efficientnet_lite0"
 
 

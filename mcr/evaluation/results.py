@@ -17,15 +17,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
 from mcr.errors import UserError
+from mcr.evaluation.contestants import PROPRIOCEPTION_ONLY
+from mcr.evaluation.intervals import hierarchical_bootstrap
 from mcr.runs.atomic import atomic_path, write_text
 
+POOLED = "pooled"  # the usual policy, in the column "policy"
 MEAN = "mean"  # stands in the column "task" of the mean over tasks
 _PROTOCOL, _RESULTS = "protocol.json", "results.csv"
+_PRETRAINING_SEED = r"/seed\d+(?=$| )"  # a word may follow, as in "without proprioception"
 _PACKAGES = ("mcr", "torch", "torchvision", "numpy", "mujoco", "metaworld", "robosuite")
 
 
@@ -33,20 +38,32 @@ class Results:
     """The rows of one folder. A row is on the disk when `add` returns."""
 
     def __init__(self, folder: str | Path, protocol: Mapping[str, Any]):
-        """Open or make a folder. Raises UserError if its rows have another protocol."""
+        """Open or make a folder. Raises UserError if its rows have another protocol.
+
+        protocol.json is written with the first rows, so an evaluation that fails before claims
+        nothing about the folder.
+        """
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        _require_protocol(self.folder / _PROTOCOL, protocol)
         self._path = self.folder / _RESULTS
-        known = dict.fromkeys(("encoder", "task", "weights", "preprocessing", "seed"), str)
+        self._protocol = json.dumps(protocol, indent=1)
+        if self._path.exists():
+            _require_protocol(self.folder / _PROTOCOL, json.loads(self._protocol))
+        names = ("encoder", "policy", "task", "weights", "preprocessing", "seed")
+        known = dict.fromkeys(names, str)
         self.rows = (
             pd.read_csv(self._path, dtype=known, keep_default_na=False, na_values={"value": [""]})
             if self._path.exists()
             else pd.DataFrame(columns=list(known))
         )
+        if "successes" in self.rows and "policy" not in self.rows:  # an earlier version's
+            blind = self.rows["encoder"] == PROPRIOCEPTION_ONLY
+            self.rows["policy"] = np.where(blind, "", POOLED)
 
-    def has(self, encoder: str, identity: Mapping[str, str], task: str) -> bool:
-        """Whether the encoder has rows for the task.
+    def has(
+        self, encoder: str, identity: Mapping[str, str], task: str, policy: str | None = None
+    ) -> bool:
+        """Whether the encoder has rows for the task and, if one is given, for this policy.
 
         identity: the columns that say which encoder it is, for example its "weights"
         Raises UserError if the rows of this name are of another encoder.
@@ -59,13 +76,14 @@ class Results:
                     f"({_short(others[0])}, not {_short(value)}); give this encoder another name "
                     "(NAME=PATH) or another --out"
                 )
-        return len(same) > 0
+        return len(same if policy is None else same[same["policy"] == policy]) > 0
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows. Each needs "encoder" and "task", and the columns of its identity."""
         new = pd.DataFrame(rows)
         # pandas makes floats of counts where the other frame has no such column
         self.rows = pd.concat([self.rows, new], ignore_index=True) if len(self.rows) else new
+        write_text(self.folder / _PROTOCOL, self._protocol + "\n")
         with atomic_path(self._path) as partial:
             self.rows.to_csv(partial, index=False)
 
@@ -87,15 +105,11 @@ def _short(value: str) -> str:
 
 
 def _require_protocol(path: Path, protocol: Mapping[str, Any]) -> None:
-    text = json.dumps(protocol, indent=1)
-    if not path.exists():
-        write_text(path, text + "\n")
-        return
-    then, now = json.loads(path.read_text()), json.loads(text)
+    then = json.loads(path.read_text()) if path.exists() else {}
     changes = [
-        f"{key}={then.get(key)}, not {now.get(key)}"
-        for key in sorted({*then, *now})
-        if then.get(key) != now.get(key)
+        f"{key}={then.get(key)}, not {protocol.get(key)}"
+        for key in sorted({*then, *protocol})
+        if then.get(key) != protocol.get(key)
     ]
     if changes:
         raise UserError(
@@ -126,19 +140,50 @@ def success_rates(rows: pd.DataFrame) -> pd.DataFrame:
     low and high are Wilson's 95% interval over the rollouts of all seeds, sd is the standard
     deviation of the seeds' own rates. After the tasks of an encoder comes its mean over tasks,
     whose interval is over the rollouts of all tasks. An encoder that lacks a task has no mean.
+
+    An encoder with another policy than the usual one is "NAME, POLICY". Encoders that are called
+    NAME/seed0, NAME/seed1, ... are pretraining seeds of one recipe and stand together as
+    "NAME (2 seeds)", for tasks that all of them have. Their interval is of
+    `hierarchical_bootstrap`, and sd is the deviation of the pretraining seeds' rates.
     """
     counts = rows.astype({"successes": int, "trials": int})
+    counts["row"] = _rows_of_table(counts)
     tasks = list(dict.fromkeys(counts["task"]))
     scores = []
-    for encoder, of_encoder in counts.groupby("encoder", sort=False):
-        for task, of_task in of_encoder.groupby("task", sort=False):
-            scores.append({"encoder": encoder, "task": task, **_rate(of_task)})
-        if set(of_encoder["task"]) == set(tasks) and len(tasks) > 1:
-            scores.append({"encoder": encoder, "task": MEAN, **_rate(of_encoder)})
+    for row, of_row in counts.groupby("row", sort=False):
+        encoders = of_row["encoder"].nunique()
+        complete = [
+            (task, of_task)
+            for task, of_task in of_row.groupby("task", sort=False)
+            if of_task["encoder"].nunique() == encoders
+        ]
+        scores += [{"encoder": row, "task": task, **_rate(of_task)} for task, of_task in complete]
+        if len(complete) == len(tasks) > 1:
+            scores.append({"encoder": row, "task": MEAN, **_rate(of_row)})
     return pd.DataFrame(scores)
 
 
+def _rows_of_table(rows: pd.DataFrame) -> pd.Series:
+    """The name of the table's row that each row is part of."""
+    recipes = rows["encoder"].str.replace(_PRETRAINING_SEED, "", regex=True)
+    seeds = rows.groupby(recipes)["encoder"].transform("nunique")
+    names = rows["encoder"].where(seeds == 1, recipes + " (" + seeds.astype(str) + " seeds)")
+    return names.where(rows["policy"].isin(["", POOLED]), names + ", " + rows["policy"])
+
+
 def _rate(rows: pd.DataFrame) -> dict[str, float]:
+    if rows["encoder"].nunique() == 1:
+        return _rate_of_encoder(rows)
+    counts = rows.set_index(["encoder", "task", "seed"])[["successes", "trials"]].sort_index()
+    shape = [len(level) for level in counts.index.remove_unused_levels().levels]
+    successes, trials = (counts[key].to_numpy().reshape(shape) for key in ("successes", "trials"))
+    rng = np.random.default_rng(0)
+    value, low, high = hierarchical_bootstrap(successes, trials, rng)
+    sd = float((successes / trials).mean(axis=(1, 2)).std(ddof=1))
+    return {"value": value, "low": low, "high": high, "sd": sd}
+
+
+def _rate_of_encoder(rows: pd.DataFrame) -> dict[str, float]:
     successes, trials = int(rows["successes"].sum()), int(rows["trials"].sum())
     low, high = binomtest(successes, trials).proportion_ci(method="wilson")
     of_seeds = rows.groupby("seed")[["successes", "trials"]].sum()

@@ -13,7 +13,7 @@ evaluated, once. Called by `mcr evaluate`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,14 @@ import torch
 from einops import rearrange
 
 from mcr.errors import UserError, require_choice
-from mcr.evaluation.contestants import identity, with_yardsticks
-from mcr.evaluation.results import Results, success_rates, versions
-from mcr.evaluation.task_sets import set_of_task
+from mcr.evaluation.contestants import (
+    PROPRIOCEPTION_ONLY,
+    WITHOUT_PROPRIOCEPTION,
+    identity,
+    with_yardsticks,
+)
+from mcr.evaluation.results import POOLED, Results, success_rates, versions
+from mcr.evaluation.task_sets import TASK_SETS, TaskSetting, set_of_task
 from mcr.features.extraction import FeatureConfig, extract_features
 from mcr.models.encoder import Encoder
 from mcr.models.fingerprint import encoder_fingerprint
@@ -48,7 +53,9 @@ from mcr.simulation.rollouts import Act, run_rollouts
 from mcr.simulation.simulator import Observation, PictureConfig
 from mcr.simulation.tasks import SUITES
 
-PROPRIOCEPTION_ONLY = "proprioception only"
+# What a policy sees of an encoder, and the encoder's output: one vector for each camera, or the
+# last feature map, over whose tokens the policy learns an attention.
+POLICIES = {POOLED: "pooled", "tokens": "spatial"}
 _SIMULATORS = 8  # that run at the same time; the encoder's batch size
 
 
@@ -62,6 +69,7 @@ class Protocol:
     seeds:          number of policies for each task and encoder
     pictures:       how pictures of demonstrations and rollouts are taken
     horizon:        steps of a rollout; 0 = the task's own
+    settings:       of tasks that have their own demonstrations and horizon
     """
 
     demonstrations: int = 25
@@ -71,6 +79,19 @@ class Protocol:
     pictures: PictureConfig = field(default_factory=PictureConfig)
     horizon: int = 0
     policy: EnsembleConfig = field(default_factory=EnsembleConfig)
+    settings: Mapping[str, TaskSetting] = field(default_factory=dict)
+
+    def of_task(self, task: str) -> Protocol:
+        """The protocol of one task."""
+        own = asdict(self.settings[task]) if task in self.settings else {}
+        return replace(self, settings={}, **own)
+
+    def description(self) -> dict[str, Any]:
+        """What rows of one folder must share, for protocol.json."""
+        described = asdict(self)
+        if not self.settings:
+            del described["settings"]  # earlier versions had none
+        return described
 
     def __post_init__(self) -> None:
         for name in ("demonstrations", "rollouts", "seeds"):
@@ -87,11 +108,20 @@ class Contestant:
     source: what `load_model` reads; None = a policy that sees no pictures
     learns: whether the encoder is trained together with the policy instead of frozen; one with
             random weights then has the policy's learning rate and live batch statistics
+    policy: a key of `POLICIES`; "" without pictures
+    proprioception: whether the policy sees proprioception too
     """
 
     name: str
     source: str | None
     learns: bool = False
+    policy: str = POOLED
+    proprioception: bool = True
+
+    @property
+    def title(self) -> str:
+        """The name, with the policy if it is not the usual one; as in the table."""
+        return self.name if self.policy in ("", POOLED) else f"{self.name}, {self.policy}"
 
 
 def evaluate_in_simulation(
@@ -103,34 +133,61 @@ def evaluate_in_simulation(
     from_scratch: bool = False,
     processes: int = 0,
     device: str = "cpu",
+    policies: Sequence[str] = (POOLED,),
+    without_proprioception: bool = False,
 ) -> str:
     """Evaluate encoders on a suite, and write results.csv, results.md, results.png to `folder`.
 
     There are also rows for an untrained encoder of each kind of network, for ImageNet features and
-    for a policy that sees no pictures.
+    for a policy that sees no pictures. Rows of encoders called NAME/seed0, NAME/seed1, ... are
+    pretraining seeds of one recipe; the table has one row for all of them.
 
     encoders:     "NAME=SOURCE" or "SOURCE", what `load_model` reads
-    suite:        a key of `SUITES`
+    suite:        a key of `SUITES`, or of `TASK_SETS`, whose tasks have their own demonstrations
+                  and horizons, and varied looks, whatever `protocol` says
     tasks:        names of its tasks, without the suite's; [] = all
     from_scratch: add rows of untrained encoders that are trained together with their policies
     processes:    number of processes for simulators, 0 = one per core
     device:       where the encoder runs
+    policies:     keys of `POLICIES`; a frozen encoder has rows for each
+    without_proprioception: add a row for each frozen encoder whose policy sees pictures alone
     Returns the table of success rates in Markdown. Raises UserError as `evaluate`.
     """
     folder = Path(folder)
-    names = SUITES[suite]
-    chosen = [f"{suite}/{require_choice('task', task, names)}" for task in tasks or names]
+    chosen = _tasks_of_suite(suite, tasks)
+    if suite in TASK_SETS:
+        pictures = replace(protocol.pictures, looks="varied")
+        protocol = replace(protocol, pictures=pictures, settings=TASK_SETS[suite])
     sources, untrained = with_yardsticks(encoders, folder / "untrained")
-    contestants = [Contestant(*each) for each in sources.items()]
+    contestants = [
+        Contestant(name, source, policy=require_choice("policy", policy, POLICIES))
+        for name, source in sources.items()
+        for policy in policies
+    ]
+    if without_proprioception:
+        contestants += [
+            replace(each, name=f"{each.name} {WITHOUT_PROPRIOCEPTION}", proprioception=False)
+            for each in contestants
+        ]
     if from_scratch:
         contestants += [
             Contestant(name.replace("untrained", "from scratch"), sources[name], learns=True)
             for name in untrained
         ]
-    contestants.append(Contestant(PROPRIOCEPTION_ONLY, None))
+    contestants.append(Contestant(PROPRIOCEPTION_ONLY, None, policy=""))
     results = evaluate(contestants, chosen, protocol, folder, processes, device)
     rows = results.rows[results.rows["task"].isin(chosen)]
     return results.write_report(success_rates(rows), percent=True)
+
+
+def _tasks_of_suite(suite: str, chosen: Sequence[str]) -> list[str]:
+    """The tasks, all if none is chosen. Raises UserError for a name that the suite lacks."""
+    if suite in TASK_SETS:
+        tasks = [*TASK_SETS[suite]]
+    else:
+        tasks = [f"{suite}/{name}" for name in SUITES[suite]]
+    by_name = {task.partition("/")[2]: task for task in tasks}
+    return [by_name[require_choice("task", name, by_name)] for name in chosen] or tasks
 
 
 def evaluate(
@@ -150,24 +207,29 @@ def evaluate(
     folder = Path(folder)
     encoders = {c: load_model(c.source, device) if c.source else None for c in contestants}
     identities = {c: identity(e, c.learns) for c, e in encoders.items()}
-    results = Results(folder, asdict(protocol))
+    results = Results(folder, protocol.description())
     for task in tasks:
-        missing = [c for c in contestants if not results.has(c.name, identities[c], task)]
+        missing = [c for c in contestants if not results.has(c.name, identities[c], task, c.policy)]
         if not missing:
             continue
-        path = _recorded(task, protocol, folder)
+        of_task = protocol.of_task(task)
+        path = _recorded(task, of_task, folder)
         demonstrations = open_demonstrations(DemonstrationConfig(str(path)))
         caches = folder / "features" / path.stem
         for contestant in missing:
-            picture_features = PictureFeatures(contestant.source, encoders[contestant])
+            output = POLICIES.get(contestant.policy, "pooled")
+            picture_features = PictureFeatures(contestant.source, encoders[contestant], output)
             if contestant.learns:
                 runs = folder / "fine_tuned" / path.stem / picture_features.key
-                act = learning_policies(picture_features, path, runs, protocol, device)
+                act = learning_policies(picture_features, path, runs, of_task, device)
             else:
-                features = picture_features.of_demonstrations(demonstrations, path, caches, device)
-                act = frozen_policies(picture_features, features, demonstrations, protocol, device)
-            successes = try_policies(task, act, protocol, processes)
-            about = _about(contestant, task, demonstrations.cameras, protocol)
+                seen = demonstrations
+                if not contestant.proprioception:
+                    seen = replace(demonstrations, low_dim=demonstrations.low_dim[:, :0])
+                features = picture_features.of_demonstrations(seen, path, caches, device)
+                act = frozen_policies(picture_features, features, seen, of_task, device)
+            successes = try_policies(task, act, of_task, processes)
+            about = _about(contestant, task, demonstrations.cameras, of_task)
             rows = [
                 {
                     **about,
@@ -180,7 +242,7 @@ def evaluate(
             ]
             results.add(rows)
             print(
-                f"{task}: {contestant.name}: "
+                f"{task}: {contestant.title}: "
                 + ", ".join(f"{row['successes']}/{row['trials']}" for row in rows),
                 flush=True,
             )
@@ -215,10 +277,12 @@ def _about(
         "task": task,
         "encoder": contestant.name,
         "source": contestant.source or "",
+        "policy": contestant.policy,
         "cameras": " ".join(camera.removesuffix("_image") for camera in cameras),
         "picture_size": protocol.pictures.picture_size,
         "looks": protocol.pictures.looks,
         "demonstrations": protocol.demonstrations,
+        "horizon": protocol.horizon or "",
         "versions": versions(),
         "hardware": processor(),
     }
@@ -228,37 +292,54 @@ def _about(
 
 
 class PictureFeatures:
-    """The features that a policy receives: those of all cameras concatenated, or none.
+    """The features that a policy receives: those of all cameras, or none.
+
+    Pooled features of the cameras are concatenated, [..., V * D]. Maps are [..., V, D, h, w].
 
     source, encoder: None = no features
+    output:          "pooled", or "spatial" for maps
     key:             of weights, network and preprocessing, for the names of folders
     """
 
-    def __init__(self, source: str | None, encoder: Encoder | None):
-        self.source, self.encoder = source, encoder
+    def __init__(self, source: str | None, encoder: Encoder | None, output: str = "pooled"):
+        self.source, self.encoder, self.output = source, encoder, output
         self.key = encoder_fingerprint(encoder)[:16] if encoder else ""
-        self._network = torch_network(encoder, "pooled", "fp32") if encoder else None
+        self._network = torch_network(encoder, output, "fp32") if encoder else None
 
     def of_demonstrations(
         self, demonstrations: Demonstrations, path: Path, folder: Path, device: str
     ) -> np.ndarray:
-        """Features of all steps of the HDF5 file `path`, cached in `folder`: float32 [N, V * D]."""
+        """Features of all steps of the HDF5 file `path`, cached in `folder`.
+
+        float32 [N, V * D], or maps float16 [N, V, D, h, w]
+        """
         if self.source is None:
             return np.zeros((len(demonstrations.actions), 0), np.float32)
         # In this process, with the rollouts' network, because workers would take longer to start.
-        config = FeatureConfig(device=device, engine="torch", workers=1)
-        cache = extract_features(self.source, path, folder / self.key, config)
-        return rearrange(np.array(cache.array), "n v d -> n (v d)")
+        config = FeatureConfig(
+            output=self.output,
+            dtype="fp32" if self.output == "pooled" else "fp16",
+            device=device,
+            engine="torch",
+            workers=1,
+        )
+        name = self.key if self.output == "pooled" else f"{self.key}_{self.output}"
+        return self._side_by_side(
+            np.array(extract_features(self.source, path, folder / name, config).array)
+        )
 
     def of_observation(self, observation: Observation) -> np.ndarray:
-        """Features of B observations, float32 [B, V * D]."""
+        """Features of B observations, float32 [B, V * D] or [B, V, D, h, w]."""
         if self.encoder is None or self._network is None:
             return np.zeros((len(observation["proprioception"]), 0), np.float32)
         cameras = sorted(key for key in observation if key.endswith("_image"))  # as in the cache
         pictures = np.stack([observation[key] for key in cameras], axis=1)
         pixels = self.encoder.preprocess(rearrange(pictures, "b v h w c -> (b v) h w c"))
         features = self._network(pixels).cpu().numpy()
-        return rearrange(features, "(b v) d -> b (v d)", v=len(cameras))
+        return self._side_by_side(rearrange(features, "(b v) ... -> b v ...", v=len(cameras)))
+
+    def _side_by_side(self, features: np.ndarray) -> np.ndarray:
+        return rearrange(features, "n v d -> n (v d)") if self.output == "pooled" else features
 
 
 def frozen_policies(
@@ -270,7 +351,8 @@ def frozen_policies(
 ) -> Act:
     """Train a policy per seed on frozen features; returns the function that they act by.
 
-    features: `picture_features` of the demonstrations' steps, [N, V * D]
+    features: `picture_features` of the demonstrations' steps, [N, V * D] or [N, V, D, h, w]
+    Policies see the demonstrations' `low_dim`: proprioception, or nothing if it has no columns.
     """
     config = protocol.policy
     if picture_features.source is None:
@@ -283,7 +365,8 @@ def frozen_policies(
     @torch.inference_mode()
     def act(chosen: np.ndarray, observation: Observation) -> np.ndarray:
         seen = picture_features.of_observation(observation)
-        return policies.act(chosen, seen, observation["proprioception"])
+        felt = observation["proprioception"][:, : demonstrations.low_dim.shape[1]]
+        return policies.act(chosen, seen, felt)
 
     return act
 

@@ -12,8 +12,10 @@ float32.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +29,7 @@ from torch import Tensor
 from mcr.errors import UserError, nearest, require_choice
 from mcr.features.key import differences, encoder_key
 from mcr.models.encoder import Encoder
-from mcr.runs.atomic import remove, sync, write_text
+from mcr.runs.atomic import remove, reserve, sync, system_errors, write_text
 
 FORMAT = "mcr-features-1"
 CACHED_OUTPUTS = ("pooled", "spatial")
@@ -108,7 +110,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     """The content of features.json. Raises UserError if the folder is no cache that we can read."""
     path = folder / _DESCRIPTION
     if not path.is_file():
-        begun = partial_folder(folder).is_dir()
+        begun = bool(_partial_folders(folder))
         hint = "; it was begun, type the same command to finish it" if begun else ""
         raise UserError(f"{folder}: is no feature cache{hint}")
     try:
@@ -128,9 +130,26 @@ def read_description(folder: Path) -> dict[str, Any]:
 # --------------------------------------------------------------------------- writing
 
 
-def partial_folder(folder: Path) -> Path:
-    """Where a cache lies while it is written."""
-    return folder.with_name(f"{folder.name}.partial")
+def partial_folder(folder: Path, key: dict[str, Any]) -> Path:
+    """Where a cache of this key lies while it is written: <cache>.partial.
+
+    If something else was begun there and came to a result, it is <cache>.<hash of the key>.partial.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    if not is_begun(partial) or not differences(read_description(partial), key):
+        return partial
+    if not (partial / _JOURNAL).is_file() or not (partial / _JOURNAL).stat().st_size:
+        remove(partial)
+        return partial
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return folder.with_name(f"{folder.name}.{digest[:8]}.partial")
+
+
+def _partial_folders(folder: Path) -> list[Path]:
+    """What was begun and would get the name `folder`."""
+    name = re.compile(rf"{re.escape(folder.name)}(\.[0-9a-f]{{8}})?\.partial")
+    paths = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    return [path for path in paths if name.fullmatch(path.name)]
 
 
 def is_begun(partial: Path) -> bool:
@@ -147,16 +166,37 @@ def create(
 ) -> None:
     """Make an empty cache of these episodes. The description, which makes it one, is written last.
 
+    The array gets its place on the disk now, because a process that writes to a mapped file of a
+    full disk is killed. Raises OSError if there is no room; then nothing is left.
+
     feature_shape: of one frame's features, [D] or [D, h, w]
     description:   the key; its "cameras" and "dtype" decide the array's shape and dtype
     """
     remove(partial)
     partial.mkdir(parents=True)
+    try:
+        with system_errors(partial):
+            _write_empty(partial, names, lengths, feature_shape, description)
+    except OSError:
+        remove(partial)
+        raise
+
+
+def _write_empty(
+    partial: Path,
+    names: Sequence[str],
+    lengths: Sequence[int],
+    feature_shape: Sequence[int],
+    description: dict[str, Any],
+) -> None:
     starts = np.cumsum([0, *lengths])
     table = pd.DataFrame({"name": names, "start": starts[:-1], "length": lengths})
     table.to_csv(partial / _EPISODES, index=False)
     shape = (int(starts[-1]), len(description["cameras"]), *feature_shape)
-    np.lib.format.open_memmap(partial / _FEATURES, "w+", DTYPES[description["dtype"]], shape)
+    array = np.lib.format.open_memmap(
+        partial / _FEATURES, "w+", DTYPES[description["dtype"]], shape
+    )
+    reserve(partial / _FEATURES, array.offset + array.nbytes)
     content = {"format": FORMAT, "shape": shape, **description}
     write_text(partial / _DESCRIPTION, json.dumps(content, indent=1) + "\n")
 
@@ -171,6 +211,8 @@ def finish(partial: Path, folder: Path) -> None:
     (partial / _JOURNAL).unlink(missing_ok=True)
     sync(partial)
     partial.rename(folder)
+    for other in _partial_folders(folder):  # of other keys: they cannot get this name any more
+        remove(other)
 
 
 class Journal:

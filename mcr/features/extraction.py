@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mcr.data.schema import Schema
 from mcr.errors import UserError
 from mcr.features import cache
 from mcr.features.cache import CACHED_OUTPUTS, DTYPES, FeatureCache, from_stored, to_stored
@@ -34,6 +35,7 @@ from mcr.models.inference import (
 from mcr.models.loading import load_model
 from mcr.models.onnx_file import onnx_network, write_network
 from mcr.models.preprocessing import Preprocessing
+from mcr.runs.locks import exclusive
 from mcr.runs.processes import num_cores, process_pool, progress_bar
 from mcr.runs.ranges import DEVICE, NAMES, check_fields, choice, optional, whole
 
@@ -77,17 +79,18 @@ def extract_features(
     out: str | Path,
     config: FeatureConfig | None = None,
     index: str | Path | None = None,
-    schema: str | Path | None = None,
+    schema: str | Path | Schema | None = None,
 ) -> FeatureCache:
     """Compute the features of all frames of `data` and write them to the folder `out`.
 
-    A run that was killed is continued. A finished cache is returned as it is.
+    A run that was killed is continued. A finished cache is returned as it is. If another process
+    computes the same cache, this waits for it.
 
     encoder: what `load_model` takes
     data:    a data set of any format
     index, schema: as for `mcr.data.index.open_index`
-    Raises UserError if `out`, or what was begun there, was made by another encoder, from other data
-    or with other options, and if the data cannot be read.
+    Raises UserError if `out` was made by another encoder, from other data or with other options,
+    and if the data cannot be read. What was begun so and never finished does not hinder.
     """
     config, out = config or FeatureConfig(), Path(out)
     recordings = open_recordings(data, index, schema)
@@ -100,20 +103,20 @@ def extract_features(
         "dtype": config.dtype,
         "precision": config.precision,
     }
-    if out.exists():
-        if stale := differences(cache.read_description(out), key):
-            raise UserError(f"{out}: is of {stale}; choose another folder or delete it")
-        return FeatureCache(out)
-    partial = cache.partial_folder(out)
-    if not cache.is_begun(partial):
-        about = {"encoder": str(encoder), "source": str(data)}  # for people; never compared
-        shape = feature_shape(loaded, config.output)
-        cache.create(partial, recordings.names, recordings.lengths, shape, about | key)
-    elif stale := differences(cache.read_description(partial), key):
-        raise UserError(f"{partial}: was begun with {stale}; delete it, or choose another folder")
-    run(make_job(partial, encoder, loaded, recordings, config))
-    (partial / _NETWORK).unlink(missing_ok=True)
-    cache.finish(partial, out)
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(out):
+            if not out.exists():  # another process has not finished it meanwhile
+                partial = cache.partial_folder(out, key)
+                if not cache.is_begun(partial):
+                    about = {"encoder": str(encoder), "source": str(data)}  # for people
+                    shape = feature_shape(loaded, config.output)
+                    cache.create(partial, recordings.names, recordings.lengths, shape, about | key)
+                run(make_job(partial, encoder, loaded, recordings, config))
+                (partial / _NETWORK).unlink(missing_ok=True)
+                cache.finish(partial, out)
+    if stale := differences(cache.read_description(out), key):
+        raise UserError(f"{out}: is of {stale}; choose another folder or delete it")
     return FeatureCache(out)
 
 

@@ -33,8 +33,10 @@ from mcr.policies.demonstrations import Demonstrations, open_demonstrations
 from mcr.policies.observation_encoder import ObservationEncoder
 from mcr.policies.policy import Policy, read_policy_file, write_policy_file
 from mcr.policies.samples import Samples, batches, open_samples
+from mcr.runs.atomic import remove_all_leftovers
 from mcr.runs.devices import choose_device
 from mcr.runs.hydra_command import HydraCommand
+from mcr.runs.locks import exclusive_folder
 from mcr.runs.log import MetricsLog
 from mcr.runs.options import check_resume, require_same_config
 from mcr.runs.processes import progress_bar
@@ -45,7 +47,12 @@ def train(config: Config) -> Path:
 
     Raises UserError if anything is wrong with config, data, encoder, cache or an earlier run.
     """
-    with tempfile.TemporaryDirectory(prefix="mcr-bc-") as scratch:
+    folder = Path(config.run_dir)
+    with (
+        exclusive_folder(folder, "choose another run_dir"),
+        tempfile.TemporaryDirectory(prefix="mcr-bc-") as scratch,
+    ):
+        remove_all_leftovers(folder)
         return Cloning(config, Path(scratch)).loop()
 
 

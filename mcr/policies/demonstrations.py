@@ -18,9 +18,10 @@ from typing import Annotated
 import numpy as np
 
 from mcr.data.index import Index, open_index
-from mcr.data.spaces import ACTION_SPACES, ROTATIONS, action_space, signal_space
+from mcr.data.spaces import ACTION_SPACES, ROTATIONS, action_space, signal_space, why_no_action
 from mcr.errors import UserError, nearest
 from mcr.features.recordings import Recordings
+from mcr.runs.atomic import reserve
 from mcr.runs.processes import progress_bar
 from mcr.runs.ranges import ANY_TEXT, NAMES, check_fields, choice, number
 
@@ -94,6 +95,7 @@ class Demonstrations:
                     if array is None:
                         shape = (sum(lengths), *frame.shape)
                         array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+                        reserve(path, array.offset + array.nbytes)
                     if frame.shape != array.shape[1:]:
                         raise UserError(
                             f"{name}: {camera} is {frame.shape[:2]} pixels, in earlier episodes "
@@ -125,8 +127,7 @@ def open_demonstrations(config: DemonstrationConfig) -> Demonstrations:
     spaces.append(action_space(index, config.action_space, config.rotation))
     if spaces[-1].size == 0:
         raise UserError(
-            f"{index.source}: no signal is called action, so there is nothing to learn; its "
-            f"signals are {', '.join(index.signal_names) or 'none'}. Name it in a schema: "
+            f"{why_no_action(index)}. There is nothing to learn: name the action in a schema, "
             "demonstrations.schema=my_robot.yaml with action: [...]"
         )
     steps = np.concatenate(

@@ -375,8 +375,9 @@ class PolicyEnsemble:
             "losses": self.losses,
             "network": {name: tensor.cpu() for name, tensor in self.network.state_dict().items()},
         }
-        with atomic_path(Path(path)) as partial:
-            torch.save(content, partial)
+        # A file, because torch would write the temporary name of a path into it.
+        with atomic_path(Path(path)) as partial, partial.open("wb") as file:
+            torch.save(content, file)
 
     @classmethod
     def load(cls, path: str | Path) -> PolicyEnsemble:

@@ -128,8 +128,9 @@ def write_policy_file(path: Path, policy: Policy, content: dict[str, Any]) -> No
         ],
         "policy": policy.state_dict(),
     }
-    with atomic_path(path) as partial:
-        torch.save(about | content, partial)
+    # A file, because torch would write the temporary name of a path into it.
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        torch.save(about | content, file)
 
 
 def read_policy_file(path: Path) -> dict[str, Any]:

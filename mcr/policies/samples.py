@@ -121,8 +121,8 @@ def _cached_features(
             "encoder": encoder.state_dict(),
             "encoder_config": encoder.preprocessing.encoder_config(encoder.backbone),
         }
-        with atomic_path(folder / _ENCODER) as partial:
-            torch.save(content, partial)
+        with atomic_path(folder / _ENCODER) as partial, partial.open("wb") as file:
+            torch.save(content, file)
     out = Path(config.feature_cache or folder / "features")
     options = FeatureConfig(
         output="pooled" if config.observations.pooling == "pooled" else "spatial",
@@ -131,6 +131,8 @@ def _cached_features(
         workers=config.workers,
     )
     began = time.perf_counter()
-    array = extract_features(source, config.demonstrations.data, out, options).array
+    index = demonstrations.recordings.index  # as it was opened: its place, its schema
+    data = config.demonstrations.data
+    array = extract_features(source, data, out, options, index.path, index.schema).array
     print(f"features of {len(array)} steps in {out} ({time.perf_counter() - began:.1f} s)")
     return array

@@ -7,8 +7,10 @@ recipe that trained it), a .pth in upstream's layout, or a program that runs wit
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,8 @@ from mcr.release.golden_features import golden_features, golden_record
 from mcr.release.model_card import CARD_NAME, RECIPE_NAME, model_card, recipe
 from mcr.release.programs import PROGRAM_SUFFIXES, write_program
 from mcr.release.publication import public_facts
-from mcr.runs.atomic import atomic_path
+from mcr.runs.atomic import atomic_path, reserve
+from mcr.runs.locks import exclusive
 
 EXPORT_FILES = (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME, RECIPE_NAME)
 _OTHER_SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
@@ -82,7 +85,7 @@ def export_encoder(
             "diverged; take an earlier checkpoint"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(out, replace_folder=True) as partial:
+    with _alone(out, weights, force), atomic_path(out, replace_folder=True) as partial:
         if out.suffix in PROGRAM_SUFFIXES:
             write_program(partial, out.suffix, encoder, _config(weights, encoder))
             digest = sha256(partial)
@@ -95,6 +98,14 @@ def export_encoder(
             digest = _write_folder(partial, out.name, weights, encoder, golden)
             _require_same(load_model(partial), encoder, golden)
     return Export(out, weights.backbone, len(weights.tensors), encoder.embed_dim, digest)
+
+
+@contextlib.contextmanager
+def _alone(out: Path, weights: Weights, force: bool) -> Iterator[None]:
+    """Keep other exports away from `out`, and see whether one has come before this one."""
+    with exclusive(out, patience_s=0, advice="choose another name"):
+        _check_target(out, weights, force)
+        yield
 
 
 def _check_target(out: Path, weights: Weights, force: bool) -> None:
@@ -135,6 +146,8 @@ def _write_folder(
 ) -> str:
     """Write the files of an export that will be called `name`; return the weights' SHA-256."""
     folder.mkdir()
+    # On a full disk safetensors gives an error that is none of the system's.
+    reserve(folder / WEIGHTS_NAME, sum(tensor.nbytes for tensor in weights.tensors.values()))
     save_file(weights.tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     digest = sha256(folder / WEIGHTS_NAME)
     config = _config(weights, encoder)

@@ -38,7 +38,8 @@ class MetricsLog:
 
         counter:      the key that orders the lines: "step" or "epoch"
         resumed_at:   steps (or epochs) that are done. Lines of later ones are deleted, because
-                      the run that wrote them was killed and will compute them again. 0 = new run
+                      the run that wrote them was killed and will compute them again. 0 = new run,
+                      of which no line stays
         wandb_config: the config that Weights & Biases shows with the run; None = do not use it
         Raises UserError if Weights & Biases is asked for but is not installed or not logged in.
         """
@@ -50,7 +51,8 @@ class MetricsLog:
             lines = path.read_text().splitlines()
             write_text(path, "".join(f"{x}\n" for x in lines if self._is_done(x, resumed_at)))
         self._file = path.open("a")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resumed_at + 1)
+        purged = resumed_at + 1 if resumed_at else 0
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purged)
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -85,7 +87,7 @@ class MetricsLog:
 
     def _is_done(self, line: str, resumed_at: int) -> bool:
         try:
-            return json.loads(line)[self._counter] <= resumed_at
+            return 0 < resumed_at >= json.loads(line)[self._counter]
         except (ValueError, KeyError):  # a killed run may have cut its last line short
             return False
 

@@ -15,8 +15,9 @@ import resource
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
@@ -28,7 +29,12 @@ from tqdm import tqdm
 from mcr.errors import UserError, require_choice
 
 EXECUTORS = ("local", "ray")  # the cores of this machine, or of a Ray cluster
+KILLED = (  # what a report says of the work
+    "the process that worked on it was killed twice, by a fault in a library or by the system if "
+    "memory ran out"
+)
 _LEAST_SHARE = 2**31  # bytes; an episode of DROID takes at most 0.5 GB
+_MOST_LOST = 100  # pieces of work that kill their processes; more say that the machine is at fault
 
 
 def num_cores() -> int:
@@ -91,18 +97,134 @@ def _data_bytes() -> int | None:
     return int(found[0].split()[1]) * 2**10 if found else None
 
 
+class Pool:
+    """Worker processes that are replaced when they die.
+
+    The pieces of work that were in flight then are done again, one by one, with one process. A
+    piece that kills its process again is lost, and the others go on. So a piece must give the right
+    result when it has been killed at any point and is done again.
+    """
+
+    def __init__(
+        self, workers: int, initializer: Callable[..., None] | None = None, initargs: tuple = ()
+    ):
+        self._workers = workers
+        self._arguments = (_Spawn(), _start_worker, (workers, initializer, initargs))
+        self._executor = self._start(workers)
+        self._num_lost = 0
+
+    def _start(self, workers: int) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(workers, *self._arguments)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Begin a call, which is not repeated if its process dies."""
+        return self._executor.submit(function, *arguments)
+
+    def map(
+        self,
+        function: Callable[[Any], Any],
+        items: Iterable[Any],
+        on_lost: Callable[[Pool, Any], Any] | None = None,
+        tick: Callable[[], None] = lambda: None,
+    ) -> Iterator[Any]:
+        """Yield `function(item)` of each item, in order.
+
+        on_lost: gives the result of an item that kills its process; None = the run ends
+        tick:    is called several times a second
+        """
+        ready: dict[int, Any] = {}
+        due = 0
+        for position, result in self._completed(function, list(items), on_lost, tick):
+            ready[position] = result
+            while due in ready:
+                yield ready.pop(due)
+                due += 1
+
+    def one_by_one(
+        self, function: Callable[[Any], Any], items: Iterable[Any]
+    ) -> Iterator[tuple[bool, Any]]:
+        """Yield (is it done?, `function(item)`) of each item, with one process at a time."""
+        executor = self._start(1)
+        try:
+            for item in items:
+                try:
+                    yield True, executor.submit(function, item).result()
+                except BrokenProcessPool:
+                    self._num_lost += 1
+                    if self._num_lost > _MOST_LOST:
+                        raise
+                    executor.shutdown()
+                    executor = self._start(1)
+                    yield False, None
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+    def shutdown(self) -> None:
+        """Wait for the work that has begun, and cancel what has not."""
+        self._executor.shutdown(cancel_futures=True)
+
+    def _completed(
+        self,
+        function: Callable[[Any], Any],
+        items: Sequence[Any],
+        on_lost: Callable[[Pool, Any], Any] | None,
+        tick: Callable[[], None],
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield (position of an item, its result) as soon as each is done."""
+        todo = deque(range(len(items)))
+        running: dict[Future[Any], int] = {}
+        while todo or running:
+            interrupted: list[int] = []
+            while todo and len(running) < 2 * self._workers and not interrupted:
+                position = todo.popleft()
+                try:
+                    running[self.submit(function, items[position])] = position
+                except BrokenProcessPool:
+                    interrupted.append(position)
+            done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            tick()
+            for future in list(running) if interrupted else done:
+                position = running.pop(future)
+                try:
+                    result = future.result()
+                except BrokenProcessPool:
+                    interrupted.append(position)
+                    continue
+                yield position, result
+            if interrupted:
+                interrupted += running.values()  # they are broken off, too, or soon will be
+                running.clear()
+                yield from self._repeat(function, items, sorted(interrupted), on_lost)
+
+    def _repeat(
+        self,
+        function: Callable[[Any], Any],
+        items: Sequence[Any],
+        positions: list[int],
+        on_lost: Callable[[Pool, Any], Any] | None,
+    ) -> Iterator[tuple[int, Any]]:
+        """Do again what was in flight when a process died, with new processes."""
+        self._executor.shutdown()
+        self._executor = self._start(self._workers)
+        again = self.one_by_one(function, [items[position] for position in positions])
+        for position, (is_done, result) in zip(positions, again, strict=True):
+            if not is_done and on_lost is None:
+                raise BrokenProcessPool(KILLED)
+            yield position, result if is_done or on_lost is None else on_lost(self, items[position])
+
+
 @contextlib.contextmanager
 def process_pool(
     workers: int | None,
     reassurance: str = "",
     initializer: Callable[..., None] | None = None,
     initargs: tuple = (),
-) -> Iterator[ProcessPoolExecutor]:
+) -> Iterator[Pool]:
     """Open a pool of `workers` processes, one per core if None.
 
     When the block ends, work that has not begun is cancelled, and work that has begun is waited
-    for. A killed worker, Ctrl-C and system errors such as a full disk are raised as a UserError
-    whose message ends with `reassurance`.
+    for. Work that kills its process, Ctrl-C and system errors such as a full disk are raised as a
+    UserError whose message ends with `reassurance`.
 
     A worker has the limit of `limited_memory`.
 
@@ -110,8 +232,7 @@ def process_pool(
     """
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: give at least 1")
-    workers = workers or num_cores()
-    pool = ProcessPoolExecutor(workers, _Spawn(), _start_worker, (workers, initializer, initargs))
+    pool = Pool(workers or num_cores(), initializer, initargs)
     try:
         yield pool
     except BrokenProcessPool as error:
@@ -121,23 +242,29 @@ def process_pool(
         ) from error
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        raise UserError(f"{where}{error.strerror}, so the run has stopped{reassurance}") from error
+        what = error.strerror or str(error)  # NumPy's have no number
+        raise UserError(f"{where}{what}, so the run has stopped{reassurance}") from error
     except KeyboardInterrupt:
         raise UserError(f"interrupted{reassurance}") from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()
 
 
 def ordered_map(
-    function: Callable[[Any], Any], items: Sequence[Any], workers: int = 0, executor: str = "local"
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
+    workers: int = 0,
+    executor: str = "local",
+    on_lost: Callable[[Pool, Any], Any] | None = None,
 ) -> Iterator[Any]:
     """Apply `function` to each item and yield the results in the order of the items.
 
     executor: "local" (processes of this machine) or "ray" (a Ray cluster)
     workers:  processes of the executor "local"; 0 starts one per core, 1 starts none
+    on_lost:  as for `Pool.map`; on a Ray cluster an item that kills its process ends the run
     """
     require_choice("executor", executor, EXECUTORS)
-    workers = min(workers or num_cores(), len(items))
+    workers = max(1, min(workers or num_cores(), len(items)))
     if executor == "ray":
         from mcr.runs.ray_executor import ray_cluster, ray_map  # an extra
 
@@ -148,7 +275,7 @@ def ordered_map(
             yield from map(function, items)
     else:
         with process_pool(workers) as pool:
-            yield from pool.map(function, items)
+            yield from pool.map(function, items, on_lost)
 
 
 class _Worker(SpawnProcess):

@@ -207,6 +207,10 @@ _DEVICES = r"(cpu|mps|(cuda|xpu)(:\d{1,3})?)"
 DEVICE = text(_DEVICES, "a device: cpu, cuda, cuda:1, ... or mps")
 DEVICE_OR_AUTO = text(f"auto|{_DEVICES}", "a device: auto, cpu, cuda, cuda:1, ... or mps")
 SEED = whole(0, 2**63 - 1)
+COUNT = whole(1)
+PIXELS = whole(1, 4096)
+WORKERS = whole(1, 1024)
+WORKERS_OR_ALL = whole(0, 1024, "0 is the default")
 EXISTING = Range("a file or folder that exists", _exists, ("/no/such/file",), parse=Path)
 FOLDER_TO_WRITE = Range(
     "a folder, or the name of a new one, that you may write to",

@@ -25,8 +25,9 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
     """Write `<folder>/step_<step>.pt` atomically and delete all but the newest `keep`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = checkpoint_path(folder, step)
-    with atomic_path(path) as partial:
-        torch.save({"format": CHECKPOINT_FORMAT, "step": step, **content}, partial)
+    # A file, because torch would write the temporary name of a path into it.
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        torch.save({"format": CHECKPOINT_FORMAT, "step": step, **content}, file)
     for old in list_checkpoints(folder)[:-keep]:
         old.unlink()
     return path

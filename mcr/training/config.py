@@ -152,6 +152,7 @@ FREE_TO_CHANGE = (
     "data.index",
     "data.workers",
     "data.prefetch",
+    "data.timeout_s",
     "data.on_error",
     "data.max_errors",
 )

@@ -104,7 +104,8 @@ def load_config(run_dir: str | Path) -> Config:
 
 def read_metrics(run_dir: str | Path) -> pd.DataFrame:
     """Read metrics.jsonl as a table: "step", "split" ("train", "val"), and a column per metric."""
-    lines = _file_of_run(run_dir, "metrics.jsonl").read_text().splitlines()
+    text = _file_of_run(run_dir, "metrics.jsonl").read_text()
+    lines = text[: text.rfind("\n") + 1].splitlines()  # a killed run may have cut the last one
     return pd.DataFrame([json.loads(line) for line in lines], columns=None if lines else ["step"])
 
 

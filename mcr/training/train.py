@@ -5,8 +5,8 @@
 
 A run starts in this order:
 
-1. It opens the data.
-2. It builds the network from the seed, or from the weights of `model.init`.
+1. It reads the weights of `model.init` and the teacher's, because indexing the data may take hours.
+2. It opens the data and builds the network.
 3. It saves config and versions. Bad input is refused before, so that it leaves nothing behind.
 4. It restores weights, optimiser and step from the newest checkpoint, if there is one.
 
@@ -21,6 +21,7 @@ import contextlib
 import dataclasses
 import signal
 import sys
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ import torch
 
 from mcr.data.batch import UNNAMED
 from mcr.data.loader import MixtureLoader
+from mcr.data.loader_faults import worker_errors
 from mcr.errors import UserError
 from mcr.models.encoder import Encoder
 from mcr.models.fingerprint import encoder_fingerprint
@@ -37,8 +39,10 @@ from mcr.models.layouts import Weights
 from mcr.models.loading import fill, load_model
 from mcr.models.preprocessing import Preprocessing
 from mcr.models.trainable import read_start, usual_preprocessing
+from mcr.runs.atomic import remove_all_leftovers
 from mcr.runs.devices import choose_device
 from mcr.runs.hydra_command import HydraCommand
+from mcr.runs.locks import exclusive_folder
 from mcr.runs.options import check_resume, require_same_config
 from mcr.training.checkpoint import (
     checkpoint_path,
@@ -76,9 +80,9 @@ def train(config: Config) -> Path:
     check_config(config, world.size)
     device = choose_device(config.device, world.local_rank if world.size > 1 else None)
     make_deterministic(config.deterministic)
-    with world.connected(device):
+    with world.connected(device), _alone(Path(config.run_dir), world):
         run = Run(config, world, device)
-        with run.open_log() as log:
+        with run.open_log() as log, worker_errors():
             run.loop(log)
         path = run.save()
     if world.is_main:
@@ -86,22 +90,42 @@ def train(config: Config) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def _alone(folder: Path, world: World) -> Iterator[None]:
+    """Keep other runs out of a run's folder, and delete what a killed one has left half written.
+
+    All processes raise the UserError of rank 0, which holds the lock.
+    """
+    with contextlib.ExitStack() as stack:
+        lock = exclusive_folder(folder, "choose another run_dir")
+        world.in_turn(lambda: stack.enter_context(lock) if world.is_main else None)
+        if world.is_main:
+            for place in (folder, folder / "checkpoints"):
+                remove_all_leftovers(place)
+        yield
+
+
 class Run:
     """The state of one run: its data, and the network, optimiser and step that change."""
 
     def __init__(self, config: Config, world: World, device: torch.device):
-        self.data = TrainingData(config, world)
-        config = dataclasses.replace(config, data=self.data.config)
         self.config, self.world, self.device = config, world, device
         self.folder = Path(config.run_dir)
         self.step = 0
         self.stopped_by_signal = False
         self._teacher_fingerprint = ""
         self._painters: list[Painter] = []  # opened when they first draw
+        is_new = world.of_main(not list_checkpoints(self.folder / "checkpoints"))
+        start = self._read_start() if is_new else None
+        teacher = self._load_teacher()
+        self.data = TrainingData(config, world)
+        config = dataclasses.replace(config, data=self.data.config)
+        self.config = dataclasses.replace(self.config, data=self.data.config)
         checkpoint = self._newest_checkpoint()
         if checkpoint:
             self.data.require_same(checkpoint["dataset"], str(self.folder))
-        self.model = self._build_model(checkpoint)
+            self._require_same_teacher(checkpoint)
+        self.model = self._build_model(checkpoint, start, teacher)
         self.engine = self._build_engine()
         if world.is_main:
             where = {"processes": world.size, "device": hardware(device)}
@@ -118,13 +142,14 @@ class Run:
 
     # --- building
 
-    def _build_model(self, checkpoint: dict[str, Any] | None) -> Pretrainer:
-        """Build the network from the seed, or from the weights of `model.init`.
+    def _build_model(
+        self, checkpoint: dict[str, Any] | None, start: Weights | None, teacher: Encoder | None
+    ) -> Pretrainer:
+        """Build the network from the seed, or from the weights of `model.init`, `start`.
 
-        A run that is resumed does not read `model.init` again.
+        A run that is resumed does not read `model.init` again, and has no `start`.
         """
-        start = None if checkpoint else self._read_start()
-        config, teacher = self.config, self._load_teacher(checkpoint)
+        config = self.config
         torch.manual_seed(config.seed)
         model = Pretrainer(
             backbone=config.model.backbone,
@@ -155,8 +180,8 @@ class Run:
         self.world.say(f"starting from {model.init} ({text})")
         return start
 
-    def _load_teacher(self, checkpoint: dict[str, Any] | None) -> Encoder | None:
-        """Load the teacher, if distillation is on. A run keeps the teacher that it began with."""
+    def _load_teacher(self) -> Encoder | None:
+        """Load the teacher, if distillation is on."""
         source = self.config.objectives.distillation.teacher
         if not source or not self.config.loss_weights.get("distillation", 0):
             return None
@@ -165,14 +190,18 @@ class Run:
         except UserError as error:
             raise UserError(f"objectives.distillation.teacher={source}: {error}") from error
         self._teacher_fingerprint = encoder_fingerprint(teacher)
-        known = (checkpoint or {}).get("teacher", self._teacher_fingerprint)
-        if known != self._teacher_fingerprint:
-            raise UserError(
-                f"objectives.distillation.teacher={source}: {self.folder} was begun with another "
-                f"teacher (fingerprint {known[:12]}, this one has "
-                f"{self._teacher_fingerprint[:12]}); give that one, or choose another run_dir"
-            )
         return teacher
+
+    def _require_same_teacher(self, checkpoint: dict[str, Any]) -> None:
+        """Raise UserError unless the run keeps the teacher that it began with."""
+        own = self._teacher_fingerprint
+        known = checkpoint.get("teacher", own)
+        if own and known != own:
+            raise UserError(
+                f"objectives.distillation.teacher={self.config.objectives.distillation.teacher}: "
+                f"{self.folder} was begun with another teacher (fingerprint {known[:12]}, this one "
+                f"has {own[:12]}); give that one, or choose another run_dir"
+            )
 
     def _take_backbone(self, backbone: str) -> None:
         """Name the network of `model.init` in the config, unless it names one itself."""

@@ -16,6 +16,7 @@ from mcr.data.loader import ClipDataset, ClipLoader, DataConfig
 from mcr.data.pack import Pack, open_pack, slowdown
 from mcr.data.sampling import TRAIN, VALIDATION
 from mcr.data.selection import Episodes, least_frames, select_episodes, split_sessions
+from mcr.data.spaces import why_no_action
 from mcr.data.statistics import space_statistics
 from mcr.errors import UserError
 from mcr.objectives import frames_read
@@ -160,8 +161,7 @@ def _require_signals(
     if needing:
         fix = " ".join(f"loss_weights.{name}=0" for name in needing)
         raise UserError(
-            f"{index.source}: no signal is called action, which {' and '.join(needing)} "
-            f"{'needs' if len(needing) == 1 else 'need'}; its signals are "
-            f"{', '.join(index.signal_names) or 'none'}. Name it in a schema, data.schema="
+            f"{why_no_action(index)}. {' and '.join(needing)} "
+            f"{'needs' if len(needing) == 1 else 'need'} one: name it in a schema, data.schema="
             f"my_robot.yaml with action: [...], or train the other losses alone: {fix}"
         )

@@ -418,9 +418,11 @@ def test_a_run_that_is_killed_and_repeated_gives_the_same_tree(large, tmp_path, 
         else:
             os.kill(process.pid, signal.SIGKILL)
         _, stderr = process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == (2 if victim == "worker" else -signal.SIGKILL)
-        if victim == "worker":
-            assert "error: a worker process was killed" in stderr and "Traceback" not in stderr
+        if victim == "worker":  # its work is done again, in the same run
+            assert process.returncode == 0, stderr
+            assert digest(tree) == digest(tmp_path / "undisturbed")
+            continue
+        assert process.returncode == -signal.SIGKILL
         partial_seen += any(tree.glob(".partial-*"))
         for folder in tree.glob("2*"):  # whatever has its name is whole
             assert len(list(folder.rglob("*.png"))) == 60 and (folder / "other_data.pkl").exists()

@@ -288,8 +288,13 @@ def test_an_episode_that_needs_too_much_memory_is_the_only_one_that_is_lost(reco
 
 
 def test_a_small_attack_on_every_reader():
-    """`benchmarks/attack.py` runs thousands of cases; these are some of them, always the same."""
+    """`benchmarks/attack.py` runs thousands of cases; these are some of them, always the same.
+
+    Those of weights are in `tests/models/test_damaged_weights.py`.
+    """
     command = [sys.executable, "benchmarks/attack.py", "--cases", "90", "--seed", "3"]
+    command += ["--campaigns", "pickle", "picture", "tree", "rlds", "lerobot-v2", "lerobot-v3"]
+    command += ["hdf5", "videos", "pictures"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
     assert "| all | 90 |" in run.stdout

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pytest
@@ -14,10 +16,16 @@ from mcr.evaluation.contestants import (
     with_yardsticks,
     write_untrained_encoders,
 )
-from mcr.evaluation.success_rates import PictureFeatures, Protocol, learning_policies
-from mcr.evaluation.task_sets import set_of_task
+from mcr.evaluation.success_rates import (
+    PictureFeatures,
+    Protocol,
+    frozen_policies,
+    learning_policies,
+)
+from mcr.evaluation.task_sets import TASK_SETS, TaskSetting, set_of_task
 from mcr.models.loading import load_model
 from mcr.models.untrained import write_untrained
+from mcr.policies.demonstrations import DemonstrationConfig, open_demonstrations
 from mcr.policies.ensemble import EnsembleConfig
 from mcr.simulation.simulator import PictureConfig
 from mcr.simulation.tasks import TASKS
@@ -114,12 +122,54 @@ def test_encoders_need_pictures():
         Protocol(pictures=PictureConfig(picture_size=0))
 
 
+def test_a_task_of_a_set_has_its_own_demonstrations_and_horizon():
+    setting = TaskSetting(demonstrations=50, horizon=400)
+    protocol = Protocol(rollouts=7, settings={"robosuite/can": setting})
+    own, usual = protocol.of_task("robosuite/can"), protocol.of_task("robosuite/lift")
+    assert (own.demonstrations, own.horizon, own.rollouts) == (50, 400, 7)
+    assert (usual.demonstrations, usual.horizon) == (25, 0)
+    described = protocol.description()["settings"]
+    assert described == {"robosuite/can": {"demonstrations": 50, "horizon": 400}}
+    assert "settings" not in Protocol().description()  # as in folders of earlier versions
+
+
+def test_a_policy_on_maps_gets_the_maps_of_demonstrations_and_of_observations(tmp_path):
+    """In the same order of cameras, and without proprioception if the row says so."""
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (2, 4, SIZE, SIZE, 3), dtype=np.uint8)
+    with h5py.File(tmp_path / "demos.hdf5", "w") as file:
+        demo = file.create_group("data/demo_0")
+        demo["obs/front_image"], demo["obs/aside_image"] = pictures
+        demo["obs/proprioception"] = rng.normal(size=(4, 2))
+        demo["actions"] = rng.normal(size=(4, 3))
+    source = write_untrained(tmp_path / "untrained.pt", image_size=SIZE)
+    seen = PictureFeatures(str(source), load_model(source), "spatial")
+    demonstrations = open_demonstrations(DemonstrationConfig(str(tmp_path / "demos.hdf5")))
+    demonstrations = replace(demonstrations, low_dim=demonstrations.low_dim[:, :0])
+    caches = tmp_path / "features"
+    maps = seen.of_demonstrations(demonstrations, tmp_path / "demos.hdf5", caches, "cpu")
+    assert maps.shape == (4, 2, 512, 1, 1) and maps.dtype == np.float16
+    observation = {
+        "front_image": pictures[0],
+        "aside_image": pictures[1],
+        "proprioception": rng.normal(size=(4, 2)),
+    }
+    found = seen.of_observation(observation)
+    np.testing.assert_allclose(maps, found, rtol=2e-3, atol=2e-3)
+    assert not np.allclose(maps[:, 0], maps[:, 1], rtol=1e-2)
+    protocol = Protocol(seeds=2, policy=EnsembleConfig(hidden=[8], epochs=1))
+    act = frozen_policies(seen, maps, demonstrations, protocol)
+    actions = act(np.array([0, 1, 0, 1]), observation)
+    assert actions.shape == (4, 3)
+    changed = observation | {"proprioception": observation["proprioception"] + 1}
+    assert np.array_equal(act(np.array([0, 1, 0, 1]), changed), actions)
+
+
 def test_development_and_sealed_tasks_are_disjoint_and_exist():
     sets = {task: set_of_task(task, "varied") for task in TASKS}
     assert [task for task in TASKS if sets[task] == "development"] == ["robosuite/lift"]
     sealed = {task for task in TASKS if sets[task] == "sealed"}
-    assert sealed == {f"robosuite/{name}" for name in ("stack", "can", "square")} | {
-        f"metaworld/{name}" for name in ("assembly", "shelf-place", "pick-place-wall")
-    }
+    assert sealed == {*TASK_SETS["sealed"], "robosuite/stack", "robosuite/square"}
+    assert not sealed & set(TASK_SETS["development"])
     assert set_of_task("robosuite/lift", "fixed") == ""
     assert set_of_task("robosuite/can", "fixed") == "sealed"

@@ -15,6 +15,7 @@ def rows(encoder: str, task: str, successes: list[int], trials: int = 10, weight
     return [
         {
             "encoder": encoder,
+            "policy": "pooled",
             "task": task,
             "weights": weights,
             "seed": str(seed),
@@ -54,6 +55,62 @@ def test_rates_pool_seeds_and_tasks():
     # the deviation of the seeds' means over tasks, 5/20 and 9/20
     assert scores.loc[("ours", MEAN), "sd"] == pytest.approx(np.std([0.25, 0.45], ddof=1))
     assert ("other", MEAN) not in scores.index  # it lacks a task
+
+
+def test_pretraining_seeds_are_one_row_with_an_interval_over_seeds_and_rollouts():
+    table = pd.DataFrame(
+        [
+            row
+            for task in "ab"
+            for seed, won in enumerate(([0, 2], [9, 7], [10, 10]))
+            for row in rows(f"mcr/seed{seed}", task, won)
+        ]
+        + rows("other/seed0", "a", [5])
+    )
+    scores = success_rates(table).set_index(["encoder", "task"])
+    name = "mcr (3 seeds)"
+    assert list(scores.index) == [(name, "a"), (name, "b"), (name, MEAN), ("other/seed0", "a")]
+    assert scores.loc[(name, MEAN), "value"] == pytest.approx(38 / 60)
+    assert scores.loc[(name, MEAN), "sd"] == pytest.approx(np.std([0.1, 0.8, 1.0], ddof=1))
+    low, high = scores.loc[(name, MEAN), ["low", "high"]]
+    assert low < 0.2 and high > 0.95  # Wilson's over 120 rollouts is 0.54 to 0.72
+    assert scores.loc[("other/seed0", "a"), "low"] == interval(5, 10)[0]
+
+
+def test_a_recipe_has_the_tasks_that_each_of_its_seeds_has():
+    table = pd.DataFrame(
+        [
+            row
+            for seed, tasks in enumerate(("ab", "a"))
+            for task in tasks
+            for row in rows(f"mcr/seed{seed}", task, [5])
+        ]
+    )
+    scores = success_rates(table)
+    assert scores[["encoder", "task"]].to_numpy().tolist() == [["mcr (2 seeds)", "a"]]
+
+
+def test_policies_are_rows_of_their_own():
+    both = [
+        row | {"policy": policy}
+        for name, won in (("ours/seed0", [1]), ("ours/seed1", [3]), ("other", [7]))
+        for policy in ("pooled", "tokens")
+        for row in rows(name, "a", won)
+    ]
+    alone = [row | {"policy": ""} for row in rows("proprioception only", "a", [2])]
+    names = success_rates(pd.DataFrame(both + alone))["encoder"].tolist()
+    recipe = "ours (2 seeds)"
+    assert names == [recipe, f"{recipe}, tokens", "other", "other, tokens", "proprioception only"]
+
+
+def test_rows_of_an_earlier_version_are_of_the_usual_policy(tmp_path):
+    old = rows("ours", "a", [1]) + rows("proprioception only", "a", [1], weights="")
+    for row in old:
+        del row["policy"]
+    pd.DataFrame(old).to_csv(tmp_path / "results.csv", index=False)
+    results = Results(tmp_path, {})
+    assert results.has("ours", AB, "a", "pooled") and not results.has("ours", AB, "a", "tokens")
+    assert results.has("proprioception only", {"weights": ""}, "a", "")
 
 
 def test_table_has_the_best_encoder_first_and_the_mean_last():
@@ -106,7 +163,8 @@ def test_remarks_stand_below_the_table(tmp_path):
 
 
 def test_another_protocol_is_refused(tmp_path):
-    Results(tmp_path, {"rollouts": 10, "cameras": ("corner2",)})
+    Results(tmp_path, {"rollouts": 20})  # an evaluation that measured nothing
+    Results(tmp_path, {"rollouts": 10, "cameras": ("corner2",)}).add(rows("ours", "a", [1]))
     Results(tmp_path, {"rollouts": 10, "cameras": ("corner2",)})
     with pytest.raises(UserError, match=r"another protocol \(rollouts=10, not 20\).*--out"):
         Results(tmp_path, {"rollouts": 20, "cameras": ("corner2",)})

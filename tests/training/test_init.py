@@ -117,7 +117,7 @@ def test_an_average_that_begins_in_a_continued_run_begins_at_its_weights(tiny):
     ("overrides", "message"),
     [
         ({"model.ema": 1.0}, "model.ema=1.0 must be a finite number of at least 0 and below 1"),
-        ({"optimizer.warmup_steps": 3}, "optimizer.warmup_steps=5 is more than the run's steps=4"),
+        ({"optimizer.warmup_steps": 5}, "optimizer.warmup_steps=5 is more than the run's steps=4"),
         (
             {"optimizer.warmup_steps": -5},
             "warmup_steps=-5 must be a whole number of at least 0",
@@ -127,6 +127,25 @@ def test_an_average_that_begins_in_a_continued_run_begins_at_its_weights(tiny):
 def test_bad_values_are_refused_in_a_sentence(tiny, overrides, message):
     with pytest.raises(UserError, match=message):
         train(tiny(**overrides))
+
+
+@pytest.mark.parametrize(
+    ("key", "more"),
+    [
+        ("model.init", {}),
+        ("objectives.distillation.teacher", {"loss_weights": {"distillation": 1.0}}),
+    ],
+)
+def test_weights_are_read_before_the_data(tiny, key, more, tmp_path):
+    """The data are no data set: their error would come first if they were opened first."""
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes(b"PK\x03\x04 and nothing else")
+    root = tmp_path / "empty"
+    root.mkdir()
+    with pytest.raises(UserError, match=f"{key}={broken}"):
+        train(tiny(**{key: str(broken), "data.root": str(root)}, **more))
+    with pytest.raises(UserError, match="empty: holds no data set"):
+        train(tiny(**{"data.root": str(root)}))
 
 
 # ---- timm's networks

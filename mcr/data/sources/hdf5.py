@@ -210,6 +210,12 @@ class Episodes:
     def path(self) -> Path:
         return self.root / self.file
 
+    def pieces(self) -> list[tuple[str, Episodes]]:
+        """Return a part per episode, or this one if its episodes are not known."""
+        if not self.groups:
+            return [(str(self.path), self)]
+        return [(f"{self.path}: {each}", replace(self, groups=(each,))) for each in self.groups]
+
     def episodes(self) -> Iterator[Episode | str]:
         try:
             opened = open_hdf5(self.path)

@@ -183,6 +183,9 @@ class Episodes:
         """Episodes."""
         return len(self.entries)
 
+    def pieces(self) -> list[tuple[str, Episodes]]:
+        return [(entry.name, replace(self, entries=(entry,))) for entry in self.entries]
+
     def episodes(self) -> Iterator[Episode | str]:
         with contextlib.closing(EpisodeReader(self.layout)) as reader:
             for entry in self.entries:

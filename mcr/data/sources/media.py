@@ -163,6 +163,9 @@ class Recordings:
         """Episodes."""
         return len(self.recordings)
 
+    def pieces(self) -> list[tuple[str, Recordings]]:
+        return [(each.key, replace(self, recordings=(each,))) for each in self.recordings]
+
     def episodes(self) -> Iterator[Episode | str]:
         for recording in self.recordings:
             try:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import mmap
-import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,11 +23,10 @@ from mcr.data.sources.rlds_shards import Split, find_splits, read_name
 from mcr.data.sources.schema_check import Keys, choose_schema
 from mcr.data.sources.source import DAMAGE, WORTH_PROCESSES
 from mcr.data.tf_example import parse_example
-from mcr.data.tfrecord import BadRecord, Record, read_records
+from mcr.data.tfrecord import BadRecord, Record, payload_ranges, read_records
 from mcr.errors import UserError
 
 _FILE_PATH = "episode_metadata/file_path"  # of the original recording, where a data set has it
-_HEADER, _FOOTER = 12, 4  # bytes around the payload of a record
 
 
 class RldsSource:
@@ -227,6 +225,10 @@ class Shard:
         """Bytes."""
         return self.path.stat().st_size
 
+    def pieces(self) -> list[tuple[str, Shard]]:
+        """Return this shard: where its records begin is not known before it is read."""
+        return [(str(self.path), self)]
+
     def episodes(self) -> Iterator[Episode | str]:
         """Yield every episode and, for each lost one, a sentence.
 
@@ -290,7 +292,7 @@ class Shard:
             numbers = itertools.count()
             return [
                 self._origin(buffer, start, end, number)
-                for number, (start, end) in zip(numbers, _payloads(buffer), strict=False)
+                for number, (start, end) in zip(numbers, payload_ranges(buffer), strict=False)
             ]
 
     def _origin(self, buffer: mmap.mmap, start: int, end: int, number: int) -> Origin | None:
@@ -299,15 +301,3 @@ class Shard:
             return self.layout.origin(example, self._fallback(number), self.split)
         except DAMAGE:
             return None
-
-
-def _payloads(buffer: mmap.mmap) -> Iterator[tuple[int, int]]:
-    """Yield begin and end of each record's payload, up to the first that is cut off."""
-    position = 0
-    while position + _HEADER <= len(buffer):
-        (length,) = struct.unpack_from("<Q", buffer, position)
-        start = position + _HEADER
-        if start + length > len(buffer):
-            return
-        yield start, start + length
-        position = start + length + _FOOTER

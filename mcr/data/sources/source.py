@@ -57,6 +57,9 @@ class Part(Protocol):
         The sentence names the file and the episode. No damaged episode raises an exception.
         """
 
+    def pieces(self) -> Sequence[tuple[str, Part]]:
+        """Return smaller parts, of one episode if the format allows it, and what to call them."""
+
 
 class Decoder(Protocol):
     """Decodes the pictures of a format that cannot be addressed. It keeps files open.

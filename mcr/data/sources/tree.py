@@ -181,6 +181,9 @@ class Folders:
         """Episodes."""
         return len(self.names)
 
+    def pieces(self) -> list[tuple[str, Folders]]:
+        return [(str(self.reader.root / name), replace(self, names=(name,))) for name in self.names]
+
     def episodes(self) -> Iterator[Episode | str]:
         for name in self.names:
             try:

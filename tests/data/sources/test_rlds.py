@@ -670,3 +670,12 @@ def test_only_folders_with_features_are_recognised(shards, tmp_path):
     assert not RldsSource.recognises(shards / "features.json")
     shutil.copytree(shards, tmp_path / "name" / "1.0.1")
     assert RldsSource.recognises(tmp_path / "name")
+
+
+def test_a_shard_of_holes_is_not_walked_through(shards):
+    """Zeros are a record of no bytes, but for the checksum of its length."""
+    shard = sorted(shards.glob("*.tfrecord*"))[0]
+    shard.write_bytes(b"")
+    os.truncate(shard, 2**40)
+    first, second = RldsSource(shards).parts()
+    assert first.origins() == [] and len(second.origins()) == 2
