@@ -269,10 +269,10 @@ def test_a_dataset_is_not_overwritten_and_a_failed_one_leaves_nothing(generator,
     ("options", "complaint"),
     [
         (["--episodes", "2"], "--shards 4 exceeds --episodes 2"),
-        (["--episodes", "0"], "--episodes 0 must be at least 1"),
-        (["--quality", "0"], "--quality 0 must lie in 1..100"),
-        (["--seed", "-1"], "--seed -1 must not be negative"),
-        (["--tasks", "juggle"], "invalid choice: 'juggle'"),
+        (["--episodes", "0"], "--episodes: 0 must be a whole number of at least 1"),
+        (["--quality", "0"], "--quality: 0 must be a whole number of at least 1 and at most 100"),
+        (["--seed", "-1"], "--seed: -1 must be a whole number of at least 0"),
+        (["--tasks", "juggle"], "--tasks: 'juggle' is unknown; choose from: lift, place, stack"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(tmp_path, options, complaint):

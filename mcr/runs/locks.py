@@ -50,19 +50,20 @@ def exclusive(path: Path, patience_s: float = math.inf, advice: str = "") -> Ite
 
 @contextlib.contextmanager
 def exclusive_folder(folder: Path, advice: str, patience_s: float = 10.0) -> Iterator[None]:
-    """Hold the lock of a folder that grows. The folder is made, and stays if something is in it.
+    """Hold the lock of a folder that grows. It and its parents are made, and stay if not empty.
 
     The arguments and errors are those of `exclusive`. The lock is the file `.lock` in the folder.
     A process that was killed a moment ago may hold it still, so this waits before it raises.
     """
-    is_new = not folder.exists()
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with _locked(folder / LOCK_NAME, folder, patience_s, advice):
             yield
     finally:
-        if is_new and folder.exists() and not any(folder.iterdir()):
-            folder.rmdir()
+        for each in new:  # the innermost first
+            if each.exists() and not any(each.iterdir()):
+                each.rmdir()
 
 
 @contextlib.contextmanager

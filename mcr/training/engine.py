@@ -9,6 +9,7 @@ host must know.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -203,8 +204,10 @@ class Engine:
         not equal, bit for bit, that of a run that was never interrupted.
         """
         devices = [self.device] if self.device.type == "cuda" else []
+        balances = copy.deepcopy(self.model.balances.state_dict())
         with torch.random.fork_rng(devices), statistics_kept(self.model):
             self._add_gradients(part, is_last=True)
+        self.model.balances.load_state_dict(balances)
         self.optimizer.zero_grad(set_to_none=True)
         self._is_rehearsed = True
 

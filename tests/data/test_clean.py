@@ -478,7 +478,7 @@ def test_the_script_keeps_episodes_without_language_unless_told_otherwise(sound)
     [
         (["nowhere"], "no such folder"),
         ([""], "holds no episode"),
-        (["sound", "--workers", "0"], "--workers 0"),
+        (["sound", "--workers", "0"], "argument --workers: 0 must be"),
         (["sound", "--quarantine", "a", "--delete"], "not allowed with"),
     ],
 )

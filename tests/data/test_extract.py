@@ -489,16 +489,16 @@ def test_a_worker_holds_one_episode_at_a_time(make_dataset, make_features, file_
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--format", "jpg"], "--format='jpg' is unknown; did you mean 'jpeg'?"),
+        (["--format", "jpg"], "argument --format: 'jpg' is unknown; did you mean 'jpeg'?"),
         (["--cameras", "wrist_image"], "did you mean 'wrist_image_left'?"),
         (["--cameras", *EXTERIOR_CAMERAS[:1] * 2], "each once"),
         (["--require-language", "al"], "did you mean 'all'?"),
         (["--shard", "0/4"], "--shard 0/4: give i/n with i from 1 to n"),
         (["--shard", "5/4"], "i from 1 to n"),
         (["--shard", "four"], "--shard four: give i/n"),
-        (["--limit", "0"], "--limit 0"),
-        (["--engine", "rai"], "--engine='rai' is unknown; did you mean 'ray'?"),
-        (["--workers", "0"], "--workers 0"),
+        (["--limit", "0"], "argument --limit: 0 must be a whole number of at least 1"),
+        (["--engine", "rai"], "argument --engine: 'rai' is unknown; did you mean 'ray'?"),
+        (["--workers", "0"], "argument --workers: 0 must be"),
     ],
 )
 def test_bad_options_are_one_line_and_write_nothing(reference, tmp_path, options, message):

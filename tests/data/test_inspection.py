@@ -202,7 +202,7 @@ def test_script_reports_and_draws_then_again_from_the_index(shards, capsys, monk
         ([shards.parent / "nothing"], "no such file or folder"),
         ([shards.parent / "empty"], "holds no data set of a known format"),
         ([shards, "--out", "picture.jpg"], "give the name of a .png file"),
-        ([shards, "--seed", "-1"], "give 0 or more"),
+        ([shards, "--seed", "-1"], "argument --seed: -1 must be a whole number of at least 0"),
         ([shards.parent / "table", "--index", shards.parent], "is an index itself"),
     ):
         code, printed = run(*arguments)

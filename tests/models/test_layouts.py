@@ -235,4 +235,8 @@ def test_the_config_of_an_export_decides_the_preprocessing(export):
     config = json.loads((export / "config.json").read_text())
     config["mcr"]["encoder_config"] |= {"image_size": 64, "resize": 80}
     (export / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="contradicts itself.*input_size, crop_pct"):
+        load_model(export)
+    config["pretrained_cfg"] |= {"input_size": [3, 64, 64], "crop_pct": 64 / 80}
+    (export / "config.json").write_text(json.dumps(config))
     assert load_model(export).preprocess(torch.rand(3, 90, 90)).shape == (3, 64, 64)

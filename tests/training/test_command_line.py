@@ -36,6 +36,7 @@ def test_paper_is_what_trained_the_released_weights():
         "dynamics_alignment": 1.0,
         "action_prediction": 1.0,
         "time_contrastive": 1.0,
+        "state_contrast": 0.0,
         "distillation": 0.0,
     }
     assert not paper.normalise_signals and paper.precision == "fp32"
