@@ -214,6 +214,17 @@ def test_links_of_hdf5_open_no_pipe(recorded, tmp_path, target):
     assert len(index) == 3 and "demo_1: " in index.info["problems"][0]
 
 
+@pytest.mark.parametrize("target", ["pipe", "/dev/zero"])
+def test_a_link_in_the_place_of_all_episodes_is_refused(recorded, tmp_path, target):
+    path = FORMATS["hdf5"](tmp_path, recorded)
+    os.mkfifo(tmp_path / "pipe")
+    with h5py.File(path, "r+") as file:
+        del file["data"]
+        file["data"] = h5py.ExternalLink(target, "/data")
+    with pytest.raises(UserError, match=f"{path.name}.*(link leads to|pipe)"):
+        open_index(path)
+
+
 def test_links_of_hdf5_to_files_beside_it_are_followed(recorded, tmp_path):
     path = FORMATS["hdf5"](tmp_path, recorded)
     path.rename(tmp_path / "original.h5")

@@ -67,7 +67,7 @@ class Hdf5Source:
         (file, size), step = self._sizes()[0], _EPISODES_PER_PART
         try:
             with open_hdf5(self.root / file) as opened, readable(self.root / file):
-                groups = layout.find_episodes(opened)
+                groups = _find_episodes(self.root / file, opened)
         except UserError:  # its only part will say so
             groups = []
         starts = range(0, max(1, len(groups)), step)
@@ -117,6 +117,16 @@ def _list_files(path: Path) -> list[str]:
     return sorted(files, key=natural_order)
 
 
+def _find_episodes(path: Path, opened: h5py.File) -> list[str]:
+    """Call `layout.find_episodes`. Raises UserError if the file is damaged."""
+    try:
+        return layout.find_episodes(opened)
+    except UserError:
+        raise
+    except DAMAGE as error:
+        raise UserError(f"{path}: is no readable HDF5 file ({sentence(error)})") from error
+
+
 def _choose(
     path: Path, root: Path, files: list[str], name: str, schema: Schema | None
 ) -> tuple[Schema, dict[str, str]]:
@@ -125,7 +135,7 @@ def _choose(
     for file in files:
         try:
             with open_hdf5(root / file) as opened, readable(root / file):
-                for key in layout.find_episodes(opened):
+                for key in _find_episodes(root / file, opened):
                     try:
                         return _complete(path, opened, layout.find(opened, key), name, schema)
                     except UserError:
