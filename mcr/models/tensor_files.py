@@ -216,7 +216,8 @@ def clean(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensor = tensor.float() if tensor.is_floating_point() else tensor
         # `contiguous()` would leave the strides of a channels_last 1 x 1 kernel as they are. They
         # choose the convolution's algorithm, and so the last digits of features.
-        copies[name] = tensor.clone(memory_format=torch.contiguous_format)
+        # Detached, because batch norm refuses statistics that were saved as parameters.
+        copies[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
         if not copies[name].sum().isfinite():  # three times faster than asking each value
             raise UserError(f"the tensor {name} holds NaN or infinity: take an earlier checkpoint")
         if name.endswith("running_var") and (copies[name] < 0).any():

@@ -290,7 +290,7 @@ def test_an_episode_that_needs_too_much_memory_is_the_only_one_that_is_lost(reco
             shape = (9, *size, 3)
             file.create_dataset(f"data/demo_1/obs/{camera}", shape, np.uint8)
         del file["data/demo_1/actions"], file["data/demo_1/obs/state"]
-        file.create_dataset("data/demo_1/obs/state", (9, 2**40), chunks=(1, 2**16))
+        file.create_dataset("data/demo_1/obs/state", (9, 2**40), "f4", chunks=(1, 2**16))
     index = open_index(path)
     assert len(index) == 3 or "demo_1" not in index.names
 

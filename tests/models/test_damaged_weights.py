@@ -131,6 +131,15 @@ def test_negative_variances_and_complex_numbers_are_refused(network, save):
         load_model(save(state | {"bn1.num_batches_tracked": torch.tensor(1j)}))
 
 
+def test_statistics_that_were_saved_as_parameters_are_statistics(network, save):
+    picture = torch.rand(1, 3, 64, 64)
+    tensors = network.state_dict()
+    expected = load_model(save(tensors))(picture)
+    variance = torch.nn.Parameter(tensors["bn1.running_var"].clone())
+    found = load_model(save({**tensors, "bn1.running_var": variance}))
+    assert torch.equal(found(picture), expected)
+
+
 def test_only_regular_files_are_opened(tmp_path):
     os.mkfifo(tmp_path / "weights.pth")
     for path in (tmp_path / "weights.pth", "/dev/zero"):
