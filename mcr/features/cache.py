@@ -176,29 +176,19 @@ def create(
     partial.mkdir(parents=True)
     try:
         with system_errors(partial):
-            _write_empty(partial, names, lengths, feature_shape, description)
+            starts = np.cumsum([0, *lengths])
+            table = pd.DataFrame({"name": names, "start": starts[:-1], "length": lengths})
+            table.to_csv(partial / _EPISODES, index=False)
+            shape = (int(starts[-1]), len(description["cameras"]), *feature_shape)
+            array = np.lib.format.open_memmap(
+                partial / _FEATURES, "w+", DTYPES[description["dtype"]], shape
+            )
+            reserve(partial / _FEATURES, array.offset + array.nbytes)
+            content = {"format": FORMAT, "shape": shape, **description}
+            write_text(partial / _DESCRIPTION, json.dumps(content, indent=1) + "\n")
     except OSError:
         remove(partial)
         raise
-
-
-def _write_empty(
-    partial: Path,
-    names: Sequence[str],
-    lengths: Sequence[int],
-    feature_shape: Sequence[int],
-    description: dict[str, Any],
-) -> None:
-    starts = np.cumsum([0, *lengths])
-    table = pd.DataFrame({"name": names, "start": starts[:-1], "length": lengths})
-    table.to_csv(partial / _EPISODES, index=False)
-    shape = (int(starts[-1]), len(description["cameras"]), *feature_shape)
-    array = np.lib.format.open_memmap(
-        partial / _FEATURES, "w+", DTYPES[description["dtype"]], shape
-    )
-    reserve(partial / _FEATURES, array.offset + array.nbytes)
-    content = {"format": FORMAT, "shape": shape, **description}
-    write_text(partial / _DESCRIPTION, json.dumps(content, indent=1) + "\n")
 
 
 def open_array(partial: Path) -> np.memmap:

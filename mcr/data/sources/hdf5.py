@@ -20,7 +20,7 @@ import google_crc32c
 
 from mcr.data import hdf5
 from mcr.data.episode import Episode, Origin, Pictures
-from mcr.data.hdf5 import natural_order, open_hdf5, readable
+from mcr.data.hdf5 import natural_order, open_hdf5
 from mcr.data.regular_files import status
 from mcr.data.schema import LANGUAGES, Schema, names_of
 from mcr.data.sources import hdf5_layout as layout
@@ -66,7 +66,7 @@ class Hdf5Source:
             return [Episodes(file=name, size=size, **common) for name, size in self._sizes()]
         (file, size), step = self._sizes()[0], _EPISODES_PER_PART
         try:
-            with open_hdf5(self.root / file) as opened, readable(self.root / file):
+            with open_hdf5(self.root / file) as opened:
                 groups = _find_episodes(self.root / file, opened)
         except UserError:  # its only part will say so
             groups = []
@@ -134,7 +134,7 @@ def _choose(
     problem = "holds no episodes"
     for file in files:
         try:
-            with open_hdf5(root / file) as opened, readable(root / file):
+            with open_hdf5(root / file) as opened:
                 for key in _find_episodes(root / file, opened):
                     try:
                         return _complete(path, opened, layout.find(opened, key), name, schema)
