@@ -11,6 +11,9 @@
 #   fast    images per second of the training step, and its heaviest kernels (benchmarks/train_step.py)
 #   fed     what the loader delivers to the GPU, and decoding on the GPU beside it
 #   real    a pretraining run of the default recipe on the sample data
+# On request, with data that was carried here (see benchmarks/gpu/small_data.py):
+#   study   which recipe gives better features (benchmarks/study.py):
+#           MCR_STUDY_DATA=FOLDER bash benchmarks/gpu.sh OUT --stages study
 # To measure only what is missing: --tests chooses tests as pytest's -k does, and leaves out the
 # policy; --rows chooses rows of benchmarks/train_step.py, whose option --list names them.
 #
@@ -22,7 +25,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-usage() { sed -n '2,24s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,27s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 out="" minutes=9 stages="right fast fed real" rehearse="" tests="" rows=""
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -54,14 +57,15 @@ command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,m
     --format=csv,noheader || echo "no GPU: what needs one is skipped"
 
 # stage -> its share of the time, and its command as the array `command`
-share() { case "$1" in right) echo 28 ;; fast) echo 34 ;; fed) echo 14 ;; real) echo 24 ;; esac; }
+share() { case "$1" in right) echo 28 ;; fast) echo 34 ;; fed) echo 14 ;; real) echo 24 ;; study) echo 100 ;; esac; }
 set_command() {
     case "$1" in
         right) command=(benchmarks/gpu/right.py ${tests:+--tests "$tests"}) ;;
         fast) command=(benchmarks/train_step.py --profile ${rows:+--rows "$rows"}) ;;
         fed) command=(benchmarks/gpu/fed.py) ;;
         real) command=(benchmarks/gpu/real.py) ;;
-        *) echo "error: no stage $1; stages: right fast fed real" >&2; exit 2 ;;
+        study) command=(benchmarks/gpu/recipes.py) ;;
+        *) echo "error: no stage $1; stages: right fast fed real study" >&2; exit 2 ;;
     esac
     command+=($rehearse --json "$out/$1.json")
 }

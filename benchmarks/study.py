@@ -23,6 +23,7 @@ Without --judge it only pretrains, for example on a machine that has a GPU and n
 from __future__ import annotations
 
 import argparse
+import itertools
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,7 @@ ROOT = Path(__file__).parents[1]
 FULL = "full"  # what the others are compared with
 _DYNAMICS, _TIME = "objectives.dynamics_alignment", "objectives.time_contrastive"
 EQUAL = ["loss_weights.action_prediction=1", "loss_weights.time_contrastive=1"]
+LITE0, IMAGENET = "model.backbone=timm:tf_efficientnet_lite0", "model.init=efficientnet_lite0"
 
 # name -> options that differ from the recipe `simulation`
 CANDIDATES: dict[str, list[str]] = {
@@ -60,6 +62,9 @@ CANDIDATES: dict[str, list[str]] = {
         "loss_weights.distillation=1",
         "objectives.distillation.teacher=efficientnet_lite0",
     ],
+    "efficientnet": [LITE0],
+    "from_imagenet": [LITE0, IMAGENET],
+    "from_imagenet_slowly": [LITE0, IMAGENET, "optimizer.backbone_lr_scale=0.1"],
     "layer_norm": [f"{_DYNAMICS}.layer_norm=true", f"{_TIME}.layer_norm=true"],
     "cosine": [
         f"{_DYNAMICS}.similarity=cosine",
@@ -80,16 +85,15 @@ def main() -> None:
     options = parse()
     print(f"hardware: {processor()}", flush=True)
     until = time.monotonic() + options.budget if options.budget else None
-    for seed in options.seeds:
-        for name in options.candidates:
-            encoder = options.out / "encoders" / name / f"seed{seed}"
-            if not encoder.is_dir():
-                if until and time.monotonic() > until:
-                    print(f"the budget of {options.budget:.0f} s is spent")
-                    return
-                pretrain(name, seed, encoder, options)
-            for data in options.judge:
-                judge(f"{name}/seed{seed}", encoder, data, options.out)
+    for seed, name in itertools.product(options.seeds, options.candidates):
+        encoder = options.out / "encoders" / name / f"seed{seed}"
+        if not encoder.is_dir():
+            if until and time.monotonic() > until:
+                print(f"the budget of {options.budget:.0f} s is spent")
+                break
+            pretrain(name, seed, encoder, options)
+        for data in options.judge:
+            judge(f"{name}/seed{seed}", encoder, data, options)
     if options.judge:
         print(report(options))
 
@@ -110,6 +114,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--budget", type=float, help="seconds after which no new run begins")
+    parser.add_argument("--device", default="cpu", help="where encoders are judged; default: cpu")
     options = parser.parse_args(arguments)
     for name in options.candidates:
         require_choice("candidate", name, CANDIDATES)
@@ -145,9 +150,10 @@ def commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def judge(name: str, encoder: Path, data: str, out: Path) -> None:
+def judge(name: str, encoder: Path, data: str, options: argparse.Namespace) -> None:
     """Score an encoder on a data set by the offline suite, if that was not done before."""
-    evaluate_offline([f"{name}={encoder}"], data, judged(out, data))
+    folder = judged(options.out, data)
+    evaluate_offline([f"{name}={encoder}"], data, folder, device=options.device)
 
 
 def judged(out: Path, data: str) -> Path:

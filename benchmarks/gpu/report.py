@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Puts the figures of benchmarks/gpu.sh together as Markdown.
 
-    python benchmarks/gpu/report.py OUT      writes OUT/gpu.md from OUT/{right,fast,fed,real}.json
+    python benchmarks/gpu/report.py OUT      writes OUT/gpu.md from OUT/right.json, fast.json, ...
 
 A stage that did not run, or ran out of time, leaves out what it has not measured.
 """
@@ -20,7 +20,7 @@ def main() -> None:
         print(__doc__)
         sys.exit(0 if sys.argv[1:] in (["--help"], ["-h"]) else 2)
     folder = Path(sys.argv[1])
-    sections = {"right": right, "fast": fast, "fed": fed, "real": real}
+    sections = {"right": right, "fast": fast, "fed": fed, "real": real, "study": study}
     text = []
     for stage, describe in sections.items():
         path = folder / f"{stage}.json"
@@ -111,6 +111,10 @@ def real(content: dict) -> list[str]:
         if name.endswith(("accuracy", "/loss"))
     ]
     return ["## Real", *table(("what", "figure"), rows)]
+
+
+def study(content: dict) -> list[str]:
+    return ["## Study", "", content["hardware"] + ".", "", content["table"]]
 
 
 if __name__ == "__main__":

@@ -1,41 +1,36 @@
 """Records the planned episodes in parallel and writes them, in order, as an RLDS dataset.
 
-Worker processes record the episodes and this process writes them as they come. So memory does not
-grow with the dataset, and the result does not depend on the number of workers. The folder gets its
-name when it is complete.
+Worker processes record the episodes, each into a file of its own in OUT/.recorded. A run that was
+stopped is continued by the same command, and a worker that a fault of the simulator kills is
+replaced. When all are recorded they are put together in the order of their plans, so the result
+does not depend on the number of workers. The folder gets its name when it is complete.
 """
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
+import hashlib
 import importlib.util
 import json
 import logging
-import multiprocessing
 import os
-import signal
+import shutil
 import sys
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from sample_droid import schema
 from sample_droid.look import Style
 from sample_droid.plan import EpisodePlan
-from tqdm import tqdm
 
 from mcr.data.tfrecord import write_records
 from mcr.errors import UserError
-from mcr.runs.atomic import atomic_path
+from mcr.runs.atomic import atomic_path, write_text
+from mcr.runs.processes import process_pool, progress_bar
 from mcr.simulation.tasks import import_mujoco
 
 REQUIREMENTS = "pip install -r scripts/requirements-sample-droid.txt"
 _MODULES = ("mujoco", "robosuite", "scipy", "PIL")
-_WAITING_PER_WORKER = 2  # finished episodes that may wait for an earlier one, about 1 MB each
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ def write_dataset(
     """Write `root/1.0.0`; returns a summary of each plan's episode, in order.
 
     The dataset gets the name of the folder `root`. Raises UserError if the folder exists already
-    or if the simulator cannot run. A run that ends early leaves nothing behind.
+    or if the simulator cannot run. Episodes of a run that ends early are kept for the next one.
     """
     final = root / schema.VERSION
     if final.exists():
@@ -69,92 +64,87 @@ def write_dataset(
     missing = [module for module in _MODULES if importlib.util.find_spec(module) is None]
     if missing:
         raise UserError(f"the simulator needs {', '.join(missing)}; {REQUIREMENTS} (see its notes)")
-    lengths = [len(plans[shard::num_shards]) for shard in range(num_shards)]
-    summaries: list[EpisodeSummary] = []
-    with _new_folder(final) as folder, tqdm(total=len(plans), unit="episode") as bar:
-        recorded = _record_all(plans, num_workers, style)
-        for shard, length in enumerate(lengths):
-            name = f"{root.name}-train.tfrecord-{shard:05d}-of-{num_shards:05d}"
-            write_records(folder / name, _payloads(islice(recorded, length), summaries, bar))
+    recordings = _record_all(root / ".recorded", plans, num_workers, style)
+    summaries = [recording.summary() for recording in recordings]
+    shards = [recordings[shard::num_shards] for shard in range(num_shards)]
+    first = 0
+    with atomic_path(final) as folder:
+        folder.mkdir()
+        for number, length in enumerate(len(shard) for shard in shards):
+            name = f"{root.name}-train.tfrecord-{number:05d}-of-{num_shards:05d}"
+            of_shard = recordings[first : first + length]
+            write_records(folder / name, (each.record.read_bytes() for each in of_shard))
+            first += length
         num_bytes = sum(summary.num_bytes for summary in summaries)
+        lengths = [len(shard) for shard in shards]
         _write_json(
             folder / "dataset_info.json", schema.dataset_info(root.name, lengths, num_bytes)
         )
         _write_json(folder / "features.json", schema.features())
+    shutil.rmtree(root / ".recorded")
     return summaries
 
 
-def _payloads(
-    recorded: Iterator[tuple[bytes, EpisodeSummary]], summaries: list[EpisodeSummary], bar: tqdm
-) -> Iterator[bytes]:
-    """Yield the records of one shard, and append their summaries."""
-    for payload, summary in recorded:
-        summaries.append(summary)
-        bar.update()
-        yield payload
+@dataclass(frozen=True)
+class _Recording:
+    """Where a plan's episode is kept until all are recorded. Its name says plan and style."""
+
+    plan: EpisodePlan
+    style: Style
+    folder: Path
+
+    @property
+    def record(self) -> Path:
+        """The serialized record, written after the summary."""
+        return self.folder / f"{self._name}.record"
+
+    def summary(self) -> EpisodeSummary:
+        return EpisodeSummary(**json.loads(self._summary.read_text()))
+
+    def make(self) -> None:
+        """Record the episode, in a worker process."""
+        import_mujoco("robosuite")
+        from sample_droid import record  # only workers load the simulator
+
+        recorded = record.record_episode(self.plan, self.style)
+        num_bytes = len(recorded.payload)
+        what = (self.plan.task, self.plan.oddity, recorded.success, recorded.frames)
+        summary = EpisodeSummary(*what, num_bytes, recorded.attempts)
+        write_text(self._summary, json.dumps(dataclasses.asdict(summary)))
+        with atomic_path(self.record) as partial:
+            partial.write_bytes(recorded.payload)
+
+    @property
+    def _summary(self) -> Path:
+        return self.folder / f"{self._name}.json"
+
+    @property
+    def _name(self) -> str:
+        return hashlib.sha256(repr((self.plan, self.style)).encode()).hexdigest()[:20]
 
 
 def _record_all(
-    plans: list[EpisodePlan], num_workers: int, style: Style
-) -> Iterator[tuple[bytes, EpisodeSummary]]:
-    """Record the plans in `num_workers` processes; yields records and summaries in order."""
-    context = multiprocessing.get_context("spawn")  # OpenGL does not survive a fork
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_prepare_worker)
-    waiting: deque[Future[tuple[bytes, EpisodeSummary]]] = deque()
-    try:
-        for plan in plans:
-            waiting.append(pool.submit(_record, plan, style))
-            if len(waiting) > _WAITING_PER_WORKER * num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise UserError("a worker died, probably out of memory; try fewer --workers") from error
-    except BaseException:  # do not wait for episodes that will not be written
-        for worker in multiprocessing.active_children():
-            worker.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    folder: Path, plans: list[EpisodePlan], num_workers: int, style: Style
+) -> list[_Recording]:
+    """Record the plans that were not recorded before, in `num_workers` processes."""
+    recordings = [_Recording(plan, style, folder) for plan in plans]
+    missing = [recording for recording in recordings if not recording.record.exists()]
+    kept = "; what is recorded is kept, the same command goes on"
+    folder.mkdir(parents=True, exist_ok=True)
+    with process_pool(num_workers, kept, _prepare_worker) as pool:
+        made = pool.map(_Recording.make, missing)
+        bar = progress_bar(made, "recording", "episode", len(plans))
+        bar.update(len(plans) - len(missing))
+        for _ in bar:
+            pass
+    return recordings
 
 
 def _prepare_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends its workers
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("LP_NUM_THREADS", "1")  # software OpenGL: one core per worker
     logging.disable(logging.WARNING)  # robosuite logs several lines per scene
-
-
-def _record(plan: EpisodePlan, style: Style) -> tuple[bytes, EpisodeSummary]:
-    import_mujoco("robosuite")
-    from sample_droid import record  # only workers load the simulator
-
-    recorded = record.record_episode(plan, style)
-    summary = EpisodeSummary(
-        plan.task,
-        plan.oddity,
-        recorded.success,
-        recorded.frames,
-        len(recorded.payload),
-        recorded.attempts,
-    )
-    return recorded.payload, summary
-
-
-@contextlib.contextmanager
-def _new_folder(final: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `final`, or is deleted if the block raises."""
-    made = [folder for folder in (final.parent, *final.parent.parents) if not folder.exists()]
-    final.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with atomic_path(final) as partial:
-            partial.mkdir()
-            yield partial
-    except BaseException:
-        for folder in made:
-            folder.rmdir()
-        raise
 
 
 def _write_json(path: Path, content: dict) -> None:
