@@ -56,6 +56,9 @@ CANDIDATES: dict[str, list[str]] = {
     "batch_contrast": [f"{_DYNAMICS}.negatives=batch", f"{_DYNAMICS}.learn_temperature=true"],
     "state_contrast": ["loss_weights.time_contrastive=0", "loss_weights.state_contrast=1"],
     "late_after_middle": ["data.sampling.late_after_middle=true"],
+    "wrist_too": [
+        "data.cameras=[exterior_image_1_left,exterior_image_2_left,wrist_image_left]",
+    ],
     "crop_per_clip": ["data.sampling.crop_per=clip"],
     "no_jitter": ["data.sampling.color_jitter=0"],
     "taught": [
@@ -65,6 +68,8 @@ CANDIDATES: dict[str, list[str]] = {
     "efficientnet": [LITE0],
     "from_imagenet": [LITE0, IMAGENET],
     "from_imagenet_slowly": [LITE0, IMAGENET, "optimizer.backbone_lr_scale=0.1"],
+    "slowly": ["optimizer.backbone_lr_scale=0.1"],
+    "frozen_bn": ["model.frozen_bn=true"],
     "layer_norm": [f"{_DYNAMICS}.layer_norm=true", f"{_TIME}.layer_norm=true"],
     "cosine": [
         f"{_DYNAMICS}.similarity=cosine",

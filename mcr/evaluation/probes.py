@@ -32,6 +32,7 @@ STRENGTHS = 10.0 ** np.arange(-4, 5)  # of the ridge penalty, divided by the num
 MAX_EPISODES = 200  # on each side, evenly spaced
 FRAMES_PER_EPISODE = 32
 NUM_FOLDS = 5
+MOST_STD = 5.0  # features further from their mean count as this many standard deviations
 
 HIDDEN, MLP_STEPS, MLP_BATCH, MLP_LR, MLP_WEIGHT_DECAY = 256, 300, 256, 1e-3, 1e-2
 _MLP_STEPS_PER_VALIDATION = 10
@@ -205,7 +206,7 @@ def ridge_predictions(features: np.ndarray, targets: np.ndarray, queries: np.nda
     """Ridge regression's predictions for queries [q, D]: float64 [number of STRENGTHS, q, K].
 
     In closed form. Features and queries are standardised by the training rows' mean and standard
-    deviation. The intercept is not penalised.
+    deviation, and clipped to MOST_STD of them. The intercept is not penalised.
     """
     inputs, test_inputs = _standardised(features, queries)
     left, values, right = np.linalg.svd(inputs, full_matrices=False)
@@ -260,8 +261,12 @@ def mlp_predictions(
 def _standardised(features: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Standardise both, as float64, by the features' mean and standard deviation.
 
-    Units that are constant in the features are only shifted.
+    Units that are constant in the features are only shifted. Numbers are clipped to MOST_STD: a
+    unit that is active in a few pictures of one side alone would lie thousands of standard
+    deviations away on the other, and decide every prediction there.
     """
     mean, std = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
     std = np.where(std < 1e-6, 1.0, std)
-    return (features - mean) / std, (queries - mean) / std
+    standardised = ((values - mean) / std for values in (features, queries))
+    inputs, test_inputs = (values.clip(-MOST_STD, MOST_STD) for values in standardised)
+    return inputs, test_inputs

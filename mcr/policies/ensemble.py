@@ -28,7 +28,13 @@ from torch import Tensor, nn
 from mcr.errors import UserError
 from mcr.models.tensor_files import named_error, read_content
 from mcr.policies.heads import action_chunks
-from mcr.policies.network import FEATURE_NORMS, ActionNetwork, PolicyConfig, Standardise
+from mcr.policies.network import (
+    FEATURE_NORMS,
+    MOST_STD,
+    ActionNetwork,
+    PolicyConfig,
+    Standardise,
+)
 from mcr.policies.pooling import TokenAttention
 from mcr.runs.atomic import atomic_path
 from mcr.runs.ranges import choice
@@ -212,10 +218,11 @@ class EnsembleNetwork(nn.Module):
             return features
         shape = (1, *features.shape[1:3], 1, 1)
         mean, std = self.maps.mean.view(shape), self.maps.std.view(shape)
-        parts = [
-            ((part.float() - mean) / std).to(part.dtype) for part in features.split(_STEPS_TO_FIT)
-        ]
-        return torch.cat(parts)
+        parts = (
+            ((part.float() - mean) / std).clamp(-MOST_STD, MOST_STD).to(part.dtype)
+            for part in features.split(_STEPS_TO_FIT)
+        )
+        return torch.cat(list(parts))
 
 
 def _shape(size: int | Sequence[int]) -> tuple[int, ...]:
@@ -298,6 +305,7 @@ class GroupedNorm(nn.Module):
             normal = F.layer_norm(features, features.shape[-1:])
         else:
             wide = self.statistics(rearrange(features, "s b d -> b (s d)"))
+            wide = wide.clamp(-MOST_STD, MOST_STD)
             normal = rearrange(wide, "b (s d) -> s b d", s=len(features))
         return normal * self.weight + self.bias
 

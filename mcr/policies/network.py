@@ -21,6 +21,9 @@ from mcr.policies.heads import HEADS, build_head
 from mcr.runs.ranges import check_fields, choice, each, number, whole
 
 FEATURE_NORMS = ("none", "batch_norm", "layer_norm")
+# Standardised features further from their mean count as this many standard deviations. A unit that
+# is active in few demonstrations can lie hundreds of them away in a rollout, and would decide it.
+MOST_STD = 5.0
 
 
 @dataclass

@@ -30,7 +30,7 @@ from mcr.models.loading import load_model
 from mcr.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, MOST_PIXELS, Preprocessing
 from mcr.models.trainable import usual_preprocessing
 from mcr.models.untrained import build_untrained
-from mcr.policies.network import FEATURE_NORMS, Standardise
+from mcr.policies.network import FEATURE_NORMS, MOST_STD, Standardise
 from mcr.policies.pooling import KEYPOINTS, SpatialSoftmax, TokenAttention
 from mcr.runs.ranges import ANY_TEXT, check_fields, choice, optional, whole
 
@@ -55,7 +55,8 @@ class ObservationConfig:
                         0 = the centre crop
     pooling:            "pooled", the encoder's own features; "spatial_softmax", the positions of 32
                         learned keypoints; "tokens", a learned attention over the feature map
-    feature_norm:       of features: "none", "layer_norm" (for each camera), "batch_norm"
+    feature_norm:       of features: "none", "layer_norm" (for each camera), "batch_norm" (then
+                        clipped to 5 standard deviations)
     emb_dim:            width of the projection, a 2-layer MLP with LeakyReLU; 0 = no projection
     """
 
@@ -267,7 +268,8 @@ def _build_norm(kind: str, num_cameras: int, width: int) -> nn.Module:
     if kind == "layer_norm":
         return nn.Sequential(nn.LayerNorm(width), nn.Flatten())
     if kind == "batch_norm":
-        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(num_cameras * width))
+        layers = (nn.Flatten(), nn.BatchNorm1d(num_cameras * width))
+        return nn.Sequential(*layers, nn.Hardtanh(-MOST_STD, MOST_STD))
     return nn.Flatten()
 
 
