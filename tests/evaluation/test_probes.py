@@ -9,6 +9,7 @@ from mcr.data.index import open_index
 from mcr.data.selection import SelectionConfig, select_episodes
 from mcr.errors import UserError
 from mcr.evaluation.probes import (
+    MOST_STD,
     STRENGTHS,
     embed_steps,
     mlp_predictions,
@@ -37,6 +38,23 @@ def test_ridge_equals_the_normal_equations(generator, num_rows):
         weights = np.linalg.solve(x.T @ x + penalty, x.T @ (targets - targets.mean(0)))
         expected = (queries - features.mean(0)) / features.std(0) @ weights + targets.mean(0)
         np.testing.assert_allclose(predicted, expected, rtol=1e-6)
+
+
+def test_a_unit_that_training_hardly_knows_decides_no_prediction(generator):
+    features, targets = generator.normal(size=(60, 5)), generator.normal(size=(60, 2))
+    features[:, 3] = 0
+    features[7, 3] = 1e-3  # active in one picture
+    groups = np.repeat(["a", "b", "c"], 20)
+    edge = generator.normal(size=(4, 5)).clip(-2, 2)
+    edge[:, 3] = features[:, 3].mean() + MOST_STD * features[:, 3].std()
+    far = edge.copy()
+    far[:, 3] = 1.0  # 8,000 standard deviations
+    for predict in (
+        ridge_predictions,
+        lambda *rows: mlp_predictions(*rows[:2], groups, rows[2], 0),
+    ):
+        at_the_edge, beyond = predict(features, targets, edge), predict(features, targets, far)
+        np.testing.assert_allclose(beyond, at_the_edge, rtol=1e-9)
 
 
 def test_predictions_do_not_depend_on_scale_and_offset(generator):

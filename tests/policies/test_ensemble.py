@@ -89,6 +89,18 @@ def test_ensemble_of_one_is_a_plain_training():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_a_unit_that_demonstrations_hardly_know_decides_no_action():
+    features, low_dim, actions = samples()
+    features[:, 5] = 0
+    features[3, 5] = 0.1  # active at one step
+    ensemble = train_policies(features, low_dim, actions, small(epochs=40), [0])
+    far = np.repeat(features[:1], 2, axis=0)
+    far[:, 5] = [1e3, 1e6]
+    moderate, extreme = ensemble.act(np.zeros(2, int), far, np.repeat(low_dim[:1], 2, axis=0))
+    np.testing.assert_array_equal(moderate, extreme)
+    assert np.abs(extreme - ensemble.act(np.zeros(1, int), features[:1], low_dim[:1])).max() < 3
+
+
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize(
     ("feature_norm", "dropout"), [("batch_norm", 0.3), ("layer_norm", 0.0), ("none", 0.5)]

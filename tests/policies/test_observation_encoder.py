@@ -100,6 +100,9 @@ def test_norms_of_features():
         torch.testing.assert_close(camera.mean(1), torch.zeros(4), atol=1e-4, rtol=0)
     batch = build(emb_dim=0, feature_norm="batch_norm", low_dim=0)(images)
     torch.testing.assert_close(batch.mean(0), torch.zeros(1024), atol=1e-4, rtol=0)
+    clipped = build(emb_dim=0, feature_norm="batch_norm", low_dim=0).eval()
+    far = clipped.from_features(torch.tensor([-1e6, 1e6]).view(1, 2, 1).expand(1, 2, 512))
+    assert far.unique().tolist() == [-5, 5]
 
 
 def test_frozen_means_frozen_and_unfreezing_begins_at_the_output():
