@@ -145,8 +145,8 @@ def offline_scores(
     training, held_out = read_frames(encoder, index, config)
     rng = np.random.default_rng(seed)
     scores: dict[str, tuple[float, float, float]] = {}
-    for name in training.targets:
-        ridge = ridge_answers(training, held_out, name)
+    by_ridge = ridge_answers(training, held_out)
+    for name, ridge in by_ridge.items():
         networks = [mlp_answers(training, held_out, name, s) for s in range(config.num_seeds)]
         scores[f"{name}_ridge"] = probe_score(training, held_out, name, [ridge], rng)
         scores[f"{name}_mlp"] = probe_score(training, held_out, name, networks, rng)
@@ -166,15 +166,18 @@ def offline_scores(
 # --------------------------------------------------------------------------- probes
 
 
-def ridge_answers(training: Frames, held_out: Frames, name: str) -> np.ndarray:
-    """Ridge regression's predictions for the held-out frames, [q, K].
+def ridge_answers(training: Frames, held_out: Frames) -> dict[str, np.ndarray]:
+    """Ridge regression's predictions of each target for the held-out frames, name -> [q, K].
 
-    The strength is chosen for each dimension of the target.
+    The strength is chosen for each dimension of a target. All targets share the decomposition of
+    the features, which takes most of the time.
     """
-    targets, features = training.targets[name], training.side_by_side
+    features, targets = training.side_by_side, np.hstack(list(training.targets.values()))
     best = ridge_errors(features, targets, training.sessions).argmin(axis=0)
     predictions = ridge_predictions(features, targets, held_out.side_by_side)
-    return predictions[best, :, np.arange(targets.shape[1])].T
+    chosen = predictions[best, :, np.arange(targets.shape[1])].T
+    ends = np.cumsum([target.shape[1] for target in training.targets.values()])
+    return dict(zip(training.targets, np.split(chosen, ends[:-1], axis=1), strict=True))
 
 
 def mlp_answers(training: Frames, held_out: Frames, name: str, seed: int) -> np.ndarray:

@@ -209,11 +209,17 @@ def ridge_predictions(features: np.ndarray, targets: np.ndarray, queries: np.nda
     deviation, and clipped to MOST_STD of them. The intercept is not penalised.
     """
     inputs, test_inputs = _standardised(features, queries)
-    left, values, right = np.linalg.svd(inputs, full_matrices=False)
-    coefficients = left.T @ (targets - targets.mean(axis=0))
-    projected = test_inputs @ right.T
-    shrinkage = values / (values**2 + STRENGTHS[:, None] * len(features))
-    return np.einsum("qr,sr,rk->sqk", projected, shrinkage, coefficients) + targets.mean(axis=0)
+    centred = targets - targets.mean(axis=0)
+    # X^T (X X^T + s)^-1 = (X^T X + s)^-1 X^T: the smaller of the two matrices is decomposed.
+    if inputs.shape[0] < inputs.shape[1]:
+        values, vectors = np.linalg.eigh(inputs @ inputs.T)
+        coefficients, projected = vectors.T @ centred, test_inputs @ inputs.T @ vectors
+    else:
+        values, vectors = np.linalg.eigh(inputs.T @ inputs)
+        coefficients, projected = vectors.T @ (inputs.T @ centred), test_inputs @ vectors
+    shrinkage = 1 / (values.clip(0) + STRENGTHS[:, None] * len(features))
+    predictions = [projected @ (each[:, None] * coefficients) for each in shrinkage]
+    return np.stack(predictions) + targets.mean(axis=0)
 
 
 @torch.enable_grad()

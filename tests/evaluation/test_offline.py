@@ -99,15 +99,17 @@ def test_each_dimension_has_its_own_strength(rng):
     training = frames_of([20] * 4, features, state=targets)
     held_features = rng.normal(size=(50, 1, 60))
     held_out = frames_of([50], held_features, state=np.zeros((50, 2)))
-    answers = ridge_answers(training, held_out, "state")
+    answers = ridge_answers(training, held_out)["state"]
     assert answers.shape == (50, 2)
+    columns = np.split(targets, 2, axis=1)
+    apart = frames_of([20] * 4, features, one=columns[0], two=columns[1])
+    found = ridge_answers(apart, held_out)
+    np.testing.assert_allclose(answers, np.hstack([found["one"], found["two"]]), atol=1e-12)
     alone = [
-        ridge_answers(
-            frames_of([20] * 4, features, state=targets[:, k : k + 1]), held_out, "state"
-        )[:, 0]
-        for k in range(2)
+        ridge_answers(frames_of([20] * 4, features, state=column), held_out)["state"]
+        for column in columns
     ]
-    np.testing.assert_allclose(answers, np.stack(alone, axis=1))
+    np.testing.assert_allclose(answers, np.hstack(alone), atol=1e-12)
     assert np.abs(answers[:, 1]).std() < 0.3 < np.abs(answers[:, 0]).std()  # noise is shrunk
 
 
