@@ -78,7 +78,7 @@ def test_a_set_of_tasks_has_its_own_protocol(tmp_path):
     assert result.returncode == 2
     assert "--suite sealed has its own looks: leave out --looks" in result.stderr
     result = evaluate(*sealed, "--tasks", "lift")
-    assert result.returncode == 2 and "task 'lift' is unknown" in result.stderr
+    assert result.returncode == 2 and "task='lift' is unknown" in result.stderr
 
 
 def test_an_unknown_task_is_refused(tmp_path):
