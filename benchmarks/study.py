@@ -5,12 +5,15 @@
         --judge resources/sample_droid/1.0.0 lift.hdf5
     python benchmarks/study.py OUT --data sim_droid/1.0.0 --candidates full balanced --seeds 0 1 2
     python benchmarks/study.py OUT --data sim_droid/1.0.0 -- steps=600 model.image_size=64
+    python benchmarks/study.py OUT --data sim_droid/1.0.0 --candidates full slowly frozen_bn \\
+        -- model.backbone=timm:tf_efficientnet_lite0 model.init=efficientnet_lite0
 
 A queue that may run for hours: type the same command again to continue it. Each candidate of
-CANDIDATES is the recipe `simulation` with a few options changed; what follows `--` is changed in
-all of them. Candidates are judged by the offline suite (`mcr evaluate`) on each data set after
---judge: by R2 of state and action, from features alone, on held-out sessions. These are development
-data; the sealed tasks of docs/evaluation.md are for the few recipes that are left at the end.
+CANDIDATES is the recipe `simulation` with a few options changed. What follows `--` is changed in
+all of them, so that other networks and weights to start from can be studied, too. Candidates are
+judged by the offline suite (`mcr evaluate`) on each data set after --judge: by R2 of state and
+action, from features alone, on held-out sessions. These are development data; the sealed tasks of
+docs/evaluation.md are for the few recipes that are left at the end.
 
     OUT/encoders/NAME/seed0/   the encoder, for `mcr.load_model`; its run's log is beside it
         judged/DATA/           results of the offline suite, with the rows that are always there
