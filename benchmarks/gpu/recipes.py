@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Pretrains and judges the candidates of benchmarks/study.py on the data that was carried here.
 
-    MCR_STUDY_DATA=FOLDER python benchmarks/gpu/recipes.py --json FILE [--budget SECONDS]
+    python benchmarks/gpu/recipes.py --data FOLDER --json FILE [--budget SECONDS] [--rehearse]
 
 FOLDER holds archives of benchmarks/gpu/small_data.py: pretrain.tar.xz, which candidates are trained
 on, and any others, which they are judged on beside the embedded sample. No new training begins
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -42,12 +41,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--data", type=Path, required=True, help="folder of archives")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--budget", type=float, default=480, help="seconds, then no further run")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes, one candidate")
     arguments = parser.parse_args()
     began = time.monotonic()
-    archives = find_archives()
+    archives = find_archives(arguments.data)
     with tempfile.TemporaryDirectory() as folder:
         trees = {path.name: Path(folder) / path.name.split(".")[0] for path in archives}
         for path in archives:
@@ -71,13 +71,11 @@ def main() -> None:
     write_text(arguments.json, json.dumps(found, indent=1))
 
 
-def find_archives() -> list[Path]:
-    folder = Path(os.environ.get("MCR_STUDY_DATA", ""))
-    archives = sorted(folder.glob("*.tar.xz")) if folder.parts else []
+def find_archives(folder: Path) -> list[Path]:
+    archives = sorted(folder.glob("*.tar.xz"))
     if PRETRAIN not in (path.name for path in archives):
         raise UserError(
-            f"MCR_STUDY_DATA={str(folder)!r} must name a folder that holds {PRETRAIN}; "
-            "benchmarks/gpu/small_data.py makes it"
+            f"--data {folder}: must hold {PRETRAIN}; benchmarks/gpu/small_data.py makes it"
         )
     return archives
 

@@ -1,4 +1,4 @@
-"""What `small_data.py` does with an episode, in worker processes: PNG folders <-> AVIF sequences."""
+"""What `small_data.py` does with one episode, in workers: PNG folders <-> AVIF sequences."""
 
 from __future__ import annotations
 
