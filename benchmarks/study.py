@@ -47,6 +47,14 @@ BASE = "base"  # what the others are compared with
 _DYNAMICS, _TIME = "objectives.dynamics_alignment", "objectives.time_contrastive"
 _OUTSIDE = "exterior_image_1_left,exterior_image_2_left"
 _EQUAL = ["loss_weights.action_prediction=1", "loss_weights.time_contrastive=1"]
+_BALANCED = "balance_losses=true"
+_FASTER = "optimizer.backbone_lr_scale=0.3"
+_BATCH = [f"{_DYNAMICS}.negatives=batch", f"{_DYNAMICS}.learn_temperature=true"]
+_STATE = ["loss_weights.time_contrastive=0", "loss_weights.state_contrast=1"]
+_TAUGHT = [
+    "loss_weights.distillation=1",
+    "objectives.distillation.teacher=efficientnet_lite0",
+]
 _RANDOM = ["model.init=''", "model.frozen_bn=false", "optimizer.backbone_lr_scale=1"]
 
 # options of all candidates, beside those of the recipe `simulation`
@@ -61,21 +69,18 @@ COMMON = [
 CANDIDATES: dict[str, list[str]] = {
     BASE: [],
     "equal_weights": _EQUAL,
-    "balanced": [*_EQUAL, "balance_losses=true"],
+    "balanced": [*_EQUAL, _BALANCED],
     "absolute_poses": ["data.action_space=default"],
     "delta_poses": ["data.action_space=delta"],
     "chunks_of_8": ["data.sampling.action_chunk=8"],
-    "batch_contrast": [f"{_DYNAMICS}.negatives=batch", f"{_DYNAMICS}.learn_temperature=true"],
-    "state_contrast": ["loss_weights.time_contrastive=0", "loss_weights.state_contrast=1"],
+    "batch_contrast": _BATCH,
+    "state_contrast": _STATE,
     "late_after_middle": ["data.sampling.late_after_middle=true"],
     "outside_cameras": [f"data.cameras=[{_OUTSIDE}]"],
     "crop_per_clip": ["data.sampling.crop_per=clip"],
     "large_crops": ["data.sampling.crop_scale=[0.8,1]"],
     "no_jitter": ["data.sampling.color_jitter=0"],
-    "taught": [
-        "loss_weights.distillation=1",
-        "objectives.distillation.teacher=efficientnet_lite0",
-    ],
+    "taught": _TAUGHT,
     "layer_norm": [f"{_DYNAMICS}.layer_norm=true", f"{_TIME}.layer_norm=true"],
     "cosine": [
         f"{_DYNAMICS}.similarity=cosine",
@@ -84,13 +89,19 @@ CANDIDATES: dict[str, list[str]] = {
         f"{_TIME}.temperature=0.1",
     ],
     "rate_0.03": ["optimizer.backbone_lr_scale=0.03"],
-    "rate_0.3": ["optimizer.backbone_lr_scale=0.3"],
+    "rate_0.3": [_FASTER],
     "rate_1": ["optimizer.backbone_lr_scale=1"],
     "live_statistics": ["model.frozen_bn=false", "optimizer.backbone_lr_scale=1"],
     "random_weights": _RANDOM,
+    "rate_state": [_FASTER, *_STATE],
+    "rate_state_batch": [_FASTER, *_STATE, *_BATCH],
+    "rate_batch": [_FASTER, *_BATCH],
+    "rate_state_and_time": [_FASTER, "loss_weights.state_contrast=1"],
+    "rate_state_taught": [_FASTER, *_STATE, *_TAUGHT],
+    "rate_state_balanced": [_FASTER, *_STATE, "loss_weights.action_prediction=1", _BALANCED],
     "no_dynamics_alignment": ["loss_weights.dynamics_alignment=0"],
     "no_action_prediction": ["loss_weights.action_prediction=0"],
-    "no_time_contrast": ["loss_weights.time_contrastive=0"],
+    "no_contrast": ["loss_weights.time_contrastive=0", "loss_weights.state_contrast=0"],
     "paper": ["ablation=paper", *_RANDOM, f"data.cameras=[{_OUTSIDE}]"],
     "paper_from_imagenet": ["ablation=paper"],
 }

@@ -31,6 +31,8 @@ from loader import hardware
 from safetensors.torch import load_file, save_file
 
 from mcr.errors import UserError, command_line
+from mcr.models.layouts import CONFIG_NAME, WEIGHTS_NAME
+from mcr.models.tensor_files import sha256
 from mcr.runs.atomic import write_text
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
@@ -101,16 +103,19 @@ def run(script: str, *arguments: object) -> None:
 
 def bring(study: Path, results: Path) -> None:
     """Pack the encoders and their judgements in parts that are small enough to be sent."""
-    for path in (study / "encoders").rglob("model.safetensors"):
+    for path in (study / "encoders").rglob(WEIGHTS_NAME):
         tensors = load_file(path)
         rounded = {
             name: tensor.half().float() if tensor.ndim > 1 else tensor
             for name, tensor in tensors.items()
         }
         save_file(rounded, path, metadata={"format": "pt"})
+        config = json.loads((path.parent / CONFIG_NAME).read_text())
+        config["mcr"]["weights_sha256"] = sha256(path)
+        write_text(path.parent / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
     archive = results / "encoders.tar.xz"
     subprocess.run(
-        f"tar c -C {study} encoders judged | xz -T0 -3 | split -b {PART_BYTES} -d - {archive}.",
+        f"tar c -C {study} . --exclude runs | xz -T0 -3 | split -b {PART_BYTES} -d - {archive}.",
         shell=True,
         check=True,
     )
