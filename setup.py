@@ -81,6 +81,7 @@ setup(
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.7",
+            "pytest-timeout>=2.3",
             "ruff>=0.9",
             "mypy>=1.13",
             "shtab>=1.6",

@@ -10,7 +10,7 @@
 #   right   the tests marked `gpu`, and a policy's training step (benchmarks/frozen_bc.py)
 #   fast    images per second of the training step, and its heaviest kernels (benchmarks/train_step.py)
 #   fed     what the loader delivers to the GPU, and decoding on the GPU beside it
-#   real    a pretraining run of the default recipe on the sample data
+#   real    a pretraining run from random weights on the sample data
 # On request, with data that was carried here (see benchmarks/gpu/small_data.py):
 #   study   which recipe gives better features (benchmarks/study.py):
 #           bash benchmarks/gpu.sh OUT --stages study --data FOLDER [--bring]

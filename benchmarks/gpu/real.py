@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A pretraining run of the default recipe on the sample data, as a user would start it.
+"""A pretraining run from random weights on the sample data, as a user would start it.
 
     python benchmarks/gpu/real.py --json FILE [--budget SECONDS] [--rehearse]
 
@@ -45,8 +45,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         began = time.time()
-        command = [sys.executable, "-m", "mcr.training.train", f"data.root={SAMPLE}"]
-        command += [f"data.index={folder}/index", f"run_dir={run}", *options]
+        command = [sys.executable, "-m", "mcr.training.train", "--config-name", "scratch"]
+        command += [f"data.root={SAMPLE}", f"data.index={folder}/index", f"run_dir={run}", *options]
         first_line_s = train_for(command, run, began + 0.6 * arguments.budget) - began
         found = figures(run) | {"seconds_to_first_line": round(first_line_s, 1)}
         write_text(arguments.json, json.dumps(found, indent=1))

@@ -25,7 +25,7 @@ from mcr.data.index import Index
 from mcr.data.loader_faults import watched
 from mcr.data.sampling import TRAIN, SamplingConfig, draw_samples
 from mcr.data.selection import Episodes, SelectionConfig
-from mcr.data.spaces import ACTION_SPACES, ROTATIONS, action_space, signal_space
+from mcr.data.spaces import ACTION_SPACES, MOTION, ROTATIONS, action_space, signal_space
 from mcr.errors import UserError, require_choice
 from mcr.runs.ranges import ANY_TEXT, MAPPING, NAMES, check_fields, choice, whole
 
@@ -44,7 +44,7 @@ class DataConfig:
     cameras:      cameras to sample from; each clip is of one of them; [] = the schema's
     state_keys:   signals that are concatenated to the states of a window; [] = the schema's
     action_space: default (the schema's action), cartesian_position, cartesian_velocity,
-                  joint_position, joint_velocity or delta: see `mcr/data/spaces.py`
+                  joint_position, joint_velocity, delta or motion: see `mcr/data/spaces.py`
     rotation:     how rotations in states and actions are written, where the schema says that there
                   are any: "6d", or "euler" angles, which jump at +-pi (DROID's gripper points down,
                   where its roll is about pi)
@@ -67,7 +67,7 @@ class DataConfig:
     index: Annotated[str, ANY_TEXT] = ""
     cameras: Annotated[list[str], NAMES] = field(default_factory=list)
     state_keys: Annotated[list[str], NAMES] = field(default_factory=list)
-    action_space: Annotated[str, choice(ACTION_SPACES)] = "default"
+    action_space: Annotated[str, choice((*ACTION_SPACES, MOTION))] = "default"
     rotation: Annotated[str, choice(ROTATIONS)] = "6d"
     pack: bool = True
     workers: Annotated[int, whole(0, 1024)] = 4

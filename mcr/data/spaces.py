@@ -12,8 +12,11 @@ stored. `data.action_space` is one of
     joint_velocity      commanded joint velocities, gripper velocity
     delta               commanded pose relative to the observed one, gripper position (absolute):
                         p_commanded - p_observed in the base frame, R_observed^T R_commanded
+    motion              for pretraining: the first of cartesian_velocity, delta and default that the
+                        data set has. A motion depends on what is in the picture; a pose can
+                        nearly be read from the robot's state
 
-All but the first come from `action_dict`. DROID's robot interface takes the gripper as a velocity
+All but `default` come from `action_dict`. DROID's robot interface takes the gripper as a velocity
 in the velocity spaces and as a position in the others, and so do we. (openpi's policies for DROID
 always use a position.) DROID's velocities are shares of the controller's limits, -1 .. 1.
 
@@ -53,6 +56,7 @@ ACTION_SPACES = {
     "joint_velocity": ("action_dict/joint_velocity", _GRIPPER_VELOCITY),
     "delta": (_OBSERVED, _COMMANDED, _GRIPPER_POSITION),  # from which it is computed
 }
+MOTION = "motion"
 _POSE_SIZE = 6  # x, y, z and three Euler angles
 _ROTATION_SIZES = {"euler": 3, "6d": 6}
 ROTATIONS = tuple(_ROTATION_SIZES)
@@ -101,12 +105,14 @@ def signal_space(
 
 
 def action_space(index: Index, name: str, rotation: str) -> Space:
-    """Return the space `name` of ACTION_SPACES.
+    """Return the space `name`, which is a key of ACTION_SPACES or MOTION.
 
     It has no dimensions if the data set has no action and `name` is "default". Raises UserError for
     a signal that the data set lacks, and for rotations outside of it.
     """
-    require_choice("data.action_space", name, ACTION_SPACES)
+    if name == MOTION:
+        name = _motion(index)
+    require_choice("data.action_space", name, (MOTION, *ACTION_SPACES))
     if name == "default" and not index.action:
         return Space("no action", np.arange(0), 0)
     keys = index.action if name == "default" else ACTION_SPACES[name]
@@ -115,13 +121,30 @@ def action_space(index: Index, name: str, rotation: str) -> Space:
         return signal_space(index, keys, rotation, f"data.action_space={name}")
     require_choice("data.rotation", rotation, _ROTATION_SIZES)
     for key in (_OBSERVED, _COMMANDED):
-        if index.schema.rotations.get(key) != {3: "euler"} or len(index.columns((key,))) != 6:
+        if not _is_euler_pose(index, key):
             raise UserError(
                 f"{index.source}: data.action_space=delta needs {key} as xyz and three Euler "
                 f"angles; its schema must say rotations: {{{key}: {{3: euler}}}}"
             )
     size = len(columns) - 2 * _POSE_SIZE + 3 + _ROTATION_SIZES[rotation]
     return Space(f"delta, {rotation}", columns, size, partial(_relative, rotation=rotation))
+
+
+def _motion(index: Index) -> str:
+    """Return which space MOTION stands for."""
+    recorded = {*index.signal_names}
+    if recorded.issuperset(ACTION_SPACES["cartesian_velocity"]):
+        return "cartesian_velocity"
+    if recorded.issuperset(ACTION_SPACES["delta"]) and all(
+        _is_euler_pose(index, key) for key in (_OBSERVED, _COMMANDED)
+    ):
+        return "delta"
+    return "default"
+
+
+def _is_euler_pose(index: Index, key: str) -> bool:
+    """Whether a signal is xyz and three Euler angles, as its schema says."""
+    return index.schema.rotations.get(key) == {3: "euler"} and len(index.columns((key,))) == 6
 
 
 def why_no_action(index: Index) -> str:

@@ -13,10 +13,13 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 from mcr.errors import UserError
+from mcr.models import catalogue
 from mcr.models.backbones import BACKBONES, TIMM, build_backbone
 from mcr.models.layouts import Weights
 from mcr.models.preprocessing import Preprocessing
-from mcr.models.sources import import_timm_encoder, read_source
+from mcr.models.sources import TORCHVISION, import_timm_encoder, read_source
+
+IMAGENET = "imagenet"
 
 
 def build_network(backbone: str, image_size: int) -> nn.Module:
@@ -60,16 +63,19 @@ def usual_preprocessing(backbone: str, image_size: int | None) -> Preprocessing:
 def read_start(source: str, backbone: str | None, image_size: int) -> Weights:
     """Read weights to start from; their preprocessing is for pictures of `image_size` pixels.
 
-    source:   anything that `load_model` reads
-    backbone: the network that they must be for; None = whatever they are for
+    source:   anything that `load_model` reads, or IMAGENET, for the usual ImageNet weights of the
+              network: torchvision's, or timm's for "timm:NAME"
+    backbone: the network that they must be for; None = whatever they are for, for IMAGENET a
+              ResNet-50
     Raises UserError if they cannot be read, are for another network, or are a ViT's for pictures of
     another size: its positions belong to one size.
     """
     try:
-        weights = read_source(source, backbone)
+        weights = read_source(_imagenet(backbone) if source == IMAGENET else source, backbone)
     except UserError as error:
         asked = f" (model.backbone={backbone})" if backbone else ""
-        raise UserError(f"model.init={source}{asked}: {error}") from error
+        advice = "; --config-name scratch begins at random weights" if source == IMAGENET else ""
+        raise UserError(f"model.init={source}{asked}: {error}{advice}") from error
     own = weights.preprocessing.image_size
     known = BACKBONES.get(weights.backbone)
     if known and known.family is VisionTransformer and own != image_size:
@@ -78,3 +84,11 @@ def read_start(source: str, backbone: str | None, image_size: int) -> Weights:
             f"with model.image_size={image_size}: set model.image_size={own}"
         )
     return replace(weights, preprocessing=weights.preprocessing.resized(image_size))
+
+
+def _imagenet(backbone: str | None) -> str:
+    """The name of a network's ImageNet weights, as `load_model` reads it."""
+    if backbone is None or not backbone.startswith(TIMM):
+        return f"{TORCHVISION}{backbone or 'resnet50'}"
+    packaged = [model for model in catalogue.MODELS.values() if model.backbone == backbone]
+    return next((model.name for model in packaged if catalogue.locate(model)), backbone)

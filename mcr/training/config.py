@@ -43,9 +43,10 @@ class ModelConfig:
                  "timm:NAME". With `init`, the default stands for the network of those weights
     image_size:  pixels per side of the network's input; 176 costs 1.6 times less than 224. It holds
                  with `init`, too: a ViT whose positions are for another size is refused
-    init:        weights to start from, which is anything that `mcr.load_model` reads; their mean,
-                 deviation and interpolation are those of the encoder. "" = random weights
-    frozen_bn:   batch normalisation keeps its initial statistics (for fine-tuning)
+    init:        weights to start from: anything that `mcr.load_model` reads, or "imagenet", the
+                 ImageNet weights of the backbone; their mean, deviation and interpolation are those
+                 of the encoder. "" = random weights
+    frozen_bn:   batch normalisation keeps the statistics of `init`
     ghost_batch: number of clips whose images share batch-norm statistics; 0 = the global batch,
                  whichever processes hold it. 32 clips (160 images) is upstream's batch, so that a
                  larger batch is trained with the same statistics. It needs
@@ -190,6 +191,12 @@ def check_config(config: Config, num_processes: int) -> None:
     model = config.model
     if not model.init or model.backbone != ModelConfig.backbone:
         require_network(model.backbone, model.image_size)
+    if model.frozen_bn and not model.init:
+        raise UserError(
+            "model.frozen_bn=true keeps the batch statistics of the weights that training starts "
+            "from, but model.init is empty, and those of random weights mean nothing: set "
+            "model.frozen_bn=false, or use --config-name scratch"
+        )
     check_weights(config.loss_weights)
     pieces = config.engine.accumulate * num_processes
     if config.batch_size % pieces:
@@ -197,7 +204,7 @@ def check_config(config: Config, num_processes: int) -> None:
             f"batch_size={config.batch_size} clips do not divide by {num_processes} processes "
             f"times engine.accumulate={config.engine.accumulate}"
         )
-    if config.model.ghost_batch:
+    if config.model.ghost_batch and not config.model.frozen_bn:
         _check_ghost_batch(config, config.batch_size // pieces)
     for name, count in counts_of_clips(config).items():
         _check_share(config, name, count, num_processes)
@@ -238,4 +245,10 @@ def _check_ghost_batch(config: Config, share: int) -> None:
             f"model.ghost_batch={ghost} with negatives from other ghost batches would let the "
             "network tell them by their batch statistics; "
             f"set objectives.time_contrastive.group={ghost}"
+        )
+    if config.loss_weights.get("state_contrast", 0) > 0:
+        raise UserError(
+            f"model.ghost_batch={ghost}: state contrast compares all clips of a batch, and the "
+            "network could tell those of other ghost batches by their batch statistics; set "
+            "model.ghost_batch=0, or loss_weights.state_contrast=0"
         )

@@ -30,7 +30,8 @@ class OptimizerConfig:
                        and matrices, not of biases, norms, tokens' scales and other vectors
     warmup_steps:      number of steps at the beginning over which the rate rises linearly, so that
                        the last of them has the full rate; 0 = full from the beginning
-    decay_steps:       number of steps at the end over which the rate falls to 0; 0 = constant
+    decay_steps:       number of steps at the end over which the rate falls to 0; 0 = constant. In a
+                       run that has fewer steps it falls from the beginning
     decay:             how it falls: "linear", or "cosine" (half a period)
     backbone_lr_scale: the encoder learns at this times the rate of the heads
     layer_decay:       each layer of the encoder (stem, each block, last norm) learns at this times
@@ -62,12 +63,12 @@ class OptimizerConfig:
         rate = self.lr
         if step + 1 < self.warmup_steps:
             rate = rate * (step + 1) / self.warmup_steps
-        left = num_steps - step
-        if left >= self.decay_steps:
+        left, decay_steps = num_steps - step, min(self.decay_steps, num_steps)
+        if left >= decay_steps:
             return rate
         if self.decay == "cosine":
-            return rate * (1 - math.cos(math.pi * left / self.decay_steps)) / 2
-        return rate * left / self.decay_steps
+            return rate * (1 - math.cos(math.pi * left / decay_steps)) / 2
+        return rate * left / decay_steps
 
 
 @dataclass(frozen=True)

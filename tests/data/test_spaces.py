@@ -203,6 +203,22 @@ def test_without_action_dict_only_the_default_space_exists(other_robot):
     assert action_space(index, "default", "6d").size == 10  # the schema says that it is a pose
 
 
+def test_motion_is_the_first_space_that_the_data_has(other_robot):
+    def without(name):
+        def change(data):
+            for action in data["action_dict"]:
+                action.pop(name, None)
+
+        return other_robot(change)
+
+    def same(index, name):
+        return action_space(index, "motion", "6d").name == action_space(index, name, "6d").name
+
+    assert same(without("nothing"), "cartesian_velocity")
+    assert same(without("cartesian_velocity"), "delta")
+    assert same(without("cartesian_position"), "default")
+
+
 @pytest.mark.parametrize("action", [[0.1] * 7, [0.1] * 3])
 def test_an_action_that_is_no_pose_stays_as_it_is(other_robot, action):
     index = other_robot(lambda data: data.update(action=[np.array(action)] * len(data["action"])))

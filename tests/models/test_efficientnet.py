@@ -34,6 +34,13 @@ def test_it_is_found_in_its_package_and_fills_timms_network(file):
             assert torch.equal(encoder.network.state_dict()[name], tensor), name
 
 
+def test_training_may_begin_at_it_as_the_imagenet_weights_of_timms_network(file):
+    start = read_start("imagenet", "timm:tf_efficientnet_lite0", image_size=96)
+    own = mcr.load_model(NAME).network.state_dict()
+    assert start.tensors.keys() == own.keys()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in start.tensors.items())
+
+
 def test_the_file_itself_needs_the_networks_name(file):
     with pytest.raises(UserError, match=r"looks like EfficientNet-Lite .*backbone='timm:NAME'"):
         mcr.load_model(file)

@@ -14,6 +14,7 @@ from mcr.errors import UserError
 from mcr.models import catalogue
 from mcr.models.backbones import BACKBONES
 from mcr.models.preprocessing import Preprocessing
+from mcr.models.trainable import read_start
 
 IMAGES = torch.rand(1, 3, 90, 120, generator=torch.Generator().manual_seed(0))
 RESNET18 = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
@@ -170,6 +171,16 @@ def test_torchvision_offline(folder, published):
     (folder / path.name).unlink()
     with pytest.raises(UserError, match=r"not downloaded \(.*\); put the file into .*checkpoints"):
         mcr.load_model("torchvision:resnet18")
+
+
+def test_training_may_begin_at_the_imagenet_weights_of_a_network(published):
+    start = read_start("imagenet", "resnet18", image_size=64)
+    assert (start.backbone, start.preprocessing.image_size) == ("resnet18", 64)
+    assert torch.equal(start.tensors["conv1.weight"], published[1].conv1.weight)
+    published[0].unlink()
+    shutil.rmtree(torch.hub.get_dir())
+    with pytest.raises(UserError, match=r"model.init=imagenet.*not downloaded.*--config-name scr"):
+        read_start("imagenet", "resnet18", image_size=64)
 
 
 def test_torchvision_classifiers_as_files(published, tmp_path, monkeypatch, caplog):

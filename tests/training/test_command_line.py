@@ -24,8 +24,41 @@ def test_every_recipe_is_valid_and_says_what_it_is(name):
     assert all(f"#   {word}" in header for word in ("command", "cost", "expected"))
 
 
-def test_mcr_is_the_typed_defaults():
-    assert flatten(recipe("mcr")) == flatten(Config())
+def test_mcr_differs_from_the_typed_defaults_in_what_its_file_names():
+    defaults = flatten(Config())
+    changed = {key for key, value in flatten(recipe("mcr")).items() if value != defaults[key]}
+    assert changed == {
+        "model.init",
+        "model.frozen_bn",
+        "optimizer.lr",
+        "optimizer.backbone_lr_scale",
+        "optimizer.decay_steps",
+        "loss_weights.action_prediction",
+        "loss_weights.time_contrastive",
+        "loss_weights.state_contrast",
+        "data.action_space",
+        "data.sampling.crop_scale",
+        "data.sampling.color_jitter",
+    }
+
+
+def test_paper_takes_back_what_mcr_changed():
+    def method(config):
+        parts = ("model.", "optimizer.", "loss_weights.", "data.sampling.", "data.action_space")
+        return {key: value for key, value in flatten(config).items() if key.startswith(parts)}
+
+    assert method(recipe("paper")) == method(Config())
+
+
+def test_scratch_is_mcr_without_weights_to_start_from():
+    scratch, mcr = flatten(recipe("scratch")), flatten(recipe("mcr"))
+    changed = {key: value for key, value in scratch.items() if value != mcr[key]}
+    assert changed == {
+        "run_dir": "runs/scratch",
+        "model.init": "",
+        "model.frozen_bn": False,
+        "optimizer.backbone_lr_scale": 1.0,
+    }
 
 
 def test_paper_is_what_trained_the_released_weights():
@@ -121,7 +154,7 @@ def test_command_line_trains_from_any_folder(shards, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["data.root=/nowhere"], "error: /nowhere"),
+        (["--config-name", "scratch", "data.root=/nowhere"], "error: /nowhere"),
         (["batchsize=3"], "did you mean 'batch_size'"),
         (["steps=many"], "steps"),
         (["--config-name", "papers"], "paper"),

@@ -283,14 +283,15 @@ def test_each_objective_names_the_frames_that_it_reads():
     assert frames_read({"dynamics_alignment": 0.0, "time_contrastive": 2.0}) == (1, 2, 3)
 
 
-def test_unread_frames_are_skipped_without_changing_the_others(tiny, tmp_path):
+def test_unread_frames_are_skipped_without_changing_the_others(tiny, tmp_path, small_checkpoint):
     """With fixed batch statistics, steps on three frames are those on five."""
     weights = {"dynamics_alignment": 1.0, "action_prediction": 0.0, "time_contrastive": 1.0}
-    options = {"model.frozen_bn": True, "loss_weights": weights, "pictures_every": 4}
+    options = {"loss_weights": weights, "pictures_every": 4}
+    options |= {"model.frozen_bn": True, "model.init": str(small_checkpoint)}
     every = tiny(run_dir=str(tmp_path / "every"), **options)
     some = tiny(run_dir=str(tmp_path / "some"), **options, **{"data.skip_unread_frames": True})
     expected, got = state(train(every)), state(train(some))
-    assert distance(got, expected) < 1e-5
+    assert distance(got, expected) < 2e-4  # Adam makes rounding larger
     losses = [[line["loss"] for line in metrics(config.run_dir)] for config in (every, some)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     batch = next(iter(Run(some, World(), CPU).data.loader(0, pin_memory=False)))[UNNAMED]

@@ -39,6 +39,10 @@ def test_the_rate_falls_by_half_a_cosine():
     assert rates(6, decay_steps=4, decay="cosine") == pytest.approx(expected)
 
 
+def test_in_a_run_that_is_shorter_than_the_decay_the_rate_falls_from_the_beginning():
+    assert rates(4, decay_steps=100) == [0.5, 0.375, 0.25, 0.125]
+
+
 def test_warm_up_and_decay_multiply_where_they_overlap():
     assert rates(4, warmup_steps=2, decay_steps=4) == [0.25, 0.375, 0.25, 0.125]
 

@@ -222,10 +222,18 @@ def test_a_run_with_all_options_of_the_engine(tiny):
     assert load_checkpoint(path)["step"] == 2
 
 
-def test_frozen_batch_norm_keeps_its_statistics(tiny):
-    path = train(tiny(steps=2, val_clips=0, **{"model.frozen_bn": True}))
-    encoder = load_checkpoint(path)["encoder"]
-    assert (encoder["bn1.running_mean"] == 0).all() and (encoder["bn1.running_var"] == 1).all()
+def test_frozen_batch_norm_keeps_the_statistics_of_the_weights_it_begins_at(tiny, small_checkpoint):
+    options = {"model.frozen_bn": True, "model.init": str(small_checkpoint)}
+    encoder = load_checkpoint(train(tiny(steps=2, val_clips=0, **options)))["encoder"]
+    began = torch.load(small_checkpoint, weights_only=True)["encoder"]
+    assert not torch.equal(encoder["conv1.weight"], began["conv1.weight"])
+    for statistic in ("bn1.running_mean", "bn1.running_var"):
+        assert torch.equal(encoder[statistic], began[statistic])
+
+
+def test_statistics_of_random_weights_are_not_frozen(tiny):
+    with pytest.raises(UserError, match=r"model.init is empty.*model.frozen_bn=false"):
+        train(tiny(**{"model.frozen_bn": True}))
 
 
 def test_changed_config_is_shown_and_refused(tiny):
