@@ -21,7 +21,7 @@ import pytest
 
 from mcr.data.tfrecord import write_records
 from tests.download.store import Store
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "download_droid.sh"
@@ -132,7 +132,7 @@ def test_killed_and_continued(store, tmp_path, objects, slices, lost):
     for _ in range(2):
         process = user.begin_until(total // 3)
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()  # until the last of its processes is gone
+        process.communicate(timeout=PATIENCE_S)  # until the last of its processes is gone
         for path in user.data.glob("*-of-00003"):  # under its name only if it is whole
             assert path.read_bytes() == objects[path.name]
     store.line.mend()

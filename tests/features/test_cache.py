@@ -23,7 +23,7 @@ from mcr.features import extraction
 from mcr.features.cache import FeatureCache, from_stored, to_stored
 from mcr.features.extraction import FeatureConfig, extract_features
 from mcr.features.recordings import open_recordings
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 
 REPOSITORY = Path(__file__).parents[2]
 LENGTHS = {"a": 3, "b": 5, "c": 2}
@@ -261,7 +261,7 @@ def test_a_killed_extraction_is_continued(weights, tmp_path):
     )
     wait_for(lambda: journal.is_file() and journal.read_text().count("\n") >= 2, process)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.communicate(timeout=PATIENCE_S)  # until its workers are gone, too
     done = {int(line) for line in journal.read_text().splitlines()}
     assert 2 <= len(done) < 12 and not out.exists()
     array = np.load(journal.with_name("features.npy"))

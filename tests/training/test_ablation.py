@@ -59,7 +59,7 @@ def start_sweep(folder: Path, *options: str) -> subprocess.Popen:
 
 def test_a_sweep_runs_each_variant_in_its_folder(shards, tmp_path):
     sweep = start_sweep(tmp_path, f"data.root={shards}", "steps=1")
-    output, _ = sweep.communicate()
+    output, _ = sweep.communicate(timeout=PATIENCE_S)
     assert sweep.returncode == 0, output
     runs = tmp_path / "runs" / "ablation"
     folders = [runs / name / "seed0" for name in ("window_1", "no_time_contrastive")]

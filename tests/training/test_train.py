@@ -133,7 +133,7 @@ def assert_a_kill_changes_nothing(whole, config, *, kill_at):
     torch.set_num_threads(1)
     path = train(whole)
     killed = start(config, kill_at=kill_at)
-    output, _ = killed.communicate()
+    output, _ = killed.communicate(timeout=PATIENCE_S)
     assert killed.returncode == -signal.SIGKILL, output
     done = list_checkpoints(Path(config.run_dir) / "checkpoints")
     step = load_checkpoint(done[-1])["step"]
