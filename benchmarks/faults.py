@@ -72,6 +72,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARDS = ROOT / "tests/data/droid_tfds/1.0.0"
 VIDEOS = ROOT / "tests/data/reference/lerobot/lerobot_v3_video"
 TRAINING = (
+    "--config-name=scratch",
     "device=cpu", "batch_size=2", "val_clips=2", "pictures_every=0", "log_every=1", "save_every=2",
     "steps=8", "validate_every=8", "keep_checkpoints=9", "model.backbone=timm:test_resnet",
     "model.image_size=32", "data.workers=1", "data.selection.min_frames=30",

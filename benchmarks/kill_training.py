@@ -55,7 +55,7 @@ class Job:
         self.checkpoints = run_dir / "checkpoints"
         launcher = ["--standalone", f"--nproc-per-node={processes}", "--max-restarts=1000"]
         chosen = [f"run_dir={run_dir}", f"data.root={shards}", f"steps={steps}", *OVERRIDES]
-        module = ["-m", "mcr.training.train"]
+        module = ["-m", "mcr.training.train", "--config-name", "scratch"]
         self._command = [
             *(sys.executable, "-m", "torch.distributed.run"), *launcher, *module, *chosen
         ]  # fmt: skip

@@ -28,10 +28,10 @@ from mcr.runs.gather import gather_rows
 from mcr.runs.options import flatten
 from mcr.training.batch_norm import synchronise_batch_norm
 from mcr.training.checkpoint import list_checkpoints, load_checkpoint
-from mcr.training.config import Config
 from mcr.training.distributed import World
 from mcr.training.engine import EngineConfig
 from mcr.training.train import train
+from tests.recipes import recipe
 from tests.training.one_step import (
     ALONE,
     CPU,
@@ -277,9 +277,10 @@ def test_another_number_of_processes_continues_the_run(two, configs):
 
 def start_torchrun(config, *options: str) -> subprocess.Popen:
     """Start the run of `config` in two processes. The second one dies once, as it begins step 5."""
-    chosen = flatten(config).items()
-    defaults = flatten(Config())
-    arguments = [f"{key}={value}" for key, value in chosen if value != defaults[key]]
+    defaults = flatten(recipe("mcr"))
+    changed = {key: value for key, value in flatten(config).items() if value != defaults[key]}
+    lists = {key: [*value] for key, value in changed.items() if isinstance(value, tuple)}
+    arguments = [f"{key}={value}" for key, value in (changed | lists).items()]
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
     return subprocess.Popen(
         [sys.executable, "-m", *launcher, "-m", "tests.training.killed_run", "5", "1", *arguments],

@@ -24,7 +24,7 @@ OPTIONS = (
 def start(run_dir: Path, shards: Path) -> subprocess.Popen:
     return subprocess.Popen(
         [
-            *(sys.executable, "-m", "mcr.cli", "train"),
+            *(sys.executable, "-m", "mcr.cli", "train", "--config-name", "scratch"),
             *(f"run_dir={run_dir}", f"data.root={shards}", *OPTIONS),
         ],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

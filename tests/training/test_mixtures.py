@@ -315,7 +315,7 @@ def test_the_recipe_of_the_page_trains(roots, tmp_path):
     (tmp_path / "my_recipes/two_robots.yaml").write_text(recipe)
     small = ["steps=1", "batch_size=8", "val_clips=0", "pictures_every=0", "device=cpu"]
     small += ["model.backbone=resnet18", "model.image_size=32", "data.workers=0"]
-    small += ["data.selection.min_frames=10"]
+    small += ["data.selection.min_frames=10", "model.init=''", "model.frozen_bn=false"]
     result = subprocess.run(
         [sys.executable, "-m", "mcr.cli", "train", *shlex.split(command), *small],
         cwd=tmp_path,
