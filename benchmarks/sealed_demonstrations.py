@@ -134,7 +134,7 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
     axes.set_xticks(range(means.shape[1]), means.columns)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_ylabel("R² of the expert's action")
-    axes.legend(fontsize="small", ncols=2)
+    figure.legend(loc="outside upper center", fontsize="small", ncols=4)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
