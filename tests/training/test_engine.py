@@ -39,7 +39,7 @@ def test_the_rate_falls_linearly_to_zero_at_the_end():
     constant, falling = OptimizerConfig(lr=0.5), OptimizerConfig(lr=0.5, decay_steps=4)
     assert [constant.rate(step, 6) for step in range(6)] == [0.5] * 6
     assert [falling.rate(step, 6) for step in range(6)] == [0.5, 0.5, 0.5, 0.375, 0.25, 0.125]
-    assert [falling.rate(step, 2) for step in range(2)] == [0.25, 0.125]
+    assert [falling.rate(step, 2) for step in range(2)] == [0.5, 0.25]
 
 
 @pytest.mark.parametrize("batch_norm", [{"frozen_bn": True}, {"ghost_batch": 2}])
