@@ -115,8 +115,10 @@ def bring(study: Path, results: Path) -> None:
         write_text(path.parent / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
     archive = results / "encoders.tar.xz"
     subprocess.run(
-        f"tar c -C {study} . --exclude runs | xz -T0 -3 | split -b {PART_BYTES} -d - {archive}.",
+        f"set -o pipefail; tar c --exclude ./runs -C {study} . | xz -T0 -3 |"
+        f" split -b {PART_BYTES} -d - {archive}.",
         shell=True,
+        executable="/bin/bash",
         check=True,
     )
 
