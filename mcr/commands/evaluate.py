@@ -121,8 +121,8 @@ def _add_simulation(group: argparse._ArgumentGroup) -> None:
         "--looks",
         type=choice(LOOKS),
         choices=LOOKS,
-        help="varied: draw cameras, light and colours anew for each scene; default: fixed, of a "
-        "set of tasks varied",
+        help="recoloured: draw light and colours anew for each scene; varied: draw cameras too; "
+        "default: fixed, of a set of tasks varied",
     )
     group.add_argument(
         "--processes",

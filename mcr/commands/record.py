@@ -48,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=choice(LOOKS),
         default="fixed",
         choices=LOOKS,
-        help="varied: draw cameras, light and colours anew for each scene; default: %(default)s",
+        help="recoloured: draw light and colours anew for each scene; varied: draw cameras too; "
+        "default: %(default)s",
     )
 
 

@@ -91,9 +91,11 @@ def write_index(source: Source, path: Path, workers: int = 0, executor: str = "l
 def _relative(source: Path, index: Path) -> str:
     """Return where the data is, seen from the index if both lie in one folder, else absolutely.
 
-    So a data set can be moved together with its index.
+    So a data set can be moved together with its index. A link to a file keeps its own name, which
+    is the one in the index's list of files; the file that it leads to may have another name.
     """
-    source, index = source.resolve(), index.resolve()
+    source = source.resolve() if source.is_dir() else source.parent.resolve() / source.name
+    index = index.resolve()
     return os.path.relpath(source, index) if source.parent == index.parent else str(source)
 
 

@@ -61,7 +61,9 @@ class MetaWorld:
         }
         self._of_interest = geoms_below(model, {model.body("right_hand").id, *of_task})
         self._randomization = (
-            VisualRandomization(model, self._of_interest) if pictures.looks == "varied" else None
+            VisualRandomization(model, self._of_interest, pictures.looks)
+            if pictures.looks != "fixed"
+            else None
         )
         make_expert: Any = ENV_POLICY_MAP[f"{name}-v3"]  # MetaWorld types it as an abstract class
         self._expert = make_expert()

@@ -1,6 +1,7 @@
 """Visual domain randomisation: cameras, light and colours of a scene are drawn from its seed.
 
-This is `looks="varied"` of `PictureConfig`. In a scene that always looks the same, raw pixels tell
+`looks="varied"` of `PictureConfig` is all of it, and `looks="recoloured"` leaves the cameras where
+they are. In a scene that always looks the same, raw pixels tell
 a policy all that it needs, and random features serve as well as learned ones. Real pictures differ
 from lab to lab and from day to day. The robot, the task's objects and a camera on the hand do not
 change. Importing this module imports mujoco.
@@ -21,10 +22,11 @@ _DRAWN = ("cam_pos", "cam_quat", "light_pos", "light_diffuse", "geom_rgba", "mat
 class VisualRandomization:
     """Changes a model's cameras, light and colours, relative to how they were at first.
 
-    kept: bool [model.ngeom], geometries that keep their colours, in addition to all that move
+    kept:  bool [model.ngeom], geometries that keep their colours, in addition to all that move
+    looks: "varied", or "recoloured", which leaves the cameras where they are
     """
 
-    def __init__(self, model: mujoco.MjModel, kept: np.ndarray):
+    def __init__(self, model: mujoco.MjModel, kept: np.ndarray, looks: str):
         self._model = model
         self._usual = {name: getattr(model, name).copy() for name in _DRAWN}
         self._usual_headlight = {
@@ -33,7 +35,8 @@ class VisualRandomization:
         kept = kept | (model.body_weldid[model.geom_bodyid] != 0)
         self._geoms = np.flatnonzero(~kept)
         self._materials = np.setdiff1d(np.arange(model.nmat), model.geom_matid[kept])
-        self._cameras = np.flatnonzero(model.cam_bodyid == 0)
+        moved = (model.cam_bodyid == 0) & (looks == "varied")
+        self._cameras = np.flatnonzero(moved)
 
     def draw(self, seed: int) -> None:
         """Set what this seed determines. The simulation must be reset afterwards."""

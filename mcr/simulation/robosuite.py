@@ -73,7 +73,9 @@ class Robosuite:
         gripper = self._world.robots[0].gripper["right"].root_body
         self._of_interest = geoms_below(model, {model.body(gripper).id, *self._bodies})
         self._randomization = (
-            VisualRandomization(model, self._of_interest) if pictures.looks == "varied" else None
+            VisualRandomization(model, self._of_interest, pictures.looks)
+            if pictures.looks != "fixed"
+            else None
         )
         self._hand = Hand(self._world)
         self.action_dim = 7

@@ -13,7 +13,7 @@ import numpy as np
 
 from mcr.runs.ranges import NAMES, check_fields, choice, whole
 
-LOOKS = ("fixed", "varied")
+LOOKS = ("fixed", "recoloured", "varied")
 
 # "<camera>_image": uint8 [H, W, 3], upright RGB; "proprioception": float32 [P]. It holds nothing
 # that a real robot could not observe.
@@ -26,7 +26,8 @@ class PictureConfig:
 
     picture_size: height and width in pixels; 0 = no pictures, which makes steps much faster
     cameras:      names of the model's cameras; () = the suite's usual ones
-    looks:        "fixed": the simulator's own; "varied": drawn for each scene, see `randomization`
+    looks:        "fixed": the simulator's own; "recoloured": light and colours are drawn for each
+                  scene; "varied": cameras, light and colours are. See `randomization`.
     """
 
     picture_size: Annotated[int, whole(0, 4096)] = 224

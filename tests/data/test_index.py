@@ -218,6 +218,20 @@ def test_data_are_moved_together_with_their_index(shards, tmp_path, capsys):
         open_index(place / name)
 
 
+def test_a_link_of_another_name_to_a_file_is_read(tmp_path):
+    """Hubs keep files under the names of their checksums, with links to them."""
+    episodes = record_episodes()
+    blob = write_hdf5(tmp_path / "blobs", episodes).rename(tmp_path / "blobs" / "3f29c0")
+    link = tmp_path / "links" / "demos.hdf5"
+    link.parent.mkdir()
+    link.symlink_to(os.path.relpath(blob, link.parent))
+    index = open_index(link)
+    assert index.path == tmp_path / "blobs" / "3f29c0.index" and index.source == link
+    for number, camera in enumerate(index.cameras):
+        expected = episodes[0].frames[camera.removesuffix("_image")][2]
+        assert np.array_equal(FrameReader(index).read(0, number, 2), expected)
+
+
 def test_read_only_data_have_their_index_in_the_cache(reference):
     """In a process without root's rights, because root may write everywhere."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:  # pytest's own folders are private

@@ -102,6 +102,17 @@ def test_varied_looks_depend_on_the_seed_and_change_only_pictures(task, simulato
 
 
 @pytest.mark.parametrize("task", TASKS)
+def test_recoloured_looks_leave_the_cameras_where_they_are(task, simulator):
+    """What belongs to the task has the same pixels in both, and the rest has other colours."""
+    fixed, recoloured = simulator(task), simulator(task, looks="recoloured")
+    first, second = fixed.reset(5), recoloured.reset(5)
+    for camera, mask in fixed.masks().items():
+        assert np.array_equal(mask, recoloured.masks()[camera])
+        pictures = (seen[f"{camera}_image"].astype(int) for seen in (first, second))
+        assert np.abs(np.subtract(*pictures))[~mask].mean() > 5
+
+
+@pytest.mark.parametrize("task", TASKS)
 def test_without_pictures_all_else_is_the_same(task, simulator):
     """The true state holds the proprioception, and an observation does not hold the state."""
     seeing, blind = simulator(task), simulator(task, size=0)
