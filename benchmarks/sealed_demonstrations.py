@@ -4,8 +4,7 @@
     python benchmarks/sealed_demonstrations.py OUT mcr/seed0=A mcr/seed1=B untrained/seed0=C \\
         [--tasks assembly can] [--figure FIGURE.png]
 
-Policies that learn from pictures fail at nearly all sealed tasks with varied looks
-(resources/evaluation.md). What features tell of the scene can be measured nevertheless: R2 of the
+Policies that learn from pictures fail at these tasks with varied looks (resources/evaluation.md). What features tell of the scene can be measured nevertheless: R2 of the
 expert's action, and of the robot's state, by a small network on demonstrations that are held out.
 Encoders called NAME/seed0, NAME/seed1, ... are pretraining seeds of one recipe. Type the same
 command again to continue, or with other encoders to add rows.
@@ -27,14 +26,14 @@ import pandas as pd
 
 from mcr.errors import UserError, command_line, require_choice
 from mcr.evaluation.contestants import named_encoders
-from mcr.evaluation.task_sets import SEALED, TASK_SETS
+from mcr.evaluation.task_sets import DEMONSTRATED
 from mcr.runs.atomic import atomic_path, write_text
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).parents[1]
-TASKS = {task.partition("/")[2]: task for task in TASK_SETS[SEALED]}
+TASKS = {task.partition("/")[2]: task for task in DEMONSTRATED}
 COUNTS = {"metaworld": 100, "robosuite": 50}
 PICTURE_SIZE = 128
 

@@ -13,8 +13,10 @@ evaluated, once. Called by `mcr evaluate`.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,9 @@ from mcr.evaluation.task_sets import TASK_SETS, TaskSetting, set_of_task
 from mcr.features.extraction import FeatureConfig, extract_features
 from mcr.models.encoder import Encoder
 from mcr.models.fingerprint import encoder_fingerprint
-from mcr.models.inference import torch_network
+from mcr.models.inference import Network, fastest_engine, torch_network
 from mcr.models.loading import load_model
+from mcr.models.onnx_file import onnx_network, write_network
 from mcr.policies.behaviour_cloning import train
 from mcr.policies.config import Config as BehaviourCloning
 from mcr.policies.demonstrations import (
@@ -218,7 +221,8 @@ def evaluate(
         caches = folder / "features" / path.stem
         for contestant in missing:
             output = POLICIES.get(contestant.policy, "pooled")
-            picture_features = PictureFeatures(contestant.source, encoders[contestant], output)
+            encoder = encoders[contestant]
+            picture_features = PictureFeatures(contestant.source, encoder, output, device)
             if contestant.learns:
                 runs = folder / "fine_tuned" / path.stem / picture_features.key
                 act = learning_policies(picture_features, path, runs, of_task, device)
@@ -226,7 +230,7 @@ def evaluate(
                 seen = demonstrations
                 if not contestant.proprioception:
                     seen = replace(demonstrations, low_dim=demonstrations.low_dim[:, :0])
-                features = picture_features.of_demonstrations(seen, path, caches, device)
+                features = picture_features.of_demonstrations(seen, path, caches)
                 act = frozen_policies(picture_features, features, seen, of_task, device)
             successes = try_policies(task, act, of_task, processes)
             about = _about(contestant, task, demonstrations.cameras, of_task)
@@ -298,16 +302,36 @@ class PictureFeatures:
 
     source, encoder: None = no features
     output:          "pooled", or "spatial" for maps
+    device:          where the encoder is
     key:             of weights, network and preprocessing, for the names of folders
+
+    One engine computes the features of demonstrations and rollouts: ONNX Runtime on a CPU if it is
+    installed, else torch.
     """
 
-    def __init__(self, source: str | None, encoder: Encoder | None, output: str = "pooled"):
-        self.source, self.encoder, self.output = source, encoder, output
+    def __init__(
+        self,
+        source: str | None,
+        encoder: Encoder | None,
+        output: str = "pooled",
+        device: str = "cpu",
+    ):
+        self.source, self.encoder, self.output, self.device = source, encoder, output, device
         self.key = encoder_fingerprint(encoder)[:16] if encoder else ""
-        self._network = torch_network(encoder, output, "fp32") if encoder else None
+        self.engine = fastest_engine(device, "fp32")
+
+    @cached_property
+    def _network(self) -> Network:
+        assert self.encoder is not None
+        if self.engine != "onnx":
+            return torch_network(self.encoder, self.output, "fp32")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "network.onnx"
+            write_network(path, self.encoder, self.output)
+            return onnx_network(path, torch.get_num_threads())
 
     def of_demonstrations(
-        self, demonstrations: Demonstrations, path: Path, folder: Path, device: str
+        self, demonstrations: Demonstrations, path: Path, folder: Path
     ) -> np.ndarray:
         """Features of all steps of the HDF5 file `path`, cached in `folder`.
 
@@ -315,12 +339,12 @@ class PictureFeatures:
         """
         if self.source is None:
             return np.zeros((len(demonstrations.actions), 0), np.float32)
-        # In this process, with the rollouts' network, because workers would take longer to start.
+        # In this process, because workers would take longer to start.
         config = FeatureConfig(
             output=self.output,
             dtype="fp32" if self.output == "pooled" else "fp16",
-            device=device,
-            engine="torch",
+            device=self.device,
+            engine=self.engine,
             workers=1,
         )
         name = self.key if self.output == "pooled" else f"{self.key}_{self.output}"
@@ -330,7 +354,7 @@ class PictureFeatures:
 
     def of_observation(self, observation: Observation) -> np.ndarray:
         """Features of B observations, float32 [B, V * D] or [B, V, D, h, w]."""
-        if self.encoder is None or self._network is None:
+        if self.encoder is None:
             return np.zeros((len(observation["proprioception"]), 0), np.float32)
         cameras = sorted(key for key in observation if key.endswith("_image"))  # as in the cache
         pictures = np.stack([observation[key] for key in cameras], axis=1)

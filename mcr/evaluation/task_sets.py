@@ -4,9 +4,11 @@ A recipe that is chosen on a task looks better on it than it is. So choices are 
 suite and on Lift alone, and the sealed tasks are run once for each recipe, at the end. The column
 "set" of results.csv says which set a row is of. Called by `success_rates` and `offline`.
 
-Demonstrations and horizons of the sealed tasks were set before any encoder was tried on them, by
-benchmarks/calibrate_tasks.py; resources/calibration.csv is what it measured. A task is usable if
-policies that see the true state reach 70% and those that see proprioception alone at most 50%.
+Demonstrations and horizons of the sealed tasks were set before any encoder of ours was tried on
+them, by benchmarks/calibrate_tasks.py; resources/calibration.csv is what it measured. A task is
+usable if policies that see the true state reach 70% and those that see proprioception alone at most
+50%. On some usable tasks policies on pictures fail nevertheless, with any encoder. They are not run
+for success rates: `DEMONSTRATED` tasks are judged by what features tell of held-out demonstrations.
 """
 
 from __future__ import annotations
@@ -33,16 +35,23 @@ class TaskSetting:
 TASK_SETS: dict[str, dict[str, TaskSetting]] = {
     DEVELOPMENT: {"robosuite/lift": TaskSetting()},
     SEALED: {
-        "robosuite/can": TaskSetting(),
-        "metaworld/assembly": TaskSetting(),
-        "metaworld/shelf-place": TaskSetting(),
-        "metaworld/pick-place-wall": TaskSetting(),
-        "metaworld/bin-picking": TaskSetting(),
+        "metaworld/button-press": TaskSetting(50, horizon=200),
+        "metaworld/drawer-open": TaskSetting(50, horizon=200),
+        "metaworld/hammer": TaskSetting(50, horizon=200),
+        "metaworld/disassemble": TaskSetting(50, horizon=200),
     },
 }
-# Too hard with 50 demonstrations, and not calibrated yet. They are not run as part of the set. They
-# count as sealed, so that no choice is made on them before they may join it.
-_HELD_BACK = ("robosuite/stack", "robosuite/square")
+# Sealed too. Policies on pictures fail at them, see resources/evaluation.md.
+DEMONSTRATED = (
+    "metaworld/assembly",
+    "metaworld/bin-picking",
+    "metaworld/pick-place-wall",
+    "metaworld/shelf-place",
+    "robosuite/can",
+)
+# Too hard with 50 demonstrations, or not calibrated yet. They count as sealed, so that no choice is
+# made on them before they may join a set.
+_HELD_BACK = ("robosuite/stack", "robosuite/square", "metaworld/stick-pull")
 
 
 def set_of_task(task: str, looks: str) -> str:
@@ -51,6 +60,6 @@ def set_of_task(task: str, looks: str) -> str:
     looks: "fixed" or "varied". Both sets are of varied looks, but a sealed task counts as sealed
            with fixed ones too, because a choice that was made on it would break the seal.
     """
-    if task in (*TASK_SETS[SEALED], *_HELD_BACK):
+    if task in (*TASK_SETS[SEALED], *DEMONSTRATED, *_HELD_BACK):
         return SEALED
     return DEVELOPMENT if task in TASK_SETS[DEVELOPMENT] and looks == "varied" else ""
