@@ -2,14 +2,15 @@
 """Scores of encoders on demonstrations of the sealed tasks, where success rates say nothing.
 
     python benchmarks/sealed_demonstrations.py OUT mcr/seed0=A mcr/seed1=B untrained/seed0=C \\
-        [--tasks assembly can] [--figure FIGURE.png]
+        [--tasks assembly bin-picking] [--figure FIGURE.png]
 
-Policies that learn from pictures fail at these tasks with varied looks (resources/evaluation.md). What features tell of the scene can be measured nevertheless: R2 of the
-expert's action, and of the robot's state, by a small network on demonstrations that are held out.
-Encoders called NAME/seed0, NAME/seed1, ... are pretraining seeds of one recipe. Type the same
-command again to continue, or with other encoders to add rows.
+Policies that learn from pictures fail at these tasks with varied looks (resources/evaluation.md).
+What features tell of the scene can be measured nevertheless: R2 of the expert's action, and of the
+robot's state, by a small network on demonstrations that are held out. Encoders called NAME/seed0,
+NAME/seed1, ... are pretraining seeds of one recipe. Type the same command again to continue, or
+with other encoders to add rows.
 
-    OUT/demonstrations/TASK.hdf5   100 of the scripted expert, 50 of the tasks of robosuite
+    OUT/demonstrations/TASK.hdf5   100 of the scripted expert
         judged/TASK/NAME.csv       the scores of an encoder, by benchmarks/judge.py
         results.csv, results.md    all of them, and the table that is printed
 """
@@ -34,7 +35,7 @@ from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).parents[1]
 TASKS = {task.partition("/")[2]: task for task in DEMONSTRATED}
-COUNTS = {"metaworld": 100, "robosuite": 50}
+COUNT = 100
 PICTURE_SIZE = 128
 
 
@@ -75,9 +76,8 @@ def record(out: Path, task: str) -> Path:
     path = out / "demonstrations" / f"{task}.hdf5"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        count = COUNTS[TASKS[task].partition("/")[0]]
         looks = ["--looks", "varied", "--picture-size", PICTURE_SIZE]
-        run("-m", "mcr.cli", "record", TASKS[task], path, "--count", count, *looks)
+        run("-m", "mcr.cli", "record", TASKS[task], path, "--count", COUNT, *looks)
     return path
 
 

@@ -44,7 +44,7 @@ def test_there_is_a_row_per_encoder_and_seed_including_the_controls(measured):
     assert rows["policy"].tolist() == ["tokens"] * 2 * len(frozen) + ["pooled"] * 2 + [""] * 2
     assert set(rows["trials"]) == {2}
     assert rows["weights"].str.len().tolist() == [64] * 2 * len(frozen) + [0] * 4
-    assert rows["cameras"].eq("corner2").all() and rows["set"].eq("").all()
+    assert rows["cameras"].eq("corner2").all() and rows["set"].eq("sealed").all()
     own = rows[rows["encoder"].str.contains("mine|resnet18")]
     assert own["preprocessing"].str.contains("resize 37").all()
     assert rows["versions"].str.contains("metaworld 3.1.1").all()
