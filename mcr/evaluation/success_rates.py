@@ -232,7 +232,7 @@ def evaluate(
                     seen = replace(demonstrations, low_dim=demonstrations.low_dim[:, :0])
                 features = picture_features.of_demonstrations(seen, path, caches)
                 act = frozen_policies(picture_features, features, seen, of_task, device)
-            successes = try_policies(task, act, of_task, processes)
+            successes = try_policies(task, act, of_task, processes, blind=encoder is None)
             about = _about(contestant, task, demonstrations.cameras, of_task)
             rows = [
                 {
@@ -435,8 +435,14 @@ def learning_policies(
     return act
 
 
-def try_policies(task: str, act: Act, protocol: Protocol, processes: int = 0) -> np.ndarray:
-    """Roll out the policies of all seeds; returns the successes, bool [seeds, rollouts]."""
+def try_policies(
+    task: str, act: Act, protocol: Protocol, processes: int = 0, blind: bool = False
+) -> np.ndarray:
+    """Roll out the policies of all seeds; returns the successes, bool [seeds, rollouts].
+
+    blind: the policies see no pictures, so none are rendered
+    """
+    pictures = replace(protocol.pictures, picture_size=0) if blind else protocol.pictures
     slots = [(seed, scene) for scene in range(protocol.rollouts) for seed in range(protocol.seeds)]
     successes = run_rollouts(
         task,
@@ -444,7 +450,7 @@ def try_policies(task: str, act: Act, protocol: Protocol, processes: int = 0) ->
         slots,
         processes,
         simulators=_SIMULATORS,
-        pictures=protocol.pictures,
+        pictures=pictures,
         horizon=protocol.horizon,
     )
     return successes.reshape(protocol.rollouts, protocol.seeds).T
