@@ -60,18 +60,13 @@ class MetaWorld:
             if model.body_parentid[body] == 0 and model.body(body).name not in _FURNITURE
         }
         self._of_interest = geoms_below(model, {model.body("right_hand").id, *of_task})
-        self._randomization = (
-            VisualRandomization(model, self._of_interest, pictures.looks)
-            if pictures.looks != "fixed"
-            else None
-        )
+        self._randomization = VisualRandomization(model, self._of_interest, pictures.looks)
         make_expert: Any = ENV_POLICY_MAP[f"{name}-v3"]  # MetaWorld types it as an abstract class
         self._expert = make_expert()
         self.action_dim = 4
 
     def reset(self, seed: int) -> Observation:
-        if self._randomization:
-            self._randomization.draw(seed)
+        self._randomization.draw(seed)
         self._world.seed(seed)
         self._state, _ = self._world.reset()
         return self._observe()

@@ -1,8 +1,8 @@
 """Visual domain randomisation: cameras, light and colours of a scene are drawn from its seed.
 
-`looks="varied"` of `PictureConfig` is all of it, and `looks="recoloured"` leaves the cameras where
-they are. In a scene that always looks the same, raw pixels tell
-a policy all that it needs, and random features serve as well as learned ones. Real pictures differ
+`looks="varied"` of `PictureConfig` is all of it, `looks="recoloured"` leaves the cameras where they
+are, and `looks="fixed"` changes nothing. In a scene that always looks the same, raw pixels tell a
+policy all that it needs, and random features serve as well as learned ones. Real pictures differ
 from lab to lab and from day to day. The robot, the task's objects and a camera on the hand do not
 change. Importing this module imports mujoco.
 """
@@ -23,11 +23,11 @@ class VisualRandomization:
     """Changes a model's cameras, light and colours, relative to how they were at first.
 
     kept:  bool [model.ngeom], geometries that keep their colours, in addition to all that move
-    looks: "varied", or "recoloured", which leaves the cameras where they are
+    looks: one of `simulator.LOOKS`
     """
 
     def __init__(self, model: mujoco.MjModel, kept: np.ndarray, looks: str):
-        self._model = model
+        self._model, self._looks = model, looks
         self._usual = {name: getattr(model, name).copy() for name in _DRAWN}
         self._usual_headlight = {
             name: getattr(model.vis.headlight, name).copy() for name in ("ambient", "diffuse")
@@ -35,11 +35,12 @@ class VisualRandomization:
         kept = kept | (model.body_weldid[model.geom_bodyid] != 0)
         self._geoms = np.flatnonzero(~kept)
         self._materials = np.setdiff1d(np.arange(model.nmat), model.geom_matid[kept])
-        moved = (model.cam_bodyid == 0) & (looks == "varied")
-        self._cameras = np.flatnonzero(moved)
+        self._cameras = np.flatnonzero((model.cam_bodyid == 0) & (looks == "varied"))
 
     def draw(self, seed: int) -> None:
         """Set what this seed determines. The simulation must be reset afterwards."""
+        if self._looks == "fixed":
+            return
         rng = np.random.default_rng([seed, 1])  # independent of where the objects are placed
         self._draw_light(rng)
         for camera in self._cameras:

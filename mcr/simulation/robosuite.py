@@ -72,17 +72,12 @@ class Robosuite:
         self._bodies = [model.body(body).id for body in _TASKS[name].bodies]
         gripper = self._world.robots[0].gripper["right"].root_body
         self._of_interest = geoms_below(model, {model.body(gripper).id, *self._bodies})
-        self._randomization = (
-            VisualRandomization(model, self._of_interest, pictures.looks)
-            if pictures.looks != "fixed"
-            else None
-        )
+        self._randomization = VisualRandomization(model, self._of_interest, pictures.looks)
         self._hand = Hand(self._world)
         self.action_dim = 7
 
     def reset(self, seed: int) -> Observation:
-        if self._randomization:
-            self._randomization.draw(seed)
+        self._randomization.draw(seed)
         reset_world(self._world, seed)
         self._hand.closed = False
         self._plan = EXPERTS[self._name](self._hand, self._world)
