@@ -7,6 +7,7 @@ The feature cache writes and runs an encoder's network alone, on normalised pixe
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +76,17 @@ def write_onnx(
             f"{path.name}: {size / 1e9:.1f} GB of weights do not fit into one ONNX file (2 GB); "
             "export to .pt2 or a folder"
         )
-    program = torch.onnx.export(
-        network,
-        (example,),
-        input_names=[argument],
-        output_names=["features"],
-        dynamic_shapes={argument: {0: torch.export.Dim("batch")}},
-        dynamo=True,
-        verbose=False,
-    )
+    with warnings.catch_warnings():  # torch 2.11 warns of what it does itself
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+        program = torch.onnx.export(
+            network,
+            (example,),
+            input_names=[argument],
+            output_names=["features"],
+            dynamic_shapes={argument: {0: torch.export.Dim("batch")}},
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
     program.model.metadata_props[DESCRIPTION] = json.dumps(description)
     program.save(path, external_data=False)
